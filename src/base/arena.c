@@ -1,0 +1,142 @@
+/* arena — 分配器与区域内存的实现
+ * 每块从 Allocator 取得，块内线性推进；大于块长的请求独占一块。 */
+#include "base/arena.h"
+
+#include <pthread.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#define ALIGN 64
+#define CHUNK_BYTES ((size_t)1 << 16)
+#define MMAP_BYTES ((size_t)1 << 18) /* 不小于此的块直接 mmap，释放后立即归还系统 */
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+
+static void *default_alloc(Allocator *self, size_t bytes) {
+    pthread_mutex_lock(&lock);
+    bool inject = self->fail_at > 0 && self->n_allocs + 1 == self->fail_at;
+    if (inject) self->fail_at = 0;
+    pthread_mutex_unlock(&lock);
+    if (inject) return NULL;
+    void *p = NULL;
+    if (bytes >= MMAP_BYTES) {
+        p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (p == MAP_FAILED) return NULL;
+    } else {
+        if (posix_memalign(&p, ALIGN, bytes)) return NULL;
+        memset(p, 0, bytes);
+    }
+    pthread_mutex_lock(&lock);
+    self->n_allocs++;
+    self->used += bytes;
+    if (self->used > self->peak) self->peak = self->used;
+    pthread_mutex_unlock(&lock);
+    return p;
+}
+
+static void default_release(Allocator *self, void *p, size_t bytes) {
+    if (bytes >= MMAP_BYTES)
+        munmap(p, bytes);
+    else
+        free(p);
+    pthread_mutex_lock(&lock);
+    self->used -= bytes;
+    pthread_mutex_unlock(&lock);
+}
+
+Allocator *allocator_default(void) {
+    static Allocator a = {.alloc = default_alloc, .release = default_release};
+    return &a;
+}
+
+struct ArenaChunk {
+    ArenaChunk *below;
+    size_t bytes, used; /* 含本头 */
+    char pad[ALIGN - 3 * sizeof(size_t)];
+};
+_Static_assert(sizeof(ArenaChunk) == ALIGN, "块头须为一个对齐单位");
+
+void *arena_alloc(Arena *a, size_t bytes, Err *e) {
+    if (!a->allocator) a->allocator = allocator_default();
+    if (bytes == 0) bytes = 1;
+    if (bytes > SIZE_MAX / 2) {
+        err_set(e, ERR_MEMORY, "请求的内存过大（%zu 字节）", bytes);
+        return NULL;
+    }
+    bytes = (bytes + ALIGN - 1) / ALIGN * ALIGN;
+    ArenaChunk *c = a->top;
+    if (!c || c->bytes - c->used < bytes) {
+        size_t want = bytes + sizeof(ArenaChunk);
+        if (want < CHUNK_BYTES) want = CHUNK_BYTES;
+        c = a->allocator->alloc(a->allocator, want);
+        if (!c) {
+            err_set(e, ERR_MEMORY, "内存不足：无法分配 %zu 字节", want);
+            return NULL;
+        }
+        c->below = a->top;
+        c->bytes = want;
+        c->used = sizeof(ArenaChunk);
+        a->top = c;
+    }
+    void *p = (char *)c + c->used;
+    c->used += bytes;
+    a->used += bytes;
+    return p;
+}
+
+void *arena_array(Arena *a, size_t n, size_t size, Err *e) {
+    if (size && n > SIZE_MAX / 2 / size) {
+        err_set(e, ERR_MEMORY, "请求的内存过大（%zu × %zu 字节）", n, size);
+        return NULL;
+    }
+    return arena_alloc(a, n * size, e);
+}
+
+char *arena_strndup(Arena *a, const char *s, size_t n, Err *e) {
+    char *p = arena_alloc(a, n + 1, e);
+    if (p) memcpy(p, s, n);
+    return p;
+}
+
+char *arena_strdup(Arena *a, const char *s, Err *e) {
+    return arena_strndup(a, s, strlen(s), e);
+}
+
+char *arena_printf(Arena *a, Err *e, const char *fmt, ...) {
+    va_list ap, again;
+    va_start(ap, fmt);
+    va_copy(again, ap);
+    int n = vsnprintf(NULL, 0, fmt, ap);
+    va_end(ap);
+    char *p = n < 0 ? NULL : arena_alloc(a, (size_t)n + 1, e);
+    if (p) vsnprintf(p, (size_t)n + 1, fmt, again);
+    va_end(again);
+    return p;
+}
+
+ArenaMark arena_mark(const Arena *a) {
+    return (ArenaMark){a->top, a->top ? a->top->used : 0, a->used};
+}
+
+static void pop_chunk(Arena *a) {
+    ArenaChunk *c = a->top;
+    a->top = c->below;
+    a->allocator->release(a->allocator, c, c->bytes);
+}
+
+void arena_rewind(Arena *a, ArenaMark m) {
+    while (a->top && a->top != m.chunk) pop_chunk(a);
+    if (a->top) { /* 复用的部分重新清零，保持「已清零」的不变式 */
+        memset((char *)a->top + m.chunk_used, 0, a->top->used - m.chunk_used);
+        a->top->used = m.chunk_used;
+    }
+    a->used = m.used;
+}
+
+void arena_free(Arena *a) {
+    while (a->top) pop_chunk(a);
+    a->used = 0;
+}

@@ -1,0 +1,91 @@
+/* backend — 计算后端：一张算子表
+ * 表中每个算子都必须有，CPU 与 CUDA 相同；上层只经 ops.h（唯一的门）调用，那里统一检查形状、类型与粘滞错误。
+ * 计算与设备的错误粘在 Backend.err 里，每个线性层、块或批之后看一次（backend_check）。
+ * 归约次序固定：结果与线程数、批大小无关，逐位相同。 */
+#ifndef PTQ_COMPUTE_BACKEND_H
+#define PTQ_COMPUTE_BACKEND_H
+#include "base/arena.h"
+#include "compute/qtensor.h"
+#include "compute/tensor.h"
+
+/* 矩阵乘的输入精度。F32：全程 f32。BF16：激活与权重舍入到 bf16，乘积累加为 f32（AVX512-BF16）。
+ * 归一化、softmax、残差、log-softmax 始终是 f32。 */
+typedef enum { COMPUTE_F32, COMPUTE_BF16 } ComputeMode;
+
+/* 注意力的参数。第 i 个查询的绝对位置是 first+i，它看位置 j 满足 j <= first+i，
+ * 且 window>0 时 j > first+i-window。键值缓存的第 j 行是绝对位置 j。 */
+typedef struct AttnSpec {
+    int64_t n_heads, n_kv_heads, head_dim;
+    int64_t first;  /* 第一个查询的绝对位置 */
+    int64_t window; /* 0 表示不限 */
+    float scale;    /* 乘在 q·k 上，通常 1/sqrt(head_dim) */
+} AttnSpec;
+
+/* 语言模型头 + log-softmax + 打分，一趟完成，不存整块 logits。
+ * ref_x/ref_head 非空时同时对照基线：KL(基线‖当前) 与首位是否相同。 */
+typedef struct ScoreJob {
+    int64_t n;              /* 位置数 */
+    const float *x;         /* (n, d) 最终归一化之后的隐藏状态 */
+    const QTensor *head;    /* (vocab, d) */
+    const int32_t *targets; /* (n) 下一个 token；<0 表示该位置不打分（nll 置 0） */
+    float softcap;          /* 0 表示无；否则 logits = softcap·tanh(logits/softcap) */
+    double *nll;            /* (n) 出：−log p(target) */
+    int32_t *top1;          /* (n) 出：最大 logit 的下标（并列取最小），可为 NULL */
+    const float *ref_x;     /* (n, d_ref) 或 NULL */
+    const QTensor *ref_head;
+    double *kl;             /* (n) 出，ref_x 非空时 */
+    int32_t *ref_top1;      /* (n) 出，ref_x 非空时 */
+} ScoreJob;
+
+typedef struct BackendOps {
+    /* y(n,out) = x(n,in)·Wᵀ + bias(out，可为 NULL) */
+    void (*linear)(Backend *b, float *y, const float *x, int64_t n, const QTensor *w,
+                   const float *bias);
+    /* y(n,cols) = 表(rows,cols) 的第 ids[i] 行（稠密或量化皆可） */
+    void (*embed)(Backend *b, float *y, const QTensor *table, const int32_t *ids, int64_t n);
+    /* y = x / sqrt(mean(x²)+eps) · weight，逐行 (n,d)；y 可与 x 相同 */
+    void (*rmsnorm)(Backend *b, float *y, const float *x, const float *weight, int64_t n,
+                    int64_t d, float eps);
+    /* 就地旋转 x(n,heads,dim) 的前 2·half 维（HF 的 rotate_half 约定：i 与 i+half 成对）。
+     * cos、sin 为 (位置, half) 的表，第 i 行用位置 first+i */
+    void (*rope)(Backend *b, float *x, int64_t n, int64_t heads, int64_t dim, int64_t half,
+                 const float *cos_table, const float *sin_table, int64_t first);
+    /* out(n,heads·dim)；k、v 为 (n_keys, kv_heads·dim)，n_keys = first+n */
+    void (*attention)(Backend *b, float *out, const float *q, const float *k, const float *v,
+                      int64_t n, const AttnSpec *s);
+    void (*silu_mul)(Backend *b, float *y, const float *gate, const float *up, int64_t n);
+    void (*add)(Backend *b, float *y, const float *x, int64_t n); /* y += x */
+    void (*score)(Backend *b, const ScoreJob *job);
+    /* 稠密 f32 (rows,cols) → 面板（按 q->dense 舍入） */
+    void (*pack_dense)(Backend *b, QTensor *q, const float *w);
+    /* 由 w(rows,cols) 定 scale、zero（f32，(rows,n_groups)），RTN/GPTQ 的格点，见 ops.h */
+    void (*qparams)(Backend *b, float *scale, float *zero, const float *w, int64_t rows,
+                    int64_t cols, const QSpec *spec);
+    /* 就近取整并装包：code = clamp(round(w/scale)+zero) */
+    void (*quantize)(Backend *b, QTensor *q, const float *w, const float *scale,
+                     const float *zero);
+    /* 反量化（或解包稠密）到 f32 (rows,cols) */
+    void (*dequantize)(Backend *b, float *w, const QTensor *q);
+} BackendOps;
+
+struct Backend {
+    const BackendOps *ops;
+    const char *name;     /* "cpu" / "cuda" */
+    const char *isa;      /* 实际选中的内核，如 "avx512_bf16" */
+    ComputeMode compute;
+    int n_threads;
+    Err err;              /* 粘滞 */
+    void *impl;
+};
+
+/* 打开 CPU 后端。参数: n_threads 0 表示全部在线核；isa NULL 为自动，或 "generic" "avx2" "avx512"
+ * "avx512_bf16"（测试用，机器不支持时报错）。compute 为 BF16 而机器没有 AVX512-BF16 时报 ERR_UNSUPPORTED。 */
+bool backend_open_cpu(Backend *b, int n_threads, ComputeMode compute, const char *isa, Err *e);
+void backend_close(Backend *b);
+/* 取出粘滞错误（并清除）。返回: 没有错误为 true。 */
+bool backend_check(Backend *b, Err *e);
+/* 本机 CPU 是否有原生 bf16 点积。 */
+bool cpu_has_bf16(void);
+/* 本机可用的最好指令集名，写入结果。 */
+const char *cpu_best_isa(void);
+#endif

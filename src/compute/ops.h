@@ -1,0 +1,28 @@
+/* ops — 算子的唯一入口
+ * 检查形状、类型、粘滞错误一次，然后派发到 Backend 的表。已有错误时一律不做事。
+ * 形状不符是程序缺陷（CHECK），数值与设备错误进 Backend.err。 */
+#ifndef PTQ_COMPUTE_OPS_H
+#define PTQ_COMPUTE_OPS_H
+#include "compute/backend.h"
+
+/* y(n,out) = x(n,in)·Wᵀ + bias。参数: bias 可为空张量（data==NULL）。 */
+void op_linear(Backend *b, Tensor y, Tensor x, const QTensor *w, Tensor bias);
+void op_embed(Backend *b, Tensor y, const QTensor *table, const int32_t *ids);
+void op_rmsnorm(Backend *b, Tensor y, Tensor x, Tensor weight, float eps);
+void op_rope(Backend *b, Tensor x, Tensor cos_table, Tensor sin_table, int64_t first);
+/* q(n,heads,dim) k,v(n_keys,kv_heads,dim) → out(n,heads,dim)。 */
+void op_attention(Backend *b, Tensor out, Tensor q, Tensor k, Tensor v, const AttnSpec *s);
+void op_silu_mul(Backend *b, Tensor y, Tensor gate, Tensor up);
+void op_add(Backend *b, Tensor y, Tensor x);
+void op_score(Backend *b, const ScoreJob *job);
+void op_pack_dense(Backend *b, QTensor *q, Tensor w);
+/* 每组的 scale 与 zero（RTN，亦 GPTQ 官方代码 quant.py 的 find_params）：
+ *   asym: lo=min(0,min w), hi=max(0,max w)；lo==hi==0 时取 lo=-1, hi=1；scale=(hi-lo)/(2^b-1)，zero=round(-lo/scale)
+ *   sym : m=max|w|（m==0 时取 1）；scale=2m/(2^b-1)，zero=2^(b-1)
+ *   float: lo=min w, hi=max w；scale=(hi-lo)/(2^b-1)（为 0 时取 1），zero=lo
+ * scale、zero 均为 (rows, n_groups) f32。spec->scale_dtype 为 F16 时 scale（与 float 零点）先舍入到 f16。 */
+void op_qparams(Backend *b, Tensor scale, Tensor zero, Tensor w, const QSpec *spec);
+/* code = clamp(rint(w/scale)+zero, 0, 2^b-1)；float 零点: clamp(rint((w-zero)/scale), 0, 2^b-1)。 */
+void op_quantize(Backend *b, QTensor *q, Tensor w, Tensor scale, Tensor zero);
+void op_dequantize(Backend *b, Tensor w, const QTensor *q);
+#endif

@@ -1,0 +1,61 @@
+/* qtensor — 存放形式的权重矩阵（稠密或量化），评测时直接用它计算
+ *
+ * 「评测的就是存储的」：没有另外的模拟路径，因此结果里的内存、位宽与速度都是真的。
+ *
+ * 面板布局（全部类型共用）：每 16 行为一个面板，面板内沿 k 交错，尾部面板补零行。
+ *   F32       [面板][k][16]
+ *   F16       [面板][k][16]
+ *   BF16      [面板][k/2][16][2]              k 补到偶数（vdpbf16ps 的成对布局）
+ *   INT b 位  [面板][k/32][位面 p][p 个向量][16 个 u32]   k 补到 32 的倍数
+ *             b 拆成位面：2=2 3=2+1 4=4 5=4+1 6=4+2 7=4+2+1 8=8，先低位面后高位面；
+ *             位面 p 的向量 v、通道 r 的第 j 个 p 位（从低位数）是 行 r、列 32·块+v·(32/p)+j 的那几位。
+ *   缩放      [面板][组][16]，F32 或 F16
+ *   零点      INT: [面板][组][16]，b≤4 时为半字节（8 字节一组：字节 i 的低半是行 2i，高半是行 2i+1），
+ *             b>4 时为 u8；FLOAT: 与缩放同型；SYM: 不存（恒为 2^(b-1)）。
+ * 同一行各元素沿 k 依次累加（单累加器），所以 GEMM 与 GEMV、任何批大小的结果逐位相同。
+ * 反量化：w = scale·(code − zero)；FLOAT 零点时 w = scale·code + zero（zero 即组内最小值）。均以 f32 依此次序计算。 */
+#ifndef PTQ_COMPUTE_QTENSOR_H
+#define PTQ_COMPUTE_QTENSOR_H
+#include "base/arena.h"
+#include "base/dtype.h"
+
+#define QT_PANEL 16
+#define QT_KBLOCK 32
+
+typedef enum { ZERO_SYM, ZERO_INT, ZERO_FLOAT } ZeroKind;
+
+/* 量化的规格。group_size 为 -1 或不小于 cols 时整行一组；不必整除 cols（最后一组较短）。 */
+typedef struct QSpec {
+    int bits;           /* 2..8 */
+    int64_t group_size; /* -1 或 >=1 */
+    ZeroKind zero;
+    DType scale_dtype;  /* DT_F32 或 DT_F16 */
+} QSpec;
+
+typedef struct QTensor {
+    int64_t rows, cols; /* (out_features, in_features) */
+    DType dense;        /* DT_F32 / DT_F16 / DT_BF16；量化时为 DT_NONE */
+    QSpec spec;         /* 量化时有效，group_size 已化为正数（<=cols） */
+    int64_t n_groups;   /* 每行的组数 */
+    void *data, *scales, *zeros;
+    size_t data_bytes, scale_bytes, zero_bytes;
+} QTensor;
+
+/* 分配稠密矩阵的空间（未填）。错误: 内存不足、形状非法。 */
+bool qtensor_new_dense(QTensor *q, Arena *a, DType dtype, int64_t rows, int64_t cols, Err *e);
+/* 分配量化矩阵的空间（未填）。错误: 位宽或组宽越界、内存不足。 */
+bool qtensor_new(QTensor *q, Arena *a, QSpec spec, int64_t rows, int64_t cols, Err *e);
+/* 不分配，只算三部分的字节数（填进 q 的 *_bytes），供 --dry_run。 */
+bool qtensor_measure(QTensor *q, DType dense_or_none, QSpec spec, int64_t rows, int64_t cols,
+                     Err *e);
+size_t qtensor_bytes(const QTensor *q);
+/* 写入一个数所需的面板寻址，供装包与测试：逐元素、慢而直白。 */
+int qtensor_code(const QTensor *q, int64_t row, int64_t col);
+void qtensor_set_code(QTensor *q, int64_t row, int64_t col, int code);
+float qtensor_scale(const QTensor *q, int64_t row, int64_t group);
+float qtensor_zero(const QTensor *q, int64_t row, int64_t group); /* SYM 返回 2^(b-1) */
+void qtensor_set_scale(QTensor *q, int64_t row, int64_t group, float scale);
+void qtensor_set_zero(QTensor *q, int64_t row, int64_t group, float zero);
+/* 单个元素的（反量化后的）值，任何类型。 */
+float qtensor_at(const QTensor *q, int64_t row, int64_t col);
+#endif

@@ -1,0 +1,69 @@
+/* config — 五层配置的合并与检查
+ * configs/config.yaml < models/{m}.yaml < methods/{m}.yaml < tracks/track_{x}.yaml < --override。
+ * 合并是平的：同一个键后者覆盖前者（映射逐键合并，列表整体替换）；各层的 name 分别记作 model、method、track。
+ * 每个叶子都要在某张选项表里：未知键、类型不符、越界都报 文件:行 与最近的名字。 */
+#ifndef PTQ_CONFIG_H
+#define PTQ_CONFIG_H
+#include "base/option.h"
+#include "io/yaml.h"
+#include "methods/base.h"
+
+/* 运行选项（config.yaml 与轨道可设），字段与键的对应见 config.c 的 RUN_OPTIONS。 */
+typedef struct RunOptions {
+    /* 运行 */
+    int64_t seed;
+    int device;            /* 下标: auto cpu cuda */
+    int64_t threads;       /* 0 = 全部核 */
+    int compute;           /* 下标: auto float32 bfloat16；auto = float32 */
+    const char *results_dir;
+    const char *data_dir;
+    /* 评测 */
+    const char *ppl_protocol; /* 如 "gptq-2048"；"auto" 按模型 max_seq_len 取 gptq-2048 或较短者 */
+    int64_t limit;         /* 每个数据集最多多少个窗口，0 = 全部 */
+    int64_t kl_windows;    /* 对照基线算 KL 的窗口数（从头数），0 = 不算 */
+    bool speed;            /* 是否测 prefill / decode 速度 */
+    int64_t decode_tokens; /* decode 测速的 token 数 */
+    const char **ppl_datasets; /* eval.ppl_datasets（列表） */
+    size_t n_ppl_datasets;
+    const char **lm_eval_tasks; /* eval.lm_eval_tasks（列表） */
+    size_t n_lm_eval_tasks;
+} RunOptions;
+
+/* 模型选项（models/*.yaml）。 */
+typedef struct ModelOptions {
+    const char *name, *model_id, *revision, *tokenizer_id;
+    int dtype; /* 下标: auto float32 float16 bfloat16；auto = 文件自身的类型（GGUF 量化类型 → float32） */
+    int64_t max_seq_len; /* 0 = 取模型文件的值 */
+    bool trust_remote_code;
+} ModelOptions;
+
+typedef struct ConfigRequest {
+    const char *root;   /* 项目根（含 configs/） */
+    const char *model;  /* 名字、模型文件夹或 GGUF 文件 */
+    const char *method, *track; /* track: "A" "B" "C"（大小写不限）或 "track_a" */
+    const char *const *overrides; /* "key.sub=value" */
+    size_t n_overrides;
+} ConfigRequest;
+
+typedef struct Config {
+    Arena arena;        /* 本结构全部内存 */
+    YamlNode *merged;   /* 合并后的映射；每个叶子带来源 文件:行 */
+    RunOptions run;
+    ModelOptions model;
+    const Method *method;
+    const char *method_name, *method_display_name;
+    void *method_options; /* method->options 填好的结构体 */
+    char track;           /* 'A' 'B' 'C' */
+    bool model_is_path;   /* --model 给的是路径而非配置名 */
+} Config;
+
+/* 读、合并、检查。错误见上；方法未注册或轨道不支持也在此报出（先于任何计算）。 */
+bool config_load(Config *c, const ConfigRequest *r, Err *e);
+void config_free(Config *c);
+/* 模型文件应在的位置：绝对/相对路径、data_dir/raw/{name}、…；找不到时置 e，说明怎样取得。返回: 文件夹或 GGUF 文件路径。 */
+const char *config_model_path(Config *c, Err *e);
+/* 影响数值结果的设置的规范 JSON 文本（键排序；不含线程数、目录等），用来算 run_key。 */
+char *config_canonical(const Config *c, Arena *a, Err *e);
+/* 所有选项表（run、model），供 list/--help/文档；以 OPT_END 结尾。 */
+extern const Option RUN_OPTIONS[], MODEL_OPTIONS[];
+#endif

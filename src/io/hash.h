@@ -1,0 +1,19 @@
+/* hash — SHA-256（OpenSSL libcrypto）
+ * 数据集、权重、配置都以 SHA-256 固定；大文件的结果按 (路径, 大小, mtime, inode) 记在缓存文件里。 */
+#ifndef PTQ_IO_HASH_H
+#define PTQ_IO_HASH_H
+#include <stddef.h>
+
+#include "base/err.h"
+
+#define HASH_HEX 65 /* 64 个十六进制字符 + '\0' */
+
+typedef struct Hash Hash;
+Hash *hash_new(void); /* 内存不足返回 NULL */
+void hash_add(Hash *h, const void *data, size_t len);
+void hash_end(Hash *h, char hex[HASH_HEX]); /* 取结果并释放 h */
+
+void hash_bytes(const void *data, size_t len, char hex[HASH_HEX]);
+/* 文件的 SHA-256。cache_dir 非 NULL 时先查/后写其中的缓存（缓存坏了只是重算）。 */
+bool hash_file(const char *path, const char *cache_dir, char hex[HASH_HEX], Err *e);
+#endif

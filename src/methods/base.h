@@ -1,0 +1,44 @@
+/* base — 量化方法的契约（冻结：内容改变则测试失败）
+ *
+ * 一个方法 = src/methods/{name}.c + configs/methods/{name}.yaml。方法文件只包含本头文件。
+ * 方法只看得到模型（逐块、逐线性层），看不到评测任务。
+ *
+ *     PTQ_METHOD(rtn) = {.name = "rtn", .tracks = "A", .options = OPTIONS,
+ *                        .options_size = sizeof(RtnOptions), .quantize = rtn_quantize};
+ *
+ * 编译时自动收集 src/methods/ 下所有 .c 生成登记表，不改任何其他文件；文件名与登记名不一致是链接错误。 */
+#ifndef PTQ_METHODS_BASE_H
+#define PTQ_METHODS_BASE_H
+#include "base/log.h"
+#include "base/option.h"
+#include "base/rng.h"
+#include "compute/ops.h"
+#include "model/linear.h"
+
+typedef struct QuantJob QuantJob; /* 一次量化：模型、后端、校准数据、方法设置、记录 */
+
+typedef struct Method {
+    const char *name;       /* 与文件名、YAML 的 name 相同 */
+    const char *tracks;     /* 支持的轨道，如 "ABC" */
+    const Option *options;  /* 以 OPT_END 结尾；可为 NULL */
+    size_t options_size;    /* 选项结构体的字节数 */
+    bool (*quantize)(QuantJob *job, Err *e);
+} Method;
+
+#define PTQ_METHOD(ident) const Method ptq_method_##ident
+
+/* 填好的选项结构体（类型由方法的 options 决定）。 */
+const void *job_options(const QuantJob *job);
+Backend *job_backend(QuantJob *job);
+/* 只活到当前线性层（或块）结束的临时内存。 */
+Arena *job_scratch(QuantJob *job);
+/* 与打包后的权重同寿命的内存。 */
+Arena *job_model_arena(QuantJob *job);
+/* 记录一次退让（阻尼升高、组宽不整除等），写入结果的「⚠️ fallback detected」。 */
+void job_fallback(QuantJob *job, const char *fmt, ...) PTQ_PRINTF(2, 3);
+
+/* 依次对每个块的每个线性层调用 fn：载入稠密权重 w (rows,cols) f32 → fn → 释放 w。
+ * fn 须以 linear_set_quantized 换上量化结果。跳过的层（weight.skip 所列）保持稠密并计入未量化。 */
+typedef bool (*LinearFn)(QuantJob *job, Linear *l, Tensor w, Err *e);
+bool quantize_each_linear(QuantJob *job, LinearFn fn, Err *e);
+#endif

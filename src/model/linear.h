@@ -1,0 +1,21 @@
+/* linear — 一个线性层：名字、形状、存放形式、偏置
+ * 存放形式 q 是稠密面板或量化面板；评测用的就是它。不变式：模型就绪后 q.data != NULL。 */
+#ifndef PTQ_MODEL_LINEAR_H
+#define PTQ_MODEL_LINEAR_H
+#include "compute/qtensor.h"
+
+typedef enum { ROLE_Q, ROLE_K, ROLE_V, ROLE_O, ROLE_GATE, ROLE_UP, ROLE_DOWN, ROLE_COUNT } LinearRole;
+
+typedef struct Linear {
+    const char *name; /* HF 名，如 "model.layers.0.self_attn.k_proj" */
+    LinearRole role;
+    int layer;
+    int64_t rows, cols; /* (out_features, in_features) */
+    QTensor q;
+    float *bias; /* (rows) 或 NULL */
+    double weight_mse; /* 量化前后权重的均方误差；未量化为 0 */
+} Linear;
+
+/* 换上量化结果 q（浅复制，内存须与模型同寿命）。返回: 形状与本层不符时为 false。 */
+bool linear_set_quantized(Linear *l, const QTensor *q);
+#endif

@@ -1,0 +1,12 @@
+/* registry — 方法登记表
+ * 由构建系统扫描 src/methods/ 生成（build/.../method_table.c），无需手工维护。 */
+#ifndef PTQ_REGISTRY_H
+#define PTQ_REGISTRY_H
+#include "methods/base.h"
+
+const Method *const *registry_methods(size_t *n); /* 按名字排序 */
+/* 找方法。错误: 「方法 'xxx' 未注册」，列出已注册的与最近的名字。 */
+const Method *registry_find(const char *name, Err *e);
+/* 检查轨道。错误: 「方法 xxx 不支持 Track Y」及其支持的轨道。 */
+bool registry_check_track(const Method *m, char track, Err *e);
+#endif

@@ -1,0 +1,24 @@
+/* result_writer — 结果的写出与读回
+ * 一次运行 = 一个 JSON（全部事实，格式见 docs/result-format.md）+ 一个由它生成的 Markdown。
+ * 先写 .md 再写 .json，都经临时文件、fsync、不覆盖的改名：有 .json 就是完整的结果。 */
+#ifndef PTQ_RESULT_WRITER_H
+#define PTQ_RESULT_WRITER_H
+#include "io/json.h"
+
+/* 写出。参数: result 完整的结果对象；dir 结果目录（自动建立）。
+ * 返回: 成功时 path_out（可为 NULL）得到 .json 路径（arena 内）。名字 YYYYMMDD_HHMMSS__{model}__{method}__track{T}，
+ * 已存在时秒数后加 -2、-3…。 */
+bool result_write(const json_t *result, const char *dir, Arena *a, const char **path_out, Err *e);
+/* 结果 → Markdown 文本（中文）。 */
+bool result_markdown(const json_t *result, Str *out, Err *e);
+
+typedef struct ResultFile {
+    const char *path;
+    json_t *json;
+} ResultFile;
+/* 读目录下全部结果，按文件名排序；坏文件打印 ⚠️ 并跳过。 */
+bool result_load_all(const char *dir, Arena *a, ResultFile **files, size_t *n, Err *e);
+void result_free_all(ResultFile *files, size_t n);
+/* 在 dir 中找 run_key 相同且成功的结果（最新的一个）；没有返回 NULL。返回值须 json_decref。 */
+json_t *result_find(const char *dir, const char *run_key, const char **path_out, Arena *a);
+#endif

@@ -29,7 +29,7 @@ typedef struct RunOptions {
     size_t n_lm_eval_tasks;
 } RunOptions;
 
-/* 模型选项（models/*.yaml）。 */
+/* 模型选项（模型 YAML 可设）。 */
 typedef struct ModelOptions {
     const char *name, *model_id, *revision, *tokenizer_id;
     int dtype; /* 下标: auto float32 float16 bfloat16；auto = 文件自身的类型（GGUF 量化类型 → float32） */

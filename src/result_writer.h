@@ -3,6 +3,7 @@
  * 先写 .md 再写 .json，都经临时文件、fsync、不覆盖的改名：有 .json 就是完整的结果。 */
 #ifndef PTQ_RESULT_WRITER_H
 #define PTQ_RESULT_WRITER_H
+#include "base/str.h"
 #include "io/json.h"
 
 /* 写出。参数: result 完整的结果对象；dir 结果目录（自动建立）。

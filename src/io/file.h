@@ -27,7 +27,7 @@ bool file_write_new(const char *path, const void *data, size_t len, bool *exists
 bool file_mkdirs(const char *dir, Err *e);
 bool file_exists(const char *path);
 bool file_is_dir(const char *path);
-/* 列出文件夹中以 suffix 结尾的文件名（按字节序排序，不含路径）。 */
+/* 列出文件夹中以 suffix 结尾的文件名（按字节序排序，不含路径；隐藏文件与临时文件除外）。 */
 bool file_list(Arena *a, const char *dir, const char *suffix, char ***names, size_t *n, Err *e);
 /* 拼接路径 dir/name；name 为绝对路径时就是 name。 */
 char *file_join(Arena *a, const char *dir, const char *name, Err *e);

@@ -1,5 +1,6 @@
 /* hash — SHA-256（OpenSSL libcrypto）
- * 数据集、权重、配置都以 SHA-256 固定；大文件的结果按 (路径, 大小, mtime, inode) 记在缓存文件里。 */
+ * 数据集、权重、配置都以 SHA-256 固定；大文件（≥1 MB）的结果按 (路径, 大小, mtime, ctime, inode)
+ * 记在缓存文件 hashes.tsv 里。 */
 #ifndef PTQ_IO_HASH_H
 #define PTQ_IO_HASH_H
 #include <stddef.h>

@@ -16,15 +16,37 @@ typedef struct CpuKernels CpuKernels; /* 某一指令集的内核表，见 kerne
 typedef struct CpuBackend {
     CpuPool *pool;
     const CpuKernels *kernels;
-    void **scratch; /* 每线程工作区，按需增长 */
+    int n_slots;    /* 2·线程数+1：每线程工作区、矩阵乘的每线程工作区、矩阵乘共用的一块 */
+    void **scratch; /* 按需增长 */
     size_t *scratch_bytes;
 } CpuBackend;
 
 /* 第 thread 个线程的工作区（64 字节对齐、内容不定），至少 bytes 字节。内存不足: 置 b->err 并返回 NULL。
  * 只能在 pool_run 之外调用（先为所有线程备好），任务内只取用。 */
 void *cpu_scratch(Backend *b, int thread, size_t bytes);
+/* 同上，按槽号取。[0,T) 即 cpu_scratch；[T,2T] 专供 cpu_linear_rows，故在 cpu_scratch 的内容有效时可调它。 */
+void *cpu_slot(Backend *b, int slot, size_t bytes);
 
 /* y(n, row1-row0) = x(n,in)·W[row0:row1]ᵀ，y 的行距为 ldy；row0 须为 16 的倍数。多线程。op_linear 与 op_score 共用。 */
 void cpu_linear_rows(Backend *b, float *y, int64_t ldy, const float *x, int64_t n,
                      const QTensor *w, int64_t row0, int64_t row1);
+
+/* 算子的实现，含义与参数见 backend.h 的 BackendOps。 */
+void cpu_linear(Backend *b, float *y, const float *x, int64_t n, const QTensor *w,
+                const float *bias);
+void cpu_embed(Backend *b, float *y, const QTensor *table, const int32_t *ids, int64_t n);
+void cpu_rmsnorm(Backend *b, float *y, const float *x, const float *weight, int64_t n, int64_t d,
+                 float eps);
+void cpu_rope(Backend *b, float *x, int64_t n, int64_t heads, int64_t dim, int64_t half,
+              const float *cos_table, const float *sin_table, int64_t first);
+void cpu_attention(Backend *b, float *out, const float *q, const float *k, const float *v,
+                   int64_t n, const AttnSpec *s);
+void cpu_silu_mul(Backend *b, float *y, const float *gate, const float *up, int64_t n);
+void cpu_add(Backend *b, float *y, const float *x, int64_t n);
+void cpu_score(Backend *b, const ScoreJob *job);
+void cpu_pack_dense(Backend *b, QTensor *q, const float *w);
+void cpu_qparams(Backend *b, float *scale, float *zero, const float *w, int64_t rows, int64_t cols,
+                 const QSpec *spec);
+void cpu_quantize(Backend *b, QTensor *q, const float *w, const float *scale, const float *zero);
+void cpu_dequantize(Backend *b, float *w, const QTensor *q);
 #endif

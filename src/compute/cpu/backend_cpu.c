@@ -1,0 +1,152 @@
+/* backend_cpu — CPU 后端：选指令集、开线程池、管工作区、列出算子表
+ * 指令集从好到差试，CPUID 与操作系统的 XSAVE 支持都由 __builtin_cpu_supports 核对。 */
+#include <cpuid.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "compute/cpu/cpu.h"
+#include "compute/cpu/kernels.h"
+
+enum { MAX_THREADS = 1024 };
+
+static const BackendOps CPU_OPS = {
+    .linear = cpu_linear,
+    .embed = cpu_embed,
+    .rmsnorm = cpu_rmsnorm,
+    .rope = cpu_rope,
+    .attention = cpu_attention,
+    .silu_mul = cpu_silu_mul,
+    .add = cpu_add,
+    .score = cpu_score,
+    .pack_dense = cpu_pack_dense,
+    .qparams = cpu_qparams,
+    .quantize = cpu_quantize,
+    .dequantize = cpu_dequantize,
+};
+
+static bool has_avx2(void) {
+    unsigned a, b, c, d; /* F16C: CPUID.1:ECX[29] */
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);
+}
+static bool has_avx512(void) {
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+static bool has_avx512_bf16(void) {
+    return has_avx512() && __builtin_cpu_supports("avx512bf16") &&
+           __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi");
+}
+static bool has_generic(void) {
+    return true;
+}
+
+#define KERNELS(isa)                                                                               \
+    {#isa, &gemm_kernels_##isa, &attn_kernels_##isa, &elem_kernels_##isa}
+static const struct {
+    CpuKernels kernels;
+    bool (*supported)(void);
+} ISAS[] = {{KERNELS(avx512_bf16), has_avx512_bf16},
+            {KERNELS(avx512), has_avx512},
+            {KERNELS(avx2), has_avx2},
+            {KERNELS(generic), has_generic}};
+enum { N_ISAS = sizeof ISAS / sizeof ISAS[0] };
+
+bool cpu_has_bf16(void) {
+    return has_avx512_bf16();
+}
+
+const char *cpu_best_isa(void) {
+    for (int i = 0; i < N_ISAS; i++)
+        if (ISAS[i].supported()) return ISAS[i].kernels.isa;
+    return "generic";
+}
+
+static const CpuKernels *find_kernels(const char *isa, Err *e) {
+    for (int i = 0; i < N_ISAS; i++) {
+        if (isa && strcmp(isa, ISAS[i].kernels.isa) != 0) continue;
+        if (ISAS[i].supported()) return &ISAS[i].kernels;
+        if (!isa) continue;
+        err_set(e, ERR_UNSUPPORTED, "本机 CPU 不支持指令集 %s；可用的最好指令集是 %s", isa,
+                cpu_best_isa());
+        return NULL;
+    }
+    err_set(e, ERR_USAGE, "不认识的指令集「%s」；可用: generic avx2 avx512 avx512_bf16", isa);
+    return NULL;
+}
+
+static int online_cpus(void) {
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) != 0) return 1;
+    int n = CPU_COUNT(&set);
+    return n < 1 ? 1 : n;
+}
+
+bool backend_open_cpu(Backend *b, int n_threads, ComputeMode compute, const char *isa, Err *e) {
+    memset(b, 0, sizeof *b);
+    if (n_threads < 0 || n_threads > MAX_THREADS)
+        return err_set(e, ERR_USAGE, "线程数 %d 越界，应在 0（自动）到 %d 之间", n_threads,
+                       MAX_THREADS);
+    const CpuKernels *kernels = find_kernels(isa, e);
+    if (!kernels) return false;
+    if (compute == COMPUTE_BF16 && strcmp(kernels->isa, "avx512_bf16") != 0)
+        return err_set(e, ERR_UNSUPPORTED,
+                       "bf16 计算需要 AVX512-BF16，而选用的指令集是 %s；请改用 f32 计算",
+                       kernels->isa);
+    int n = n_threads ? n_threads : online_cpus();
+    CpuBackend *c = calloc(1, sizeof *c);
+    if (!c) return err_set(e, ERR_MEMORY, "打开 CPU 后端时内存不足");
+    *b = (Backend){.ops = &CPU_OPS, .name = "cpu", .isa = kernels->isa, .compute = compute,
+                   .n_threads = n, .impl = c};
+    c->kernels = kernels;
+    c->n_slots = 2 * n + 1;
+    c->scratch = calloc((size_t)c->n_slots, sizeof *c->scratch);
+    c->scratch_bytes = calloc((size_t)c->n_slots, sizeof *c->scratch_bytes);
+    c->pool = pool_open(n);
+    if (c->scratch && c->scratch_bytes && c->pool) return true;
+    backend_close(b);
+    return err_set(e, ERR_MEMORY, "无法建立 %d 个线程的线程池；请减小 --threads", n);
+}
+
+void backend_close(Backend *b) {
+    CpuBackend *c = b->impl;
+    if (!c) return;
+    pool_close(c->pool);
+    Allocator *a = allocator_default();
+    for (int i = 0; c->scratch && c->scratch_bytes && i < c->n_slots; i++)
+        if (c->scratch[i]) a->release(a, c->scratch[i], c->scratch_bytes[i]);
+    free(c->scratch);
+    free(c->scratch_bytes);
+    free(c);
+    memset(b, 0, sizeof *b);
+}
+
+bool backend_check(Backend *b, Err *e) {
+    if (b->err.code == ERR_NONE) return true;
+    if (e) *e = b->err;
+    b->err.code = ERR_NONE;
+    return false;
+}
+
+void *cpu_slot(Backend *b, int slot, size_t bytes) {
+    CpuBackend *c = b->impl;
+    CHECK(slot >= 0 && slot < c->n_slots);
+    if (bytes == 0) bytes = 1;
+    if (c->scratch_bytes[slot] >= bytes) return c->scratch[slot];
+    Allocator *a = allocator_default();
+    if (c->scratch[slot]) a->release(a, c->scratch[slot], c->scratch_bytes[slot]);
+    c->scratch_bytes[slot] = 0;
+    c->scratch[slot] = a->alloc(a, bytes);
+    if (!c->scratch[slot]) {
+        err_set(&b->err, ERR_MEMORY, "算子工作区需要 %zu 字节，内存不足", bytes);
+        return NULL;
+    }
+    c->scratch_bytes[slot] = bytes;
+    return c->scratch[slot];
+}
+
+void *cpu_scratch(Backend *b, int thread, size_t bytes) {
+    CHECK(thread >= 0 && thread < b->n_threads);
+    return cpu_slot(b, thread, bytes);
+}

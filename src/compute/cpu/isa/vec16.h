@@ -1,0 +1,197 @@
+/* vec16 — 16 个 float 的向量，各指令集同一套写法
+ * vf/vu 是 16 个 f32/u32：AVX-512 为 1 个寄存器，AVX2 为 2 个，generic 为 4 个（SSE2）。
+ * 只供 isa/ 内按指令集编译的源文件包含；全部 always_inline。
+ * 乘加 vf_fma 在有 FMA 的指令集上只舍入一次，generic 上舍入两次。 */
+#ifndef PTQ_COMPUTE_CPU_VEC16_H
+#define PTQ_COMPUTE_CPU_VEC16_H
+#include <immintrin.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(KERNEL_ISA_avx512) || defined(KERNEL_ISA_avx512_bf16)
+#define VEC_AVX512 1
+#define VEC_LANES 16
+#elif defined(KERNEL_ISA_avx2)
+#define VEC_AVX2 1
+#define VEC_LANES 8
+#else
+#define VEC_LANES 4
+#endif
+#define VEC_PARTS (16 / VEC_LANES)
+
+#define VEC_INLINE static inline __attribute__((always_inline, unused))
+#if defined(__clang__)
+#define VEC_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define VEC_UNROLL _Pragma("GCC unroll 64")
+#endif
+#define VEC_EACH for (int vec_i = 0; vec_i < VEC_PARTS; vec_i++)
+
+typedef float vec_nf __attribute__((vector_size(VEC_LANES * 4)));
+typedef uint32_t vec_nu __attribute__((vector_size(VEC_LANES * 4)));
+typedef int32_t vec_ni __attribute__((vector_size(VEC_LANES * 4)));
+typedef struct {
+    vec_nf p[VEC_PARTS];
+} vf;
+typedef struct {
+    vec_nu p[VEC_PARTS];
+} vu;
+
+VEC_INLINE vf vf_load(const float *a) {
+    vf r;
+    VEC_UNROLL VEC_EACH memcpy(&r.p[vec_i], a + vec_i * VEC_LANES, sizeof r.p[0]);
+    return r;
+}
+VEC_INLINE void vf_store(float *a, vf x) {
+    VEC_UNROLL VEC_EACH memcpy(a + vec_i * VEC_LANES, &x.p[vec_i], sizeof x.p[0]);
+}
+VEC_INLINE vu vu_load(const void *a) {
+    vu r;
+    VEC_UNROLL VEC_EACH memcpy(&r.p[vec_i], (const char *)a + vec_i * VEC_LANES * 4, sizeof r.p[0]);
+    return r;
+}
+VEC_INLINE void vu_store(void *a, vu x) {
+    VEC_UNROLL VEC_EACH memcpy((char *)a + vec_i * VEC_LANES * 4, &x.p[vec_i], sizeof x.p[0]);
+}
+VEC_INLINE vf vf_set1(float a) {
+    vf r;
+    VEC_UNROLL VEC_EACH r.p[vec_i] = a - (vec_nf){0}; /* a - 0 保持 -0 */
+    return r;
+}
+VEC_INLINE vu vu_set1(uint32_t a) {
+    vu r;
+    VEC_UNROLL VEC_EACH r.p[vec_i] = a + (vec_nu){0};
+    return r;
+}
+VEC_INLINE vf vf_zero(void) {
+    vf r;
+    VEC_UNROLL VEC_EACH r.p[vec_i] = (vec_nf){0};
+    return r;
+}
+#define VEC_BINARY(type, name, op)                                                                 \
+    VEC_INLINE type name(type a, type b) {                                                         \
+        VEC_UNROLL VEC_EACH a.p[vec_i] = a.p[vec_i] op b.p[vec_i];                                 \
+        return a;                                                                                  \
+    }
+VEC_BINARY(vf, vf_add, +)
+VEC_BINARY(vf, vf_sub, -)
+VEC_BINARY(vf, vf_mul, *)
+VEC_BINARY(vf, vf_div, /)
+VEC_BINARY(vu, vu_and, &)
+VEC_BINARY(vu, vu_or, |)
+VEC_BINARY(vu, vu_xor, ^)
+VEC_BINARY(vu, vu_add, +)
+VEC_BINARY(vu, vu_sub, -)
+#undef VEC_BINARY
+VEC_INLINE vu vu_shl(vu a, int n) {
+    VEC_UNROLL VEC_EACH a.p[vec_i] <<= n;
+    return a;
+}
+VEC_INLINE vu vu_shr(vu a, int n) {
+    VEC_UNROLL VEC_EACH a.p[vec_i] >>= n;
+    return a;
+}
+VEC_INLINE vf vf_bits(vu a) { /* 位模式不变 */
+    vf r;
+    VEC_UNROLL VEC_EACH r.p[vec_i] = (vec_nf)a.p[vec_i];
+    return r;
+}
+VEC_INLINE vu vu_bits(vf a) {
+    vu r;
+    VEC_UNROLL VEC_EACH r.p[vec_i] = (vec_nu)a.p[vec_i];
+    return r;
+}
+/* 掩码（全 1 或全 0 的 u32）：a < b；含 NaN 为假 */
+VEC_INLINE vu vf_less(vf a, vf b) {
+    vu r;
+    VEC_UNROLL VEC_EACH r.p[vec_i] = (vec_nu)(a.p[vec_i] < b.p[vec_i]);
+    return r;
+}
+/* 掩码为真取 a，否则取 b */
+VEC_INLINE vf vf_select(vu mask, vf a, vf b) {
+    vf r;
+    VEC_UNROLL VEC_EACH r.p[vec_i] = (vec_nf)((mask.p[vec_i] & (vec_nu)a.p[vec_i]) |
+                                              (~mask.p[vec_i] & (vec_nu)b.p[vec_i]));
+    return r;
+}
+/* a·b + c */
+VEC_INLINE vf vf_fma(vf a, vf b, vf c) {
+#if defined(VEC_AVX512)
+    c.p[0] = (vec_nf)_mm512_fmadd_ps((__m512)a.p[0], (__m512)b.p[0], (__m512)c.p[0]);
+#elif defined(VEC_AVX2)
+    VEC_UNROLL VEC_EACH c.p[vec_i] = (vec_nf)_mm256_fmadd_ps(
+        (__m256)a.p[vec_i], (__m256)b.p[vec_i], (__m256)c.p[vec_i]);
+#else
+    VEC_UNROLL VEC_EACH c.p[vec_i] = a.p[vec_i] * b.p[vec_i] + c.p[vec_i];
+#endif
+    return c;
+}
+/* MINPS / MAXPS 的语义：任一为 NaN 时返回 b */
+VEC_INLINE vf vf_min(vf a, vf b) {
+#if defined(VEC_AVX512)
+    a.p[0] = (vec_nf)_mm512_min_ps((__m512)a.p[0], (__m512)b.p[0]);
+#elif defined(VEC_AVX2)
+    VEC_UNROLL VEC_EACH a.p[vec_i] = (vec_nf)_mm256_min_ps((__m256)a.p[vec_i], (__m256)b.p[vec_i]);
+#else
+    VEC_UNROLL VEC_EACH a.p[vec_i] = (vec_nf)_mm_min_ps((__m128)a.p[vec_i], (__m128)b.p[vec_i]);
+#endif
+    return a;
+}
+VEC_INLINE vf vf_max(vf a, vf b) {
+#if defined(VEC_AVX512)
+    a.p[0] = (vec_nf)_mm512_max_ps((__m512)a.p[0], (__m512)b.p[0]);
+#elif defined(VEC_AVX2)
+    VEC_UNROLL VEC_EACH a.p[vec_i] = (vec_nf)_mm256_max_ps((__m256)a.p[vec_i], (__m256)b.p[vec_i]);
+#else
+    VEC_UNROLL VEC_EACH a.p[vec_i] = (vec_nf)_mm_max_ps((__m128)a.p[vec_i], (__m128)b.p[vec_i]);
+#endif
+    return a;
+}
+/* 有符号 32 位整数 → f32（就近取偶） */
+VEC_INLINE vf vf_from_int(vu a) {
+    vf r;
+    VEC_UNROLL VEC_EACH r.p[vec_i] = __builtin_convertvector((vec_ni)a.p[vec_i], vec_nf);
+    return r;
+}
+/* f32 → 有符号 32 位整数（截断；调用者保证在范围内） */
+VEC_INLINE vu vu_from_float(vf a) {
+    vu r;
+    VEC_UNROLL VEC_EACH r.p[vec_i] = (vec_nu)__builtin_convertvector(a.p[vec_i], vec_ni);
+    return r;
+}
+/* 就近取整，一半取偶（同 rintf 的默认舍入） */
+VEC_INLINE vf vf_rint(vf a) {
+#if defined(VEC_AVX512)
+    a.p[0] = (vec_nf)_mm512_roundscale_ps((__m512)a.p[0], 0x08);
+    return a;
+#elif defined(VEC_AVX2)
+    VEC_UNROLL VEC_EACH a.p[vec_i] = (vec_nf)_mm256_round_ps((__m256)a.p[vec_i], 0x08);
+    return a;
+#else
+    vu sign = vu_and(vu_bits(a), vu_set1(0x80000000u));
+    vf abs = vf_bits(vu_and(vu_bits(a), vu_set1(0x7FFFFFFFu))), big = vf_set1(0x1p23f);
+    vf r = vf_bits(vu_or(vu_bits(vf_sub(vf_add(abs, big), big)), sign));
+    return vf_select(vf_less(abs, big), r, a);
+#endif
+}
+/* 16 个 f16 → f32（精确） */
+VEC_INLINE vf vf_load_f16(const uint16_t *h) {
+    vf r;
+#if defined(VEC_AVX512)
+    r.p[0] = (vec_nf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)h));
+#elif defined(VEC_AVX2)
+    VEC_UNROLL VEC_EACH r.p[vec_i] =
+        (vec_nf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(h + 8 * vec_i)));
+#else
+    uint32_t w[16];
+    for (int i = 0; i < 16; i++) w[i] = h[i];
+    vu x = vu_load(w), mag = vu_and(x, vu_set1(0x7FFFu));
+    vu sign = vu_shl(vu_and(x, vu_set1(0x8000u)), 16);
+    vf value = vf_mul(vf_bits(vu_shl(mag, 13)), vf_set1(0x1p112f)); /* 次正规数也精确 */
+    vu special = vu_or(vu_shl(mag, 13), vu_set1(0x7F800000u));      /* Inf、NaN */
+    vu normal = vf_less(vf_from_int(mag), vf_set1(0x7C00));
+    r = vf_bits(vu_or(vu_bits(vf_select(normal, value, vf_bits(special))), sign));
+#endif
+    return r;
+}
+#endif

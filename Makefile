@@ -1,71 +1,174 @@
-# ptq-bench 的构建。make help 列出目标。
-CC      ?= gcc
-BUILD   ?= build
-PKGS    := yaml-0.1 jansson libpcre2-8 libutf8proc libcrypto
+# ptq-bench 的构建。make help 列出目标；变量：CC=clang、SAN=address,undefined、BUILD=目录、V=1（显示命令）。
+# 内部结构：静态库 libptq.a（全部房间）+ 主程序；每种编译方式各有自己的构建目录，互不影响。
+ifeq ($(origin CC),default)
+CC := gcc
+endif
+ifeq ($(MAKELEVEL),0)
+MAKEFLAGS += -j$(shell nproc)
+endif
+.DEFAULT_GOAL := all
+SAN     ?=
+BUILD   ?= $(if $(SAN),build-san,$(if $(findstring clang,$(CC)),build-clang,build))
+Q       := $(if $(V),,@)
+
+# ---------------------------------------------------------------- 依赖
+PKGS     := yaml-0.1 jansson libpcre2-8 libutf8proc libcrypto
+PKG_LIBS := $(shell pkg-config --libs $(PKGS) 2>/dev/null)
+NO_BUILD := deps deps-test demo test help clean format tidy fuzz bench test-smollm2
+ifeq ($(strip $(PKG_LIBS)),)
+ifneq ($(filter-out $(NO_BUILD),$(or $(MAKECMDGOALS),all)),)
+$(error ❌ 缺少编译依赖（$(PKGS)），先运行 make deps)
+endif
+endif
+
+# ---------------------------------------------------------------- 编译参数
 WARN    := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes
 OPT     ?= -O2 -g
-SAN     ?=
 SANFLAG := $(if $(SAN),-fsanitize=$(SAN) -fno-sanitize-recover=all -fno-omit-frame-pointer)
-CFLAGS  := -std=c11 -D_GNU_SOURCE -Isrc -I. $(OPT) $(WARN) $(SANFLAG) $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
-LIBS    := $(shell pkg-config --libs $(PKGS) 2>/dev/null) -lm -lpthread
+CFLAGS  := -std=c11 -D_GNU_SOURCE -Isrc -I. $(OPT) $(WARN) $(SANFLAG) \
+           $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
+LIBS    := $(PKG_LIBS) -lm -lpthread
 
-# 内核源码按指令集各编译一次
-ISAS    := generic avx2 avx512 avx512_bf16
+# 内核源码（src/compute/cpu/isa/）按指令集各编译一次，运行时选用
+ISAS            := generic avx2 avx512 avx512_bf16
 ISA_generic     :=
 ISA_avx2        := -mavx2 -mfma -mf16c
 ISA_avx512      := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c
 ISA_avx512_bf16 := $(ISA_avx512) -mavx512bf16 -mavx512vnni -mavx512vbmi
-KERNEL_SRC := $(wildcard src/compute/cpu/isa/*.c)
-KERNEL_OBJ := $(foreach i,$(ISAS),$(patsubst src/%.c,$(BUILD)/obj/%.$(i).o,$(KERNEL_SRC)))
 
-MAIN_SRC   := src/main.c $(wildcard scripts/*.c)
+# ---------------------------------------------------------------- 源文件
+KERNEL_SRC := $(sort $(wildcard src/compute/cpu/isa/*.c))
+KERNEL_OBJ := $(foreach i,$(ISAS),$(KERNEL_SRC:src/%.c=$(BUILD)/obj/%.$(i).o))
+MAIN_SRC   := $(sort src/main.c $(wildcard scripts/*.c))
+MAIN_OBJ   := $(patsubst src/%.c,$(BUILD)/obj/%.o,$(MAIN_SRC:scripts/%.c=$(BUILD)/obj/scripts/%.o))
 METHOD_SRC := $(sort $(filter-out src/methods/base.c,$(wildcard src/methods/*.c)))
 METHODS    := $(basename $(notdir $(METHOD_SRC)))
 LIB_SRC    := $(sort $(filter-out $(MAIN_SRC) $(KERNEL_SRC),$(shell find src -name '*.c')))
-LIB_OBJ    := $(LIB_SRC:%.c=$(BUILD)/obj/%.o) $(BUILD)/obj/method_table.o
-LIB_OBJ    := $(patsubst $(BUILD)/obj/src/%,$(BUILD)/obj/%,$(LIB_OBJ))
-MAIN_OBJ   := $(patsubst src/%.c,$(BUILD)/obj/%.o,$(patsubst scripts/%.c,$(BUILD)/obj/scripts/%.o,$(MAIN_SRC)))
+LIB_OBJ    := $(LIB_SRC:src/%.c=$(BUILD)/obj/%.o) $(BUILD)/obj/method_table.o
+TEST_SRC   := $(sort $(wildcard tests/unit/test_*.c tests/ops/test_*.c tests/golden/test_*.c))
+TEST_BIN   := $(TEST_SRC:tests/%.c=$(BUILD)/tests/%)
+FUZZ_SRC   := $(sort $(wildcard tests/fuzz/fuzz_*.c))
+FUZZ_BIN   := $(FUZZ_SRC:tests/fuzz/%.c=$(BUILD)/fuzz/%)
+
+# ---------------------------------------------------------------- 构建
+all: $(BUILD)/ptq-bench
+tests: $(TEST_BIN)
+fuzzers: $(FUZZ_BIN)
 
 $(BUILD)/ptq-bench: $(MAIN_OBJ) $(BUILD)/libptq.a
-	$(CC) $(CFLAGS) -o $@ $(MAIN_OBJ) $(BUILD)/libptq.a $(LIBS)
+	@echo "  LD  $@"
+	$(Q)$(CC) $(CFLAGS) -o $@ $(MAIN_OBJ) $(BUILD)/libptq.a $(LIBS)
 
-$(BUILD)/libptq.a: $(LIB_OBJ) $(KERNEL_OBJ)
-	@rm -f $@
-	ar rcs $@ $^
+$(BUILD)/libptq.a: $(LIB_OBJ) $(KERNEL_OBJ) $(BUILD)/gen/sources.txt
+	@echo "  AR  $@"
+	$(Q)rm -f $@ && ar rcs $@ $(LIB_OBJ) $(KERNEL_OBJ)
 
-$(BUILD)/obj/scripts/%.o: scripts/%.c
-	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) -MMD -MP -c -o $@ $<
-$(BUILD)/obj/%.o: src/%.c
-	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) -MMD -MP -c -o $@ $<
+# 编译一个 .c；$(1) 是附加参数。头文件依赖由 -MMD 记在 .d 里
+compile = @echo "  CC  $@"; mkdir -p $(@D)$(if $(V),; set -x); $(CC) $(CFLAGS) $(1) -MMD -MP -c -o $@ $<
+
+$(BUILD)/obj/scripts/%.o: scripts/%.c $(BUILD)/gen/flags.txt
+	$(call compile)
+$(BUILD)/obj/%.o: src/%.c $(BUILD)/gen/flags.txt
+	$(call compile)
 define KERNEL_RULE
-$(BUILD)/obj/%.$(1).o: src/%.c
-	@mkdir -p $$(@D)
-	$$(CC) $$(CFLAGS) -O3 $$(ISA_$(1)) -DKERNEL_ISA=$(1) -DKERNEL_ISA_$(1) -MMD -MP -c -o $$@ $$<
+$(BUILD)/obj/%.$(1).o: src/%.c $(BUILD)/gen/flags.txt
+	$$(call compile,-O3 $(ISA_$(1)) -DKERNEL_ISA=$(1) -DKERNEL_ISA_$(1))
 endef
 $(foreach i,$(ISAS),$(eval $(call KERNEL_RULE,$(i))))
 
-# 方法登记表：由 src/methods/ 的文件名生成
-$(BUILD)/gen/method_table.c: $(METHOD_SRC) Makefile
-	@mkdir -p $(@D)
+# 方法登记表：由 src/methods/ 的文件名生成，加一个方法不必改任何别的文件
+$(BUILD)/gen/method_table.c: $(BUILD)/gen/methods.txt
 	@{ echo '/* 自动生成，勿改 */'; echo '#include "registry.h"'; \
 	   for m in $(METHODS); do echo "extern const Method ptq_method_$$m;"; done; \
 	   echo 'extern const Method *const METHOD_TABLE[]; const Method *const METHOD_TABLE[] = {'; \
 	   for m in $(METHODS); do echo "    &ptq_method_$$m,"; done; echo '    0};'; } > $@
-$(BUILD)/obj/method_table.o: $(BUILD)/gen/method_table.c
-	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) -MMD -MP -c -o $@ $<
+$(BUILD)/obj/method_table.o: $(BUILD)/gen/method_table.c $(BUILD)/gen/flags.txt
+	$(call compile)
 
-# 测试：tests/{unit,ops,golden}/test_*.c 各是一个 cmocka 程序
-TEST_SRC := $(wildcard tests/unit/test_*.c tests/ops/test_*.c tests/golden/test_*.c)
-TEST_BIN := $(patsubst tests/%.c,$(BUILD)/tests/%,$(TEST_SRC))
+# 内容变了才更新的记录：编译参数、源文件清单、方法清单变了，依赖它们的就重做
+remember = @mkdir -p $(@D); printf '%s\n' '$(1)' | cmp -s - $@ || printf '%s\n' '$(1)' > $@
+$(BUILD)/gen/flags.txt: FORCE
+	$(call remember,$(CC) $(CFLAGS) $(foreach i,$(ISAS),[$(i) $(ISA_$(i))]))
+$(BUILD)/gen/sources.txt: FORCE
+	$(call remember,$(LIB_SRC) $(KERNEL_SRC))
+$(BUILD)/gen/methods.txt: FORCE
+	$(call remember,$(METHODS))
+
+# tests/{unit,ops,golden}/test_*.c 各是一个 cmocka 程序；tests/fuzz/fuzz_*.c 各是一个 libFuzzer 程序
 $(BUILD)/tests/%: tests/%.c $(BUILD)/libptq.a
-	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) -MMD -MP -MF $@.d -o $@ $< $(BUILD)/libptq.a $(LIBS) -lcmocka
-tests: $(TEST_BIN)
+	@echo "  LD  $@"; mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) -MMD -MP -MF $@.d -o $@ $< $(BUILD)/libptq.a $(LIBS) -lcmocka
+$(BUILD)/fuzz/%: tests/fuzz/%.c $(BUILD)/libptq.a
+	@echo "  LD  $@"; mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) -Wno-missing-prototypes -fsanitize=fuzzer -MMD -MP -MF $@.d -o $@ $< \
+	    $(BUILD)/libptq.a $(LIBS)
+
+# ---------------------------------------------------------------- 日常
+DEMO    := configs/experiments/demo.yaml
+FUZZ_S  ?= 60
+FUZZ    ?=
+SOURCES  = $(shell git ls-files '*.c' '*.h')
+
+deps:
+	@bash scripts/install_deps.sh run
+deps-test:
+	@bash scripts/install_deps.sh run test
+
+# 一条命令看到全貌：装依赖 → 编译 → 演示矩阵 → 排行榜与图
+demo: deps
+	+@$(MAKE) --no-print-directory all
+	@$(BUILD)/ptq-bench run_all $(DEMO)
+	@$(BUILD)/ptq-bench leaderboard
+
+# 全部测试：gcc、clang、ASan+UBSan 三种构建，单元/算子/对照/端到端。末行 N passed, N failed
+test: deps-test
+	+@SAN='$(SAN)' bash tests/run_tests.sh
+
+# SmolLM2 的困惑度与 RTN 对照（要先 scripts/prepare_data.sh；每行约十分钟，不在 make test 里）
+test-smollm2: deps-test
+	+@$(MAKE) --no-print-directory all tests
+	@bash tests/golden/smollm2.sh
+
+# 每个解析器在 ASan+UBSan 下被随机输入轰炸 FUZZ_S 秒；FUZZ=名字 只跑一个
+fuzz: deps-test
+	+@$(MAKE) --no-print-directory CC=clang SAN=address,undefined,fuzzer-no-link BUILD=build-fuzz \
+	    fuzzers
+	@bash tests/fuzz/run.sh "$(FUZZ_S)" "$(FUZZ)"
+
+# 与 transformers、llama.cpp、机器峰值并排测速；PYTHON=、LLAMA=、PTQ_SHARED= 指明它们在哪里
+bench: deps
+	+@$(MAKE) --no-print-directory all
+	@bash tests/bench/bench.sh
+
+format:
+	clang-format -i $(SOURCES)
+tidy: compile_commands.json
+	clang-tidy -p . --quiet $(LIB_SRC) $(MAIN_SRC)
+
+# 供 clangd、clang-tidy 使用；内核按 generic 列出
+compile_commands.json: FORCE
+	@{ echo '['; sep=; for f in $(LIB_SRC) $(MAIN_SRC) $(KERNEL_SRC) $(TEST_SRC); do \
+	   printf '%s{"directory": "%s", "file": "%s", "command": "%s"}' "$$sep" '$(CURDIR)' "$$f" \
+	   "$(CC) $(CFLAGS) -DKERNEL_ISA=generic -DKERNEL_ISA_generic -c $$f"; sep=",$$(printf '\n_')"; \
+	   sep=$${sep%_}; done; printf '\n]\n'; } > $@
 
 clean:
 	rm -rf build build-*
-.PHONY: tests clean
+
+help:
+	@echo '用法: make [目标]'
+	@echo '  (无)          编译 $(BUILD)/ptq-bench'
+	@echo '  demo          装依赖、编译、跑演示矩阵、出排行榜与图（3 分钟以内）'
+	@echo '  test          装依赖、三种构建、全部测试；SAN=address,undefined 只用该构建'
+	@echo '  deps          只装编译与运行的依赖；deps-test 连同测试工具'
+	@echo '  fuzz          模糊测试，FUZZ_S=每个秒数（60），FUZZ=名字'
+	@echo '  bench         与 transformers、llama.cpp 并排测速'
+	@echo '  test-smollm2  真实模型 SmolLM2 的数值对照（慢）'
+	@echo '  format tidy   clang-format、clang-tidy'
+	@echo '  compile_commands.json   供编辑器与 clangd'
+	@echo '  clean         删除 build*'
+	@echo '变量: CC=clang SAN=address,undefined OPT="-O0 -g" BUILD=目录 V=1'
+
+FORCE:
+.PHONY: all tests fuzzers deps deps-test demo test test-smollm2 fuzz bench format tidy clean help FORCE
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

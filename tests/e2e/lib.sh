@@ -1,0 +1,26 @@
+# lib — 端到端测试的公共部分（由各脚本 source）
+# 提供: $ptq（被测程序）、$work（本测试专用的空目录，退出时删除）、ok / not_ok / skip / check。
+# 每个脚本末行调用 done_testing；任何一项失败则退出码 1。
+set -u
+cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 2
+root=$PWD
+build=${PTQ_TEST_BUILD:-build}
+ptq=$root/$build/ptq-bench
+work=${PTQ_TEST_TMP:-$root/build/tmp}/$(basename "$0" .sh).$$
+mkdir -p "$work"
+trap 'rm -rf "$work"' EXIT
+n=0 failures=0
+
+ok() { n=$((n + 1)); echo "ok $n - $1"; }
+not_ok() { # 描述 [详情]
+    n=$((n + 1)) failures=$((failures + 1))
+    echo "not ok $n - $1"
+    [ $# -lt 2 ] || printf '%s\n' "$2" | tail -n 20 | sed 's/^/#   /'
+}
+skip() { n=$((n + 1)); echo "ok $n - $1 # SKIP $2"; }
+check() { # 描述 命令…：命令成功即通过，失败时附上它的输出
+    local what=$1 output
+    shift
+    if output=$("$@" 2>&1); then ok "$what"; else not_ok "$what" "$output"; fi
+}
+done_testing() { echo "1..$n"; exit $((failures > 0)); }

@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# run_tests — make test 的主体：三种构建、静态检查、全部 cmocka 程序与端到端脚本，最后一行给出总数
+#
+# 每个测试程序都输出 TAP（ok / not ok / ok … # SKIP），由 run_one_test.sh 数。一个测试也没跑成也算失败。
+# 环境: SAN 非空时只用该构建；JOBS 并行数（默认核数）；ONLY=正则 只跑名字相符的测试。
+set -u
+cd "$(dirname "$0")/.." || exit 2
+tmp=$PWD/build/tmp
+logs=$tmp/logs
+rm -rf "$tmp"
+mkdir -p "$logs"
+export PTQ_TEST_TMP=$tmp TMPDIR=$tmp LC_ALL=C.UTF-8 CMOCKA_MESSAGE_OUTPUT=TAP
+export ASAN_OPTIONS=${ASAN_OPTIONS:-allocator_may_return_null=1}
+export UBSAN_OPTIONS=${UBSAN_OPTIONS:-print_stacktrace=1}
+if [ -z "${PTQ_SHARED:-}" ] && [ -d ../shared ]; then
+    PTQ_SHARED=$(cd ../shared && pwd)
+    export PTQ_SHARED
+fi
+[ -n "${PTQ_SHARED:-}" ] || echo "⚠️ 没有 PTQ_SHARED 或 ../shared，与外部对照数的比较将跳过"
+SAN=${SAN:-}
+
+finish() {
+    cat "$logs"/*.count 2>/dev/null | awk -v began="$SECONDS" '
+        { passed += $1; failed += $2; skipped += $3 }
+        END {
+            printf "⏱️ 共 %d 秒\n", began
+            printf "%d passed, %d failed%s\n", passed, failed, skipped ? ", " skipped " skipped" : ""
+            exit failed > 0 || passed == 0
+        }'
+    exit
+}
+
+# ---- 构建（每种是一项测试）。san 之外只有 gcc 的产物拿来跑，clang 管编译告警
+build() { # 名字 make参数…
+    local name=$1 log=$logs/build_$1.log started=$SECONDS
+    shift
+    if "${MAKE:-make}" --no-print-directory "$@" all tests >"$log" 2>&1; then
+        echo "✅ 构建 $name（$((SECONDS - started)) 秒）"
+        echo "1 0 0" >"${log%.log}.count"
+    else
+        echo "❌ 构建 $name 失败"
+        grep -vE '^  (CC|LD|AR) ' "$log" | tail -n 60 | sed 's/^/     | /'
+        echo "0 1 0" >"${log%.log}.count"
+        finish
+    fi
+}
+if [ -n "$SAN" ]; then
+    build "SAN=$SAN" BUILD=build-san SAN="$SAN"
+    runs=(build-san)
+else
+    build gcc BUILD=build CC=gcc SAN=
+    build clang BUILD=build-clang CC=clang SAN=
+    build sanitizer BUILD=build-san CC=gcc SAN=address,undefined
+    runs=(build build-san)
+fi
+
+# ---- 收集: 每行「名字 秒数 命令…」
+jobs_file=$tmp/jobs
+{
+    for b in "${runs[@]}"; do
+        for src in tests/{unit,ops,golden}/test_*.c; do
+            [ -e "$src" ] || continue
+            t=${src#tests/}
+            echo "$b/${t%.c} 600 env PTQ_TEST_BUILD=$b $b/tests/${t%.c}"
+        done
+    done
+    for script in tests/e2e/[a-z]*.sh; do
+        name=e2e/$(basename "$script" .sh)
+        [ "$name" != e2e/lib ] || continue
+        echo "$name 900 env PTQ_TEST_BUILD=${runs[0]} bash $script"
+    done
+} | grep -E -- "${ONLY:-.}" >"$jobs_file"
+
+xargs -r -a "$jobs_file" -P "${JOBS:-$(nproc)}" -L 1 bash tests/run_one_test.sh "$logs"
+finish

@@ -37,8 +37,11 @@ Arena *job_model_arena(QuantJob *job);
 /* 记录一次退让（阻尼升高、组宽不整除等），写入结果的「⚠️ fallback detected」。 */
 void job_fallback(QuantJob *job, const char *fmt, ...) PTQ_PRINTF(2, 3);
 
-/* 依次对每个块的每个线性层调用 fn：载入稠密权重 w (rows,cols) f32 → fn → 释放 w。
- * fn 须以 linear_set_quantized 换上量化结果。跳过的层（weight.skip 所列）保持稠密并计入未量化。 */
+/* 按模型的 dtype 原样存放 w（不量化）。 */
+bool job_keep_dense(QuantJob *job, Linear *l, Tensor w, Err *e);
+
+/* 处理一个线性层：w 是稠密权重 (rows,cols) f32，可改写。须以 linear_set_quantized 或 job_keep_dense 换上存放形式。 */
 typedef bool (*LinearFn)(QuantJob *job, Linear *l, Tensor w, Err *e);
+/* 依次对每个块的每个线性层：载入稠密权重 → fn → 由存放形式反量化算出误差 → 释放。错误带层名。 */
 bool quantize_each_linear(QuantJob *job, LinearFn fn, Err *e);
 #endif

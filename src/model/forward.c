@@ -1,0 +1,127 @@
+/* forward — 解码块前向的实现
+ * x → x + o(attn(rope(qkv(norm x)))) → x + down(silu(gate)·up)。残差与归一化始终是 f32。 */
+#include "model/forward.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "base/log.h"
+
+size_t workspace_bytes(const ModelConfig *c, int64_t max_rows) {
+    int64_t q = c->n_heads * c->head_dim, kv = c->n_kv_heads * c->head_dim;
+    return (size_t)(max_rows * (2 * c->hidden + 2 * q + 2 * kv + 2 * c->intermediate)) * 4;
+}
+
+bool workspace_open(Workspace *w, const Model *m, int64_t max_rows, Err *e) {
+    const ModelConfig *c = &m->config;
+    int64_t q = c->n_heads * c->head_dim, kv = c->n_kv_heads * c->head_dim;
+    *w = (Workspace){.max_rows = max_rows};
+    struct {
+        float **p;
+        int64_t width;
+    } parts[] = {{&w->x, c->hidden}, {&w->h, c->hidden}, {&w->q, q},
+                 {&w->att, q},       {&w->k, kv},        {&w->v, kv},
+                 {&w->gate, c->intermediate}, {&w->up, c->intermediate}};
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        *parts[i].p = ARENA_ARRAY(&w->arena, float, max_rows * parts[i].width, e);
+        if (!*parts[i].p) {
+            workspace_close(w);
+            return false;
+        }
+    }
+    return true;
+}
+
+void workspace_close(Workspace *w) {
+    arena_free(&w->arena);
+    *w = (Workspace){0};
+}
+
+static void linear(Model *m, const Linear *l, float *y, const float *x, int64_t n) {
+    op_linear(m->backend, tensor_f32(y, n, l->rows), tensor_f32((float *)x, n, l->cols), &l->q,
+              tensor_f32_1d(l->bias, l->bias ? l->rows : 0));
+}
+
+static void norm(Model *m, float *y, const float *x, const float *weight, int64_t n) {
+    int64_t d = m->config.hidden;
+    op_rmsnorm(m->backend, tensor_f32(y, n, d), tensor_f32((float *)x, n, d),
+               tensor_f32_1d((float *)weight, d), (float)m->config.norm_eps);
+}
+
+static void attend(Model *m, int64_t layer, Workspace *w, const Segment *s) {
+    const ModelConfig *c = &m->config;
+    int64_t q = c->n_heads * c->head_dim, kv = c->n_kv_heads * c->head_dim;
+    int64_t half = c->rope.rotary_dim / 2;
+    float *qs = w->q + s->row0 * q, *ks = w->k + s->row0 * kv, *vs = w->v + s->row0 * kv;
+    Tensor cos_t = tensor_f32(m->cos_table, m->n_rope, half);
+    Tensor sin_t = tensor_f32(m->sin_table, m->n_rope, half);
+    op_rope(m->backend, tensor_f32_3d(qs, s->n, c->n_heads, c->head_dim), cos_t, sin_t, s->first);
+    op_rope(m->backend, tensor_f32_3d(ks, s->n, c->n_kv_heads, c->head_dim), cos_t, sin_t,
+            s->first);
+    if (s->k) {
+        memcpy(s->k + s->first * kv, ks, (size_t)(s->n * kv) * sizeof *ks);
+        memcpy(s->v + s->first * kv, vs, (size_t)(s->n * kv) * sizeof *vs);
+        ks = s->k;
+        vs = s->v;
+    }
+    AttnSpec spec = {.n_heads = c->n_heads, .n_kv_heads = c->n_kv_heads, .head_dim = c->head_dim,
+                     .first = s->first, .window = arch_window(c, layer),
+                     .scale = (float)(1.0 / sqrt((double)c->head_dim))};
+    int64_t n_keys = s->first + s->n;
+    op_attention(m->backend, tensor_f32_3d(w->att + s->row0 * q, s->n, c->n_heads, c->head_dim),
+                 tensor_f32_3d(qs, s->n, c->n_heads, c->head_dim),
+                 tensor_f32_3d(ks, n_keys, c->n_kv_heads, c->head_dim),
+                 tensor_f32_3d(vs, n_keys, c->n_kv_heads, c->head_dim), &spec);
+}
+
+/* 有限值减自己为 0，非有限值得 NaN：整段只需一趟无分支的求和。 */
+static bool all_finite(const float *x, int64_t n) {
+    float bad = 0;
+    for (int64_t i = 0; i < n; i++) bad += x[i] - x[i];
+    return bad == 0;
+}
+
+bool block_forward(Model *m, int64_t layer, Workspace *w, int64_t n, const Segment *segments,
+                   size_t n_segments, Err *e) {
+    const Block *b = &m->blocks[layer];
+    Backend *be = m->backend;
+    int64_t d = m->config.hidden, ff = m->config.intermediate;
+    norm(m, w->h, w->x, b->attn_norm, n);
+    linear(m, &b->linears[ROLE_Q], w->q, w->h, n);
+    linear(m, &b->linears[ROLE_K], w->k, w->h, n);
+    linear(m, &b->linears[ROLE_V], w->v, w->h, n);
+    for (size_t i = 0; i < n_segments; i++) attend(m, layer, w, &segments[i]);
+    linear(m, &b->linears[ROLE_O], w->h, w->att, n);
+    op_add(be, tensor_f32(w->x, n, d), tensor_f32(w->h, n, d));
+
+    norm(m, w->h, w->x, b->mlp_norm, n);
+    linear(m, &b->linears[ROLE_GATE], w->gate, w->h, n);
+    linear(m, &b->linears[ROLE_UP], w->up, w->h, n);
+    op_silu_mul(be, tensor_f32(w->gate, n, ff), tensor_f32(w->gate, n, ff),
+                tensor_f32(w->up, n, ff));
+    linear(m, &b->linears[ROLE_DOWN], w->h, w->gate, n);
+    op_add(be, tensor_f32(w->x, n, d), tensor_f32(w->h, n, d));
+    if (!backend_check(be, e)) return false;
+    if (!all_finite(w->x, n * d))
+        return err_set(e, ERR_NUMERIC, "第 %lld 层（从 0 数）的输出出现 NaN 或 Inf",
+                       (long long)layer);
+    return true;
+}
+
+bool forward_windows(Model *m, Workspace *w, const int32_t *ids, int64_t n_windows, int64_t len,
+                     Err *e) {
+    const ModelConfig *c = &m->config;
+    int64_t n = n_windows * len;
+    CHECK(n <= w->max_rows);
+    if (!model_ensure_rope(m, len, e)) return false;
+    op_embed(m->backend, tensor_f32(w->x, n, c->hidden), &m->embed, ids);
+    Arena tmp = {0};
+    Segment *s = ARENA_ARRAY(&tmp, Segment, n_windows, e);
+    bool ok = s != NULL;
+    for (int64_t i = 0; ok && i < n_windows; i++) s[i] = (Segment){.row0 = i * len, .n = len};
+    for (int64_t l = 0; ok && l < c->n_layers; l++)
+        ok = interrupt_check(e) && block_forward(m, l, w, n, s, (size_t)n_windows, e);
+    arena_free(&tmp);
+    if (ok) norm(m, w->h, w->x, m->final_norm, n);
+    return ok && backend_check(m->backend, e);
+}

@@ -1,0 +1,37 @@
+/* forward — 一个解码块的前向，所有家族共用
+ * 一批行（token）由若干段组成，每段是一条时间线上的连续位置；线性层对整批一起算，注意力逐段算。
+ * 不变式：每一行的结果只取决于它自己的时间线，与批里还有谁、批多大无关（逐位相同）。 */
+#ifndef PTQ_MODEL_FORWARD_H
+#define PTQ_MODEL_FORWARD_H
+#include "model/model.h"
+
+/* 批中的一段：行 [row0, row0+n) 是某条时间线的位置 [first, first+n)。 */
+typedef struct Segment {
+    int64_t row0, n, first;
+    float *k, *v; /* 该层的键值缓存 (容量, kv_heads·dim)；NULL 表示 first==0 且就用本批的键值 */
+} Segment;
+
+/* 一批的工作区：行数上限 max_rows。 */
+typedef struct Workspace {
+    Arena arena;
+    int64_t max_rows;
+    float *x;          /* (rows, hidden) 残差 */
+    float *h;          /* (rows, hidden) 归一化后 / 线性层输出 */
+    float *q, *att;    /* (rows, heads·dim) */
+    float *k, *v;      /* (rows, kv_heads·dim) */
+    float *gate, *up;  /* (rows, intermediate) */
+} Workspace;
+
+bool workspace_open(Workspace *w, const Model *m, int64_t max_rows, Err *e);
+void workspace_close(Workspace *w);
+/* 工作区的字节数，供 --dry_run。 */
+size_t workspace_bytes(const ModelConfig *c, int64_t max_rows);
+
+/* 第 layer 块：w->x 的前 n 行就地更新。错误: 非有限值（报出层号）、设备错误。 */
+bool block_forward(Model *m, int64_t layer, Workspace *w, int64_t n, const Segment *segments,
+                   size_t n_segments, Err *e);
+
+/* n_windows 个等长窗口（各自从位置 0 起）一起前向：ids (n_windows·len) → w->h 为最终归一化后的 (n_windows·len, hidden)。 */
+bool forward_windows(Model *m, Workspace *w, const int32_t *ids, int64_t n_windows, int64_t len,
+                     Err *e);
+#endif

@@ -1,0 +1,224 @@
+/* model — 打开、装载、清点
+ * 每次只解码一个张量到临时内存，装成存放形式后即丢弃映射页，所以峰值 = 装好的权重 + 最大的一个张量。 */
+#include "model/model.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "model/rope.h"
+
+static const char *const ROLE_SUFFIX[ROLE_COUNT] = {
+    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+    "mlp.gate_proj",    "mlp.up_proj",      "mlp.down_proj"};
+
+static void role_shape(const ModelConfig *c, LinearRole role, int64_t *rows, int64_t *cols) {
+    int64_t q = c->n_heads * c->head_dim, kv = c->n_kv_heads * c->head_dim;
+    switch (role) {
+    case ROLE_Q: *rows = q, *cols = c->hidden; break;
+    case ROLE_K:
+    case ROLE_V: *rows = kv, *cols = c->hidden; break;
+    case ROLE_O: *rows = c->hidden, *cols = q; break;
+    case ROLE_DOWN: *rows = c->hidden, *cols = c->intermediate; break;
+    default: *rows = c->intermediate, *cols = c->hidden; break;
+    }
+}
+
+static bool role_has_bias(const ModelConfig *c, LinearRole role) {
+    return role <= ROLE_V ? c->q_bias : role == ROLE_O ? c->o_bias : c->mlp_bias;
+}
+
+/* 名字 + 后缀，放在静态长度的缓冲里。 */
+typedef struct Name {
+    char text[160];
+} Name;
+static Name layer_name(int64_t layer, const char *what) {
+    Name n;
+    snprintf(n.text, sizeof n.text, "model.layers.%lld.%s", (long long)layer, what);
+    return n;
+}
+static Name with_suffix(const char *base, const char *suffix) {
+    Name n;
+    snprintf(n.text, sizeof n.text, "%s%s", base, suffix);
+    return n;
+}
+
+static bool describe_block(Model *m, int64_t layer, Err *e) {
+    const ModelConfig *c = &m->config;
+    Block *b = &m->blocks[layer];
+    if (!weights_check(&m->weights, layer_name(layer, "input_layernorm.weight").text, c->hidden, 0,
+                       e) ||
+        !weights_check(&m->weights, layer_name(layer, "post_attention_layernorm.weight").text,
+                       c->hidden, 0, e))
+        return false;
+    for (LinearRole r = 0; r < ROLE_COUNT; r++) {
+        Linear *l = &b->linears[r];
+        *l = (Linear){.role = r, .layer = (int)layer};
+        l->name = arena_strdup(&m->meta, layer_name(layer, ROLE_SUFFIX[r]).text, e);
+        if (!l->name) return false;
+        role_shape(c, r, &l->rows, &l->cols);
+        if (!weights_check(&m->weights, with_suffix(l->name, ".weight").text, l->rows, l->cols, e))
+            return false;
+        if (role_has_bias(c, r) &&
+            !weights_check(&m->weights, with_suffix(l->name, ".bias").text, l->rows, 0, e))
+            return false;
+    }
+    return true;
+}
+
+bool model_open(Model *m, const char *path, DType dtype, Backend *b, Err *e) {
+    *m = (Model){.backend = b};
+    if (!weights_open(&m->weights, path, &m->config, e)) return false;
+    const ModelConfig *c = &m->config;
+    m->dtype = dtype == DT_NONE ? weights_native_dtype(&m->weights) : dtype;
+    m->blocks = ARENA_ARRAY(&m->meta, Block, c->n_layers, e);
+    bool ok = m->blocks &&
+              weights_check(&m->weights, "model.embed_tokens.weight", c->vocab, c->hidden, e) &&
+              weights_check(&m->weights, "model.norm.weight", c->hidden, 0, e) &&
+              (c->tied ||
+               weights_check(&m->weights, "lm_head.weight", c->vocab, c->hidden, e)) &&
+              rope_init(m, e);
+    for (int64_t i = 0; ok && i < c->n_layers; i++) ok = describe_block(m, i, e);
+    if (!ok) model_close(m);
+    return ok;
+}
+
+void model_close(Model *m) {
+    weights_close(&m->weights);
+    arena_free(&m->arena);
+    arena_free(&m->meta);
+    *m = (Model){0};
+}
+
+static bool load_vector(Model *m, const char *name, int64_t n, float **out, Err *e) {
+    *out = ARENA_ARRAY(&m->arena, float, n, e);
+    return *out && weights_load(&m->weights, name, n, 0, m->dtype, *out, e);
+}
+
+bool model_load_linear(Model *m, Linear *l, float *w, Err *e) {
+    double t = clock_seconds();
+    Name weight = with_suffix(l->name, ".weight");
+    if (role_has_bias(&m->config, l->role) && !l->bias &&
+        !load_vector(m, with_suffix(l->name, ".bias").text, l->rows, &l->bias, e))
+        return false;
+    if (!weights_load(&m->weights, weight.text, l->rows, l->cols, m->dtype, w, e)) return false;
+    weights_drop(&m->weights, weight.text);
+    m->load_seconds += clock_seconds() - t;
+    return true;
+}
+
+bool model_pack_linear(Model *m, Linear *l, const float *w, Err *e) {
+    double t = clock_seconds();
+    QTensor q;
+    if (!qtensor_new_dense(&q, &m->arena, m->dtype, l->rows, l->cols, e)) return false;
+    op_pack_dense(m->backend, &q, tensor_f32((float *)w, l->rows, l->cols));
+    m->pack_seconds += clock_seconds() - t;
+    return backend_check(m->backend, e) && linear_set_quantized(l, &q);
+}
+
+bool linear_set_quantized(Linear *l, const QTensor *q) {
+    if (q->rows != l->rows || q->cols != l->cols) return false;
+    l->q = *q;
+    return true;
+}
+
+/* q 的第 row0 行起 n 行的视图（row0 为面板行数的倍数）。 */
+static QTensor dense_rows(const QTensor *q, int64_t row0, int64_t n) {
+    QTensor v = *q;
+    size_t panel_bytes = q->data_bytes / (size_t)((q->rows + QT_PANEL - 1) / QT_PANEL);
+    v.rows = n;
+    v.data = (char *)q->data + panel_bytes * (size_t)(row0 / QT_PANEL);
+    v.data_bytes = panel_bytes * (size_t)((n + QT_PANEL - 1) / QT_PANEL);
+    return v;
+}
+
+/* 载入一个 (rows, cols) 的稠密矩阵（词嵌入、头），分段解码，不让整个 f32 副本同时存在。 */
+static bool load_matrix(Model *m, const char *name, int64_t rows, int64_t cols, QTensor *q,
+                        Err *e) {
+    if (!qtensor_new_dense(q, &m->arena, m->dtype, rows, cols, e)) return false;
+    int64_t step = ((int64_t)1 << 21) / cols / QT_PANEL * QT_PANEL;
+    if (step < QT_PANEL) step = QT_PANEL;
+    Arena tmp = {0};
+    double t = clock_seconds();
+    float *w = ARENA_ARRAY(&tmp, float, step * cols, e);
+    bool ok = w != NULL;
+    for (int64_t r = 0; ok && r < rows; r += step) {
+        int64_t n = rows - r < step ? rows - r : step;
+        ok = weights_load_rows(&m->weights, name, rows, cols, r, n, m->dtype, w, e);
+        if (!ok) break;
+        QTensor part = dense_rows(q, r, n);
+        op_pack_dense(m->backend, &part, tensor_f32(w, n, cols));
+        ok = backend_check(m->backend, e);
+    }
+    arena_free(&tmp);
+    weights_drop(&m->weights, name);
+    m->load_seconds += clock_seconds() - t;
+    return ok;
+}
+
+/* 尚未装好的线性层按稠密装入（方法跳过的层）。 */
+static bool finish_block(Model *m, int64_t layer, Err *e) {
+    Block *b = &m->blocks[layer];
+    if (!load_vector(m, layer_name(layer, "input_layernorm.weight").text, m->config.hidden,
+                     &b->attn_norm, e) ||
+        !load_vector(m, layer_name(layer, "post_attention_layernorm.weight").text,
+                     m->config.hidden, &b->mlp_norm, e))
+        return false;
+    Arena tmp = {0};
+    bool ok = true;
+    for (LinearRole r = 0; ok && r < ROLE_COUNT; r++) {
+        Linear *l = &b->linears[r];
+        if (l->q.data) continue;
+        ArenaMark mark = arena_mark(&tmp);
+        float *w = ARENA_ARRAY(&tmp, float, l->rows * l->cols, e);
+        ok = w && model_load_linear(m, l, w, e) && model_pack_linear(m, l, w, e);
+        arena_rewind(&tmp, mark);
+    }
+    arena_free(&tmp);
+    return ok;
+}
+
+bool model_finish(Model *m, Err *e) {
+    const ModelConfig *c = &m->config;
+    for (int64_t i = 0; i < c->n_layers; i++)
+        if (!finish_block(m, i, e)) return false;
+    if (!load_vector(m, "model.norm.weight", c->hidden, &m->final_norm, e) ||
+        !load_matrix(m, "model.embed_tokens.weight", c->vocab, c->hidden, &m->embed, e))
+        return false;
+    m->head = &m->embed;
+    if (c->tied) return true;
+    m->head = &m->own_head;
+    return load_matrix(m, "lm_head.weight", c->vocab, c->hidden, &m->own_head, e);
+}
+
+Linear *model_find_linear(Model *m, const char *name) {
+    for (int64_t i = 0; i < m->config.n_layers; i++)
+        for (LinearRole r = 0; r < ROLE_COUNT; r++)
+            if (strcmp(m->blocks[i].linears[r].name, name) == 0) return &m->blocks[i].linears[r];
+    return NULL;
+}
+
+ModelBytes model_bytes(const Model *m) {
+    ModelBytes n = {0};
+    const ModelConfig *c = &m->config;
+    for (int64_t i = 0; i < c->n_layers; i++)
+        for (LinearRole r = 0; r < ROLE_COUNT; r++) {
+            const Linear *l = &m->blocks[i].linears[r];
+            n.linear_params += l->rows * l->cols;
+            n.linear_bytes += qtensor_bytes(&l->q);
+            if (l->q.dense == DT_NONE) {
+                n.codes += l->q.data_bytes;
+                n.scales += l->q.scale_bytes;
+                n.zeros += l->q.zero_bytes;
+            } else {
+                n.unquantized += qtensor_bytes(&l->q);
+            }
+            if (l->bias) n.unquantized += (size_t)l->rows * 4, n.params += l->rows;
+        }
+    n.unquantized += qtensor_bytes(&m->embed) + (c->tied ? 0 : qtensor_bytes(&m->own_head));
+    int64_t norms = (2 * c->n_layers + 1) * c->hidden;
+    n.unquantized += (size_t)norms * 4;
+    n.params += n.linear_params + norms + c->vocab * c->hidden * (c->tied ? 1 : 2);
+    n.total = n.codes + n.scales + n.zeros + n.unquantized;
+    return n;
+}

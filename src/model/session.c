@@ -1,0 +1,79 @@
+/* session — 会话的实现
+ * 键值以 f32 存放，每层一段连续内存。 */
+#include "model/session.h"
+
+#include <string.h>
+
+#include "base/log.h"
+
+size_t session_kv_bytes_per_token(const ModelConfig *c) {
+    return (size_t)(2 * c->n_layers * c->n_kv_heads * c->head_dim) * sizeof(float);
+}
+
+bool session_check_ids(const ModelConfig *c, const int32_t *ids, int64_t n, Err *e) {
+    for (int64_t i = 0; i < n; i++)
+        if (ids[i] < 0 || ids[i] >= c->vocab)
+            return err_set(e, ERR_FORMAT, "第 %lld 个 token 的 id %d 不在词表 [0, %lld) 内",
+                           (long long)i, ids[i], (long long)c->vocab);
+    return true;
+}
+
+bool session_open(Session *s, Model *m, int64_t capacity, int64_t max_rows, Err *e) {
+    const ModelConfig *c = &m->config;
+    *s = (Session){.model = m, .capacity = capacity};
+    if (max_rows > capacity) max_rows = capacity;
+    int64_t per_layer = capacity * c->n_kv_heads * c->head_dim;
+    s->k = ARENA_ARRAY(&s->arena, float *, c->n_layers, e);
+    s->v = ARENA_ARRAY(&s->arena, float *, c->n_layers, e);
+    bool ok = s->k && s->v && workspace_open(&s->work, m, max_rows, e) &&
+              model_ensure_rope(m, capacity, e);
+    for (int64_t l = 0; ok && l < c->n_layers; l++) {
+        s->k[l] = ARENA_ARRAY(&s->arena, float, per_layer, e);
+        s->v[l] = ARENA_ARRAY(&s->arena, float, per_layer, e);
+        ok = s->k[l] && s->v[l];
+    }
+    if (!ok) session_close(s);
+    return ok;
+}
+
+void session_close(Session *s) {
+    workspace_close(&s->work);
+    arena_free(&s->arena);
+    *s = (Session){0};
+}
+
+void session_reset(Session *s) {
+    s->length = 0;
+}
+
+static bool forward_piece(Session *s, const int32_t *ids, int64_t n, Err *e) {
+    Model *m = s->model;
+    const ModelConfig *c = &m->config;
+    op_embed(m->backend, tensor_f32(s->work.x, n, c->hidden), &m->embed, ids);
+    for (int64_t l = 0; l < c->n_layers; l++) {
+        Segment seg = {.n = n, .first = s->length, .k = s->k[l], .v = s->v[l]};
+        if (!interrupt_check(e) || !block_forward(m, l, &s->work, n, &seg, 1, e)) return false;
+    }
+    op_rmsnorm(m->backend, tensor_f32(s->work.h, n, c->hidden),
+               tensor_f32(s->work.x, n, c->hidden), tensor_f32_1d(m->final_norm, c->hidden),
+               (float)c->norm_eps);
+    s->length += n;
+    return backend_check(m->backend, e);
+}
+
+bool session_forward(Session *s, const int32_t *ids, int64_t n, float *hidden, Err *e) {
+    const ModelConfig *c = &s->model->config;
+    if (s->length + n > s->capacity)
+        return err_set(e, ERR_UNSUPPORTED, "会话容量 %lld 不够：已有 %lld，又来 %lld 个 token",
+                       (long long)s->capacity, (long long)s->length, (long long)n);
+    if (!session_check_ids(c, ids, n, e)) return false;
+    for (int64_t done = 0; done < n;) {
+        int64_t piece = n - done < s->work.max_rows ? n - done : s->work.max_rows;
+        if (!forward_piece(s, ids + done, piece, e)) return false;
+        if (hidden)
+            memcpy(hidden + done * c->hidden, s->work.h,
+                   (size_t)(piece * c->hidden) * sizeof *hidden);
+        done += piece;
+    }
+    return true;
+}

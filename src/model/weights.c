@@ -1,0 +1,321 @@
+/* weights — 权重来源的实现
+ * GGUF 名字对照与 q/k 重排依据 llama.cpp 的转换约定：行 (头, 2·j+t) ← HF 行 (头, t·(dim/2)+j)。 */
+#include "model/weights.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* HF 层内后缀 ↔ GGUF 层内后缀。 */
+static const struct {
+    const char *hf, *gguf;
+    bool permuted; /* llama 家族的 q、k */
+    bool is_key;
+} LAYER_NAMES[] = {
+    {"input_layernorm", "attn_norm", false, false},
+    {"post_attention_layernorm", "ffn_norm", false, false},
+    {"self_attn.q_proj", "attn_q", true, false},
+    {"self_attn.k_proj", "attn_k", true, true},
+    {"self_attn.v_proj", "attn_v", false, false},
+    {"self_attn.o_proj", "attn_output", false, false},
+    {"mlp.gate_proj", "ffn_gate", false, false},
+    {"mlp.up_proj", "ffn_up", false, false},
+    {"mlp.down_proj", "ffn_down", false, false},
+};
+
+/* 翻译名字。返回: LAYER_NAMES 的下标，非层内张量为 -1。 */
+static int gguf_name(const char *hf, char *out, size_t cap) {
+    static const char *const TOP[][2] = {{"model.embed_tokens.", "token_embd."},
+                                         {"model.norm.", "output_norm."},
+                                         {"lm_head.", "output."}};
+    for (size_t i = 0; i < 3; i++)
+        if (strncmp(hf, TOP[i][0], strlen(TOP[i][0])) == 0) {
+            snprintf(out, cap, "%s%s", TOP[i][1], hf + strlen(TOP[i][0]));
+            return -1;
+        }
+    int layer = 0, used = 0;
+    if (sscanf(hf, "model.layers.%d.%n", &layer, &used) == 1 && used)
+        for (size_t i = 0; i < sizeof LAYER_NAMES / sizeof *LAYER_NAMES; i++) {
+            size_t n = strlen(LAYER_NAMES[i].hf);
+            if (strncmp(hf + used, LAYER_NAMES[i].hf, n) == 0 && hf[used + (int)n] == '.') {
+                snprintf(out, cap, "blk.%d.%s%s", layer, LAYER_NAMES[i].gguf, hf + used + n);
+                return (int)i;
+            }
+        }
+    snprintf(out, cap, "%s", hf);
+    return -1;
+}
+
+static int by_name(const void *a, const void *b) {
+    return strcmp((*(const FileTensor *const *)a)->name, (*(const FileTensor *const *)b)->name);
+}
+
+static bool sort_tensors(WeightStore *w, Err *e) {
+    for (size_t i = 0; i < w->n_shards; i++) w->n_tensors += w->shards[i].n_tensors;
+    w->sorted = ARENA_ARRAY(&w->arena, const FileTensor *, w->n_tensors, e);
+    if (!w->sorted) return false;
+    size_t k = 0;
+    for (size_t i = 0; i < w->n_shards; i++)
+        for (size_t j = 0; j < w->shards[i].n_tensors; j++)
+            w->sorted[k++] = &w->shards[i].tensors[j];
+    qsort(w->sorted, w->n_tensors, sizeof *w->sorted, by_name);
+    for (size_t i = 1; i < w->n_tensors; i++)
+        if (strcmp(w->sorted[i - 1]->name, w->sorted[i]->name) == 0)
+            return err_set(e, ERR_FORMAT, "%s: 张量 '%s' 同时出现在 %s 与 %s", w->path,
+                           w->sorted[i]->name, w->sorted[i - 1]->path, w->sorted[i]->path);
+    return true;
+}
+
+/* 打开各分片；名字不得离开模型文件夹。 */
+static bool open_shards(WeightStore *w, const char *const *files, size_t n, Err *e) {
+    w->shards = ARENA_ARRAY(&w->arena, TensorFile, n, e);
+    if (!w->shards) return false;
+    for (size_t i = 0; i < n; i++) {
+        if (strchr(files[i], '/') || files[i][0] == '.' || !files[i][0])
+            return err_set(e, ERR_FORMAT, "%s: 索引中的分片名 '%s' 不合法", w->path, files[i]);
+        char *path = file_join(&w->arena, w->path, files[i], e);
+        if (!path) return false;
+        if (!file_exists(path))
+            return err_set(e, ERR_MISSING, "%s: 索引提到的分片不存在，请重新下载该文件", path);
+        if (!safetensors_open(&w->shards[i], path, e)) return false;
+        w->n_shards = i + 1;
+    }
+    return sort_tensors(w, e);
+}
+
+static int by_text(const void *a, const void *b) {
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+/* 索引中的不同文件名（排序），并核对每个张量确在它说的文件里。 */
+static bool open_index(WeightStore *w, const json_t *root, const char *name, Err *e) {
+    json_t *map = json_object_get(root, "weight_map");
+    if (!json_is_object(map) || json_object_size(map) == 0)
+        return err_set(e, ERR_FORMAT, "%s: 缺少 weight_map", name);
+    size_t n = 0, m = 0;
+    const char **files = ARENA_ARRAY(&w->arena, const char *, json_object_size(map), e);
+    if (!files) return false;
+    const char *key;
+    json_t *v;
+    json_object_foreach(map, key, v) {
+        if (!json_is_string(v))
+            return err_set(e, ERR_FORMAT, "%s: weight_map['%s'] 须是文件名", name, key);
+        files[n] = arena_strdup(&w->arena, json_string_value(v), e);
+        if (!files[n++]) return false;
+    }
+    qsort(files, n, sizeof *files, by_text);
+    for (size_t i = 0; i < n; i++)
+        if (m == 0 || strcmp(files[m - 1], files[i]) != 0) files[m++] = files[i];
+    if (!open_shards(w, files, m, e)) return false;
+    json_object_foreach(map, key, v) {
+        const FileTensor *t = weights_find(w, key);
+        const char *slash = t ? strrchr(t->path, '/') : NULL;
+        if (!t || strcmp(slash ? slash + 1 : t->path, json_string_value(v)) != 0)
+            return err_set(e, ERR_MISSING, "%s: 索引说张量 '%s' 在 %s，但那里没有", name, key,
+                           json_string_value(v));
+    }
+    return true;
+}
+
+static bool open_dir(WeightStore *w, ModelConfig *config, Err *e) {
+    char *cfg = file_join(&w->arena, w->path, "config.json", e);
+    char *single = file_join(&w->arena, w->path, "model.safetensors", e);
+    char *index = file_join(&w->arena, w->path, "model.safetensors.index.json", e);
+    if (!cfg || !single || !index) return false;
+    if (!file_exists(cfg))
+        return err_set(e, ERR_MISSING, "%s: 不是模型文件夹（缺少 config.json）", w->path);
+    json_t *root = json_load(cfg, e);
+    if (!root) return false;
+    bool ok = arch_from_json(config, root, cfg, e);
+    json_decref(root);
+    if (!ok) return false;
+    if (file_exists(index)) {
+        root = json_load(index, e);
+        ok = root && open_index(w, root, index, e);
+        json_decref(root);
+        return ok;
+    }
+    if (!file_exists(single))
+        return err_set(e, ERR_MISSING,
+                       "%s: 没有 model.safetensors 或 model.safetensors.index.json（只有 .bin 的模型请先转成 "
+                       "safetensors）",
+                       w->path);
+    return open_shards(w, (const char *const[]){"model.safetensors"}, 1, e);
+}
+
+bool weights_open(WeightStore *w, const char *path, ModelConfig *config, Err *e) {
+    *w = (WeightStore){.config = config, .format = "safetensors"};
+    w->path = arena_strdup(&w->arena, path, e);
+    bool ok = w->path != NULL;
+    if (ok && file_is_dir(path)) {
+        ok = open_dir(w, config, e);
+    } else if (ok) {
+        w->format = "gguf";
+        ok = gguf_open(&w->gguf, path, e);
+        w->is_gguf = ok;
+        if (ok) {
+            w->shards = &w->gguf.file;
+            w->n_shards = 1;
+            ok = sort_tensors(w, e) && arch_from_gguf(config, &w->gguf, e);
+        }
+    }
+    if (!ok) weights_close(w);
+    return ok;
+}
+
+void weights_close(WeightStore *w) {
+    if (w->is_gguf)
+        gguf_close(&w->gguf);
+    else
+        for (size_t i = 0; i < w->n_shards; i++) tensorfile_close(&w->shards[i]);
+    arena_free(&w->arena);
+    *w = (WeightStore){0};
+}
+
+/* 二分查找文件里的名字。 */
+static const FileTensor *find_raw(const WeightStore *w, const char *name) {
+    size_t lo = 0, hi = w->n_tensors;
+    while (lo < hi) {
+        size_t mid = (lo + hi) / 2;
+        int c = strcmp(w->sorted[mid]->name, name);
+        if (c == 0) return w->sorted[mid];
+        if (c < 0)
+            lo = mid + 1;
+        else
+            hi = mid;
+    }
+    return NULL;
+}
+
+const FileTensor *weights_find(const WeightStore *w, const char *hf_name) {
+    if (!w->is_gguf) return find_raw(w, hf_name);
+    char name[160];
+    gguf_name(hf_name, name, sizeof name);
+    return find_raw(w, name);
+}
+
+/* 形状的文字，如 "[128, 256]"。 */
+static const char *shape_text(const FileTensor *t, char *buf, size_t cap) {
+    size_t n = (size_t)snprintf(buf, cap, "[");
+    for (int i = 0; i < t->n_dims && n < cap; i++)
+        n += (size_t)snprintf(buf + n, cap - n, "%s%lld", i ? ", " : "", (long long)t->shape[i]);
+    if (n < cap) snprintf(buf + n, cap - n, "]");
+    return buf;
+}
+
+bool weights_check(const WeightStore *w, const char *hf_name, int64_t rows, int64_t cols,
+                   Err *e) {
+    const FileTensor *t = weights_find(w, hf_name);
+    char shape[128];
+    if (!t) return err_set(e, ERR_MISSING, "%s: 缺少张量 '%s'", w->path, hf_name);
+    bool ok = cols ? t->n_dims == 2 && t->shape[0] == rows && t->shape[1] == cols
+                   : t->n_dims == 1 && t->shape[0] == rows;
+    if (!ok && cols)
+        return err_set(e, ERR_FORMAT, "%s: 张量 '%s' 的形状是 %s，按配置应为 [%lld, %lld]", t->path,
+                       t->name, shape_text(t, shape, sizeof shape), (long long)rows,
+                       (long long)cols);
+    if (!ok)
+        return err_set(e, ERR_FORMAT, "%s: 张量 '%s' 的形状是 %s，按配置应为 [%lld]", t->path, t->name,
+                       shape_text(t, shape, sizeof shape), (long long)rows);
+    float probe[256];
+    size_t n = dtype_block_elems(t->dtype);
+    if ((cols ? cols : 1) % (int64_t)n)
+        return err_set(e, ERR_UNSUPPORTED, "%s: 张量 '%s' 的行长不是 %s 块长的倍数", t->path, t->name,
+                       dtype_name(t->dtype));
+    if (t->bytes >= dtype_block_bytes(t->dtype) && !dtype_decode(t->dtype, t->data, probe, n))
+        return err_set(e, ERR_UNSUPPORTED, "%s: 张量 '%s' 的类型 %s 不能作权重", t->path, t->name,
+                       dtype_name(t->dtype));
+    return true;
+}
+
+/* GGUF 中 q、k 的行换回 HF 的次序：HF 行 row 在文件中的行号。heads 为 0 表示未重排。 */
+static int64_t file_row(int64_t row, int64_t rows, int64_t heads) {
+    if (!heads) return row;
+    int64_t dim = rows / heads, half = dim / 2, h = row / dim, i = row % dim;
+    return h * dim + 2 * (i % half) + i / half;
+}
+
+static int64_t permuted_heads(const WeightStore *w, const char *hf_name) {
+    if (!w->is_gguf || !w->config->arch->gguf_permuted_qk) return 0;
+    char name[160];
+    int i = gguf_name(hf_name, name, sizeof name);
+    if (i < 0 || !LAYER_NAMES[i].permuted) return 0;
+    return LAYER_NAMES[i].is_key ? w->config->n_kv_heads : w->config->n_heads;
+}
+
+/* 舍入到 dtype（值仍是 f32），并查 NaN/Inf。base 是首元素在张量中的下标，用于报错。 */
+static bool round_and_check(const FileTensor *t, DType dtype, float *v, size_t n, size_t base,
+                            Err *e) {
+    for (size_t i = 0; i < n; i++)
+        if (!isfinite(v[i]))
+            return err_set(e, ERR_NUMERIC, "%s: 张量 '%s' 的第 %zu 个元素是 %s，文件已损坏", t->path,
+                           t->name, base + i, isnan(v[i]) ? "NaN" : "Inf");
+    if (dtype == DT_BF16 && t->dtype != DT_BF16)
+        for (size_t i = 0; i < n; i++) v[i] = bf16_to_f32(f32_to_bf16(v[i]));
+    if (dtype == DT_F16 && t->dtype != DT_F16)
+        for (size_t i = 0; i < n; i++) {
+            v[i] = f16_to_f32(f32_to_f16(v[i]));
+            if (!isfinite(v[i]))
+                return err_set(
+                    e, ERR_NUMERIC,
+                    "%s: 张量 '%s' 的第 %zu 个元素超出 float16 的范围，请改用 dtype=bfloat16", t->path,
+                    t->name, base + i);
+        }
+    return true;
+}
+
+bool weights_load_rows(const WeightStore *w, const char *hf_name, int64_t rows, int64_t cols,
+                       int64_t row0, int64_t n, DType dtype, float *out, Err *e) {
+    if (!weights_check(w, hf_name, rows, cols, e)) return false;
+    const FileTensor *t = weights_find(w, hf_name);
+    size_t width = cols ? (size_t)cols : 1, row_bytes = t->bytes / (size_t)rows;
+    int64_t heads = permuted_heads(w, hf_name);
+    bool ok = true;
+    if (heads) {
+        for (int64_t i = 0; ok && i < n; i++)
+            ok = dtype_decode(t->dtype,
+                              (const char *)t->data +
+                                  (size_t)file_row(row0 + i, rows, heads) * row_bytes,
+                              out + (size_t)i * width, width);
+    } else {
+        ok = dtype_decode(t->dtype, (const char *)t->data + (size_t)row0 * row_bytes, out,
+                          (size_t)n * width);
+    }
+    if (!ok) return err_set(e, ERR_FORMAT, "%s: 张量 '%s' 无法解码", t->path, t->name);
+    return round_and_check(t, dtype, out, (size_t)n * width, (size_t)row0 * width, e);
+}
+
+bool weights_load(const WeightStore *w, const char *hf_name, int64_t rows, int64_t cols,
+                  DType dtype, float *out, Err *e) {
+    return weights_load_rows(w, hf_name, rows, cols, 0, rows, dtype, out, e);
+}
+
+void weights_drop(const WeightStore *w, const char *hf_name) {
+    const FileTensor *t = weights_find(w, hf_name);
+    if (t) file_map_drop(t->data, t->bytes);
+}
+
+DType weights_native_dtype(const WeightStore *w) {
+    DType common = DT_NONE;
+    for (size_t i = 0; i < w->n_tensors; i++) {
+        if (w->sorted[i]->n_dims != 2) continue;
+        if (common != DT_NONE && w->sorted[i]->dtype != common) return DT_F32;
+        common = w->sorted[i]->dtype;
+    }
+    return common == DT_F16 || common == DT_BF16 ? common : DT_F32;
+}
+
+bool weights_sha256(const WeightStore *w, const char *cache_dir, char hex[HASH_HEX], Err *e) {
+    if (w->n_shards == 1) return hash_file(w->shards[0].path, cache_dir, hex, e);
+    Hash *h = hash_new();
+    if (!h) return err_set(e, ERR_MEMORY, "内存不足");
+    bool ok = true;
+    for (size_t i = 0; ok && i < w->n_shards; i++) {
+        char one[HASH_HEX];
+        ok = hash_file(w->shards[i].path, cache_dir, one, e);
+        if (ok) hash_add(h, one, HASH_HEX - 1);
+    }
+    hash_end(h, hex);
+    return ok;
+}

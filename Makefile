@@ -50,7 +50,8 @@ METHODS    := $(basename $(notdir $(METHOD_SRC)))
 LIB_SRC    := $(sort $(filter-out $(MAIN_SRC) $(KERNEL_SRC),$(shell find src -name '*.c')))
 LIB_OBJ    := $(LIB_SRC:src/%.c=$(BUILD)/obj/%.o) $(BUILD)/obj/method_table.o
 TEST_SRC   := $(sort $(wildcard tests/unit/test_*.c tests/ops/test_*.c tests/golden/test_*.c))
-TEST_BIN   := $(TEST_SRC:tests/%.c=$(BUILD)/tests/%)
+TOOL_SRC   := $(sort $(wildcard tests/tools/*.c))
+TEST_BIN   := $(patsubst tests/%.c,$(BUILD)/tests/%,$(TEST_SRC) $(TOOL_SRC))
 FUZZ_SRC   := $(sort $(wildcard tests/fuzz/fuzz_*.c))
 FUZZ_BIN   := $(FUZZ_SRC:tests/fuzz/%.c=$(BUILD)/fuzz/%)
 
@@ -99,7 +100,7 @@ $(BUILD)/gen/sources.txt: FORCE
 $(BUILD)/gen/methods.txt: FORCE
 	$(call remember,$(METHODS))
 
-# tests/{unit,ops,golden}/test_*.c 各是一个 cmocka 程序；tests/fuzz/fuzz_*.c 各是一个 libFuzzer 程序
+# tests/{unit,ops,golden}/test_*.c 各是一个 cmocka 程序，tests/tools/*.c 是脚本的帮手；tests/fuzz/fuzz_*.c 各是一个 libFuzzer 程序
 $(BUILD)/tests/%: tests/%.c $(BUILD)/libptq.a
 	@echo "  LD  $@"; mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) -MMD -MP -MF $@.d -o $@ $< $(BUILD)/libptq.a $(LIBS) -lcmocka
@@ -152,7 +153,7 @@ tidy: compile_commands.json
 
 # 供 clangd、clang-tidy 使用；内核按 generic 列出
 compile_commands.json: FORCE
-	@{ echo '['; sep=; for f in $(LIB_SRC) $(MAIN_SRC) $(KERNEL_SRC) $(TEST_SRC); do \
+	@{ echo '['; sep=; for f in $(LIB_SRC) $(MAIN_SRC) $(KERNEL_SRC) $(TEST_SRC) $(TOOL_SRC); do \
 	   printf '%s{"directory": "%s", "file": "%s", "command": "%s"}' "$$sep" '$(CURDIR)' "$$f" \
 	   "$(CC) $(CFLAGS) -DKERNEL_ISA=generic -DKERNEL_ISA_generic -c $$f"; sep=",$$(printf '\n_')"; \
 	   sep=$${sep%_}; done; printf '\n]\n'; } > $@

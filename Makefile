@@ -29,7 +29,7 @@ WARN    += -Wno-format-truncation $(if $(SAN),-Wno-maybe-uninitialized)
 endif
 OPT     ?= -O2 -g
 SANFLAG := $(if $(SAN),-fsanitize=$(SAN) -fno-sanitize-recover=all -fno-omit-frame-pointer)
-CFLAGS  := -std=c11 -D_GNU_SOURCE -Isrc -I. $(OPT) $(WARN) $(SANFLAG) \
+CFLAGS  := -std=c11 -ffp-contract=off -D_GNU_SOURCE -Isrc -I. $(OPT) $(WARN) $(SANFLAG) \
            $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
 LIBS    := $(PKG_LIBS) -lm -lpthread
 

@@ -171,25 +171,28 @@ static int open_temp(const char *path, char *temp, size_t cap, Err *e) {
     return -1;
 }
 
-/* 写满、fsync、close 临时文件 temp；失败时删除它。 */
-static bool fill_temp(int fd, const char *temp, const char *path, const void *data, size_t len,
-                      Err *e) {
-    const char *p = data;
-    bool ok = true;
-    while (ok && len > 0) {
+static bool write_all(int fd, const char *p, size_t len) {
+    while (len > 0) {
         ssize_t n = write(fd, p, len);
         if (n < 0 && errno == EINTR) continue;
-        if (n <= 0) {
-            ok = err_set(e, ERR_IO, "写入 %s 失败: %s", path, n < 0 ? why(errno) : "写不进去");
-        } else {
-            p += n;
-            len -= (size_t)n;
-        }
+        if (n < 0) return false;
+        p += n;
+        len -= (size_t)n;
     }
-    if (ok && fsync(fd) != 0) ok = err_set(e, ERR_IO, "写入 %s 失败: %s", path, why(errno));
-    if (close(fd) != 0 && ok) ok = err_set(e, ERR_IO, "写入 %s 失败: %s", path, why(errno));
-    if (!ok) unlink(temp);
-    return ok;
+    return true;
+}
+
+/* 写满、fsync、close 临时文件 temp；失败时删除它。 */
+static bool fill_temp(int fd, const char *temp, const char *path, const FilePart *parts, size_t n,
+                      Err *e) {
+    bool ok = true;
+    for (size_t i = 0; i < n && ok; i++) ok = write_all(fd, parts[i].data, parts[i].len);
+    ok = ok && fsync(fd) == 0;
+    int err = ok ? 0 : errno;
+    if (close(fd) != 0 && ok) ok = false, err = errno;
+    if (ok) return true;
+    unlink(temp);
+    return err_set(e, ERR_IO, "写入 %s 失败: %s", path, why(err));
 }
 
 /* fsync path 所在的文件夹，使改名落盘。不支持的文件系统（EINVAL）视为成功。 */
@@ -208,10 +211,10 @@ static bool sync_dir(const char *path, Err *e) {
     return ok;
 }
 
-bool file_write_atomic(const char *path, const void *data, size_t len, Err *e) {
+bool file_write_parts(const char *path, const FilePart *parts, size_t n, Err *e) {
     char temp[PATH_MAX];
     int fd = open_temp(path, temp, sizeof temp, e);
-    if (fd < 0 || !fill_temp(fd, temp, path, data, len, e)) return false;
+    if (fd < 0 || !fill_temp(fd, temp, path, parts, n, e)) return false;
     if (rename(temp, path) != 0) {
         err_set(e, ERR_IO, "无法替换 %s: %s", path, why(errno));
         unlink(temp);
@@ -220,11 +223,15 @@ bool file_write_atomic(const char *path, const void *data, size_t len, Err *e) {
     return sync_dir(path, e);
 }
 
+bool file_write_atomic(const char *path, const void *data, size_t len, Err *e) {
+    return file_write_parts(path, &(FilePart){data, len}, 1, e);
+}
+
 bool file_write_new(const char *path, const void *data, size_t len, bool *exists, Err *e) {
     *exists = false;
     char temp[PATH_MAX];
     int fd = open_temp(path, temp, sizeof temp, e);
-    if (fd < 0 || !fill_temp(fd, temp, path, data, len, e)) return false;
+    if (fd < 0 || !fill_temp(fd, temp, path, &(FilePart){data, len}, 1, e)) return false;
     int err = link(temp, path) == 0 ? 0 : errno;
     if (err == EPERM || err == EOPNOTSUPP || err == ENOSYS) /* 不支持硬链接的文件系统 */
         err = renameat2(AT_FDCWD, temp, AT_FDCWD, path, RENAME_NOREPLACE) == 0 ? 0 : errno;

@@ -21,7 +21,13 @@ void file_map_drop(const void *p, size_t bytes);
 char *file_read(Arena *a, const char *path, size_t limit, size_t *len, Err *e);
 /* 原子写入。错误: 目录不可写、磁盘满（旧文件保持原样，临时文件被删除）。 */
 bool file_write_atomic(const char *path, const void *data, size_t len, Err *e);
-/* 同上，但目标已存在时报错而不覆盖（link(2) 实现，结果文件名永不相撞）；已存在时 *exists 置真并返回 false。 */
+/* 同上，内容由 n 段依次相接而成。 */
+typedef struct FilePart {
+    const void *data;
+    size_t len;
+} FilePart;
+bool file_write_parts(const char *path, const FilePart *parts, size_t n, Err *e);
+/* 同 file_write_atomic，但目标已存在时报错而不覆盖（link(2) 实现，结果文件名永不相撞）；已存在时 *exists 置真并返回 false。 */
 bool file_write_new(const char *path, const void *data, size_t len, bool *exists, Err *e);
 /* 逐级建立文件夹。 */
 bool file_mkdirs(const char *dir, Err *e);

@@ -29,19 +29,24 @@ typedef struct GgufValue {
 
 typedef struct Gguf {
     TensorFile file;
-    GgufValue *values;
+    GgufValue *values; /* 按键的字节序排列 */
     size_t n_values;
 } Gguf;
 
+/* 打开文件。错误: 截断、计数或偏移越界、重名、重叠；大端文件、v1、嵌套数组、不支持的张量类型
+ * 为 ERR_UNSUPPORTED。失败时已清理干净，不必再 close。 */
 bool gguf_open(Gguf *g, const char *path, Err *e);
+/* 解析内存中的内容；data 归调用者，须比 g 活得久。失败时仍须 gguf_close。 */
+bool gguf_parse(Gguf *g, const char *name, const uint8_t *data, size_t size, Err *e);
 void gguf_close(Gguf *g);
+/* 按键找；没有返回 NULL。 */
 const GgufValue *gguf_find(const Gguf *g, const char *key);
 /* 取标量；缺失（且 required）、类型不符、越界时置 e。不要求且缺失时 *out 不变、返回 true。 */
 bool gguf_get_int(const Gguf *g, const char *key, bool required, int64_t lo, int64_t hi,
                   int64_t *out, Err *e);
 bool gguf_get_num(const Gguf *g, const char *key, bool required, double *out, Err *e);
 bool gguf_get_bool(const Gguf *g, const char *key, bool *out, Err *e);
-/* 数值数组的第 i 个元素。 */
+/* 数值或布尔数组的第 i 个元素（i < v->n）；取整数时实数舍去小数，超出范围取最近的端点，NaN 为 0。 */
 double gguf_item_num(const GgufValue *v, size_t i);
 int64_t gguf_item_int(const GgufValue *v, size_t i);
 #endif

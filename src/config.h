@@ -1,10 +1,12 @@
 /* config — 五层配置的合并与检查
  * configs/config.yaml < models/{m}.yaml < methods/{m}.yaml < tracks/track_{x}.yaml < --override。
- * 合并是平的：同一个键后者覆盖前者（映射逐键合并，列表整体替换）；各层的 name 分别记作 model、method、track。
+ * 合并是平的：同一个键后者覆盖前者（映射逐键合并，列表整体替换）；各层的 name 分别记作 model、method、track，
+ * display_name 记作 model_display_name 等。
  * 每个叶子都要在某张选项表里：未知键、类型不符、越界都报 文件:行 与最近的名字。 */
 #ifndef PTQ_CONFIG_H
 #define PTQ_CONFIG_H
 #include "base/option.h"
+#include "io/json.h"
 #include "io/yaml.h"
 #include "methods/base.h"
 
@@ -32,6 +34,7 @@ typedef struct RunOptions {
 /* 模型选项（模型 YAML 可设）。 */
 typedef struct ModelOptions {
     const char *name, *model_id, *revision, *tokenizer_id;
+    const char *adapter; /* 家族适配器；"auto" 由模型文件决定 */
     int dtype; /* 下标: auto float32 float16 bfloat16；auto = 文件自身的类型（GGUF 量化类型 → float32） */
     int64_t max_seq_len; /* 0 = 取模型文件的值 */
     bool trust_remote_code;
@@ -52,9 +55,13 @@ typedef struct Config {
     ModelOptions model;
     const Method *method;
     const char *method_name, *method_display_name;
+    const char *model_display_name, *track_display_name; /* 前者可为 NULL */
     void *method_options; /* method->options 填好的结构体 */
     char track;           /* 'A' 'B' 'C' */
     bool model_is_path;   /* --model 给的是路径而非配置名 */
+    const char *root;     /* 项目根 */
+    const char **warnings; /* 配置引出的警告（已打印），应写进结果 */
+    size_t n_warnings;
 } Config;
 
 /* 读、合并、检查。错误见上；方法未注册或轨道不支持也在此报出（先于任何计算）。 */
@@ -64,6 +71,9 @@ void config_free(Config *c);
 const char *config_model_path(Config *c, Err *e);
 /* 影响数值结果的设置的规范 JSON 文本（键排序；不含线程数、目录等），用来算 run_key。 */
 char *config_canonical(const Config *c, Arena *a, Err *e);
+/* 合并后全部生效的设置 → JSON 对象：点号键 → {"value": 值, "from": "文件:行" | "命令行 --override" | "默认值"}，
+ * 供结果与 --dry_run。只含设置，不含 name、library 之类的说明。内存不足返回 NULL；返回值须 json_decref。 */
+json_t *config_merged_json(const Config *c);
 /* 所有选项表（run、model），供 list/--help/文档；以 OPT_END 结尾。 */
 extern const Option RUN_OPTIONS[], MODEL_OPTIONS[];
 #endif

@@ -29,7 +29,7 @@ BEGIN {
     owner["immintrin.h"] = "src/compute/cpu/"
 }
 FNR == 1 {
-    here = FILENAME ~ /^scripts\// ? "scripts" : room(substr(FILENAME, 5))
+    here = FILENAME ~ /^scripts\// || FILENAME == "src/main.c" ? "scripts" : room(substr(FILENAME, 5))
     plugin = FILENAME ~ /^src\/methods\/.*\.c$/ && FILENAME != "src/methods/base.c"
 }
 /^[ \t]*#[ \t]*include[ \t]*"/ {

@@ -224,6 +224,13 @@ static bool unknown_key(ConfigLayer layer, const Method *m, const char *key, con
     enum { CAP = 256 };
     const char *keys[CAP];
     size_t n = known_keys(layer, m, keys, CAP);
+    char where[512];
+    schema_where(v, where, sizeof where);
+    size_t len = strlen(key);
+    for (size_t i = 0; i < n; i++)
+        if (strncmp(keys[i], key, len) == 0 && keys[i][len] == '.')
+            return err_set(e, ERR_CONFIG, "%s: '%s' 是一组设置，要写到其中一个，如 '%s'", where, key,
+                           keys[i]);
     const char *near = str_nearest(key, keys, n);
     if (!near) { /* 只写了最后一段的常见笔误：w_bits → weight.w_bits */
         const char *dot = strrchr(key, '.'), *last = dot ? dot + 1 : key;
@@ -232,8 +239,6 @@ static bool unknown_key(ConfigLayer layer, const Method *m, const char *key, con
             if (d && strcmp(d + 1, last) == 0) near = keys[i];
         }
     }
-    char where[512];
-    schema_where(v, where, sizeof where);
     if (near)
         return err_set(e, ERR_CONFIG, "%s: 未知的键 '%s'，是否想写 '%s'？", where, key, near);
     return err_set(e, ERR_CONFIG, "%s: 未知的键 '%s'。全部设置见 docs/config.md 或 ptq-bench list options",

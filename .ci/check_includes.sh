@@ -29,7 +29,8 @@ BEGIN {
     owner["immintrin.h"] = "src/compute/cpu/"
 }
 FNR == 1 {
-    here = FILENAME ~ /^scripts\// || FILENAME == "src/main.c" ? "scripts" : room(substr(FILENAME, 5))
+    # 程序入口 main.c 派发到 scripts/ 的子命令，算作 scripts
+    here = FILENAME ~ /^(scripts\/|src\/main\.c$)/ ? "scripts" : room(substr(FILENAME, 5))
     plugin = FILENAME ~ /^src\/methods\/.*\.c$/ && FILENAME != "src/methods/base.c"
 }
 /^[ \t]*#[ \t]*include[ \t]*"/ {

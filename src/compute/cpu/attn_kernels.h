@@ -1,0 +1,26 @@
+/* attn_kernels — 注意力内核的接口（每个指令集一张表）
+ * 一次调用算一个「块」：一个键值头、一段连续查询、共享这个键值头的全部查询头。
+ * 次序约定（预填与逐 token 解码因此逐位相同）：键按绝对位置每 64 个一块；一行只碰它看得见的块；
+ * q·k 沿维度依次累加，p·v 沿键依次累加，每块至多重新缩放一次。一行的结果与它在哪个块里无关。 */
+#ifndef PTQ_COMPUTE_CPU_ATTN_KERNELS_H
+#define PTQ_COMPUTE_CPU_ATTN_KERNELS_H
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct AttnTile {
+    float *out;        /* 第 i 个查询、组内第 g 个头：out + i·q_stride + g·dim；q 同 */
+    const float *q;
+    const float *k, *v; /* 绝对位置 j 的键、值：+ j·kv_stride */
+    int64_t q_stride, kv_stride;
+    int64_t n, group, dim; /* 查询数、共享此键值头的查询头数、头的维数 */
+    int64_t first, window; /* 第一个查询的绝对位置；0 表示不限窗口 */
+    float scale;           /* 须 > 0 */
+} AttnTile;
+
+struct AttnKernels {
+    /* rows = n·group 行、维数 dim 的块所需的工作区字节数 */
+    size_t (*work_bytes)(int64_t rows, int64_t dim);
+    void (*tile_f32)(const AttnTile *t, void *work);
+    void (*tile_bf16)(const AttnTile *t, void *work); /* 没有 AVX512-BF16 的指令集为 NULL */
+};
+#endif

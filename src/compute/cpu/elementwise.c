@@ -1,0 +1,95 @@
+/* elementwise — RMSNorm、RoPE、SiLU·乘、加法：切成块分给线程
+ * 小的输入不值得唤醒线程，直接在主线程算；切分不影响任何元素的运算次序。 */
+#include "compute/cpu/cpu.h"
+#include "compute/cpu/elem_kernels.h"
+#include "compute/cpu/kernels.h"
+
+enum { CHUNK = 16384 }; /* 一个任务的元素数（16 的倍数） */
+
+typedef struct ElemJob {
+    const ElemKernels *kernels;
+    float *y;
+    const float *x, *u;   /* u: 权重、up 或 cos 表 */
+    const float *sin_table;
+    int64_t n;            /* 总行数或总元素数 */
+    int64_t per_task;     /* 每任务的行数 */
+    int64_t d, heads, half, first;
+    float eps;
+} ElemJob;
+
+static int64_t min64(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+/* 元素总数不足两块时就地做完 */
+static void dispatch(Backend *b, ElemJob *j, int64_t row_elems,
+                     void (*fn)(void *ctx, int64_t task, int thread)) {
+    CpuBackend *c = b->impl;
+    if (j->n <= 0) return;
+    j->kernels = c->kernels->elem;
+    j->per_task = row_elems >= CHUNK ? 1 : CHUNK / row_elems;
+    int64_t n_tasks = (j->n + j->per_task - 1) / j->per_task;
+    if (n_tasks > 1 && b->n_threads > 1) {
+        pool_run(c->pool, n_tasks, fn, j);
+        return;
+    }
+    for (int64_t t = 0; t < n_tasks; t++) fn(j, t, 0);
+}
+
+static void rmsnorm_task(void *ctx, int64_t task, int thread) {
+    (void)thread;
+    const ElemJob *j = ctx;
+    int64_t end = min64(j->n, (task + 1) * j->per_task);
+    for (int64_t i = task * j->per_task; i < end; i++)
+        j->kernels->rmsnorm_row(j->y + i * j->d, j->x + i * j->d, j->u, j->d, j->eps);
+}
+
+void cpu_rmsnorm(Backend *b, float *y, const float *x, const float *weight, int64_t n, int64_t d,
+                 float eps) {
+    ElemJob j = {.y = y, .x = x, .u = weight, .n = n, .d = d, .eps = eps};
+    if (d > 0) dispatch(b, &j, d, rmsnorm_task);
+}
+
+static void rope_task(void *ctx, int64_t task, int thread) {
+    (void)thread;
+    const ElemJob *j = ctx;
+    int64_t end = min64(j->n, (task + 1) * j->per_task);
+    for (int64_t i = task * j->per_task; i < end; i++) {
+        const float *cos_row = j->u + (j->first + i) * j->half;
+        const float *sin_row = j->sin_table + (j->first + i) * j->half;
+        for (int64_t h = 0; h < j->heads; h++)
+            j->kernels->rope_head(j->y + (i * j->heads + h) * j->d, j->half, cos_row, sin_row);
+    }
+}
+
+void cpu_rope(Backend *b, float *x, int64_t n, int64_t heads, int64_t dim, int64_t half,
+              const float *cos_table, const float *sin_table, int64_t first) {
+    CHECK(half >= 0 && 2 * half <= dim);
+    ElemJob j = {.y = x, .u = cos_table, .sin_table = sin_table, .n = n, .d = dim, .heads = heads,
+                 .half = half, .first = first};
+    if (heads > 0 && dim > 0) dispatch(b, &j, heads * dim, rope_task);
+}
+
+static void silu_task(void *ctx, int64_t task, int thread) {
+    (void)thread;
+    const ElemJob *j = ctx;
+    int64_t i = task * j->per_task;
+    j->kernels->silu_mul(j->y + i, j->x + i, j->u + i, min64(j->per_task, j->n - i));
+}
+
+void cpu_silu_mul(Backend *b, float *y, const float *gate, const float *up, int64_t n) {
+    ElemJob j = {.y = y, .x = gate, .u = up, .n = n};
+    dispatch(b, &j, 1, silu_task);
+}
+
+static void add_task(void *ctx, int64_t task, int thread) {
+    (void)thread;
+    const ElemJob *j = ctx;
+    int64_t i = task * j->per_task;
+    j->kernels->add(j->y + i, j->x + i, min64(j->per_task, j->n - i));
+}
+
+void cpu_add(Backend *b, float *y, const float *x, int64_t n) {
+    ElemJob j = {.y = y, .x = x, .n = n};
+    dispatch(b, &j, 1, add_task);
+}

@@ -1,0 +1,264 @@
+/* attn_kernels — 注意力块的骨架与 f32 内核
+ * flash 式：逐键块算 S = q·k，在线 softmax，O = O·alpha + P·V。核心不变式是 attn_kernels.h 的次序约定：
+ * 一行在一块里的可见范围 [lo,hi) 只由它的绝对位置与窗口定，范围之外的键不进入它的任何运算。 */
+#include "compute/cpu/isa/attn_core.h"
+
+#define LOWEST (-1e37f) /* 还没有见过键时的最大值；有限，使 2^(LOWEST−m) = 0 而不是 NaN */
+
+/* 工作区的切分 */
+typedef struct Work {
+    float *q, *o, *sum, *max, *k, *v, *s;
+    float alpha[ATTN_ROWS];
+} Work;
+
+/* 一次 attn_run 中不变的量 */
+typedef struct Run {
+    const AttnTile *t;
+    const AttnCore *core;
+    Work w;
+    int64_t dq, dv;
+    float log2_scale; /* scale·log2(e) */
+} Run;
+
+static int64_t min64(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+static int64_t max64(int64_t a, int64_t b) {
+    return a > b ? a : b;
+}
+
+/* 各部分的 float 数都取 16 的倍数，保持 64 字节对齐 */
+static size_t carve(Work *w, float *base, int64_t rows, int64_t dim) {
+    int64_t dq = attn_q_floats(dim), dv = attn_v_floats(dim), at = 0;
+    float **part[] = {&w->q, &w->o, &w->sum, &w->max, &w->k, &w->v, &w->s};
+    int64_t size[] = {rows * dq, rows * dv, rows * 16,        rows,
+                      ATTN_BLOCK * dq, ATTN_BLOCK * dv, ATTN_ROWS * ATTN_BLOCK};
+    for (size_t i = 0; i < sizeof size / sizeof size[0]; i++) {
+        if (base) *part[i] = base + at;
+        at += (size[i] + 15) / 16 * 16;
+    }
+    return (size_t)at * sizeof(float);
+}
+static size_t work_bytes(int64_t rows, int64_t dim) {
+    Work w;
+    return carve(&w, NULL, rows, dim);
+}
+
+/* 一行在 base 起的块里的可见范围 */
+static void visible(const AttnTile *t, int64_t row, int64_t base, int *lo, int *hi) {
+    int64_t pos = t->first + row / t->group;
+    int64_t from = t->window > 0 ? max64(0, pos - t->window + 1) : 0;
+    *lo = (int)max64(0, from - base);
+    *hi = (int)min64(ATTN_BLOCK, pos + 1 - base);
+}
+
+/* s → p = exp(scale·(s − max))（在 [lo,hi) 内；同一向量里范围外的置 0）；返回旧累积的缩放因子 */
+VEC_INLINE float softmax_vecs(float *s, float *row_sum, float *row_max, float c, int lo, int hi,
+                              const int partial, const int n_vecs) {
+    vf x[ATTN_BLOCK / 16], lowest = vf_set1(LOWEST), mx = lowest;
+    VEC_UNROLL for (int i = 0; i < n_vecs; i++) {
+        x[i] = vf_load(s + 16 * i);
+        vf y = partial ? vf_select(vu_range(lo - 16 * i, hi - 16 * i), x[i], lowest) : x[i];
+        mx = vf_max(y, mx);
+    }
+    float alpha = 1.0f, old = *row_max;
+    if (vf_any_less(vf_set1(old), mx)) {
+        *row_max = vf_hmax(mx);
+        float a[16];
+        vf_store(a, vf_exp2(vf_set1(old * c - *row_max * c)));
+        alpha = a[0];
+    }
+    vf shift = vf_set1(-*row_max * c), scale = vf_set1(c);
+    vf sum = vf_mul(vf_load(row_sum), vf_set1(alpha));
+    VEC_UNROLL for (int i = 0; i < n_vecs; i++) {
+        vf p = vf_exp2(vf_fma(x[i], scale, shift));
+        if (partial) p = vf_select(vu_range(lo - 16 * i, hi - 16 * i), p, vf_zero());
+        vf_store(s + 16 * i, p);
+        sum = vf_add(sum, p);
+    }
+    vf_store(row_sum, sum);
+    return alpha;
+}
+
+static float softmax_row(float *s, float *row_sum, float *row_max, float c, int lo, int hi) {
+    if (lo == 0 && hi == ATTN_BLOCK)
+        return softmax_vecs(s, row_sum, row_max, c, lo, hi, 0, ATTN_BLOCK / 16);
+    int first = lo / 16, n = (hi + 15) / 16 - first;
+    s += 16 * first;
+    lo -= 16 * first;
+    hi -= 16 * first;
+    switch (n) {
+    case 1: return softmax_vecs(s, row_sum, row_max, c, lo, hi, 1, 1);
+    case 2: return softmax_vecs(s, row_sum, row_max, c, lo, hi, 1, 2);
+    case 3: return softmax_vecs(s, row_sum, row_max, c, lo, hi, 1, 3);
+    default: return softmax_vecs(s, row_sum, row_max, c, lo, hi, 1, 4);
+    }
+}
+
+/* 一块键上的 rows（<= ATTN_ROWS）行 */
+static void step_rows(Run *run, int64_t row, int rows, int64_t base) {
+    Work *w = &run->w;
+    int lo[ATTN_ROWS], hi[ATTN_ROWS], min_lo = ATTN_BLOCK, max_hi = 0;
+    for (int r = 0; r < rows; r++) {
+        visible(run->t, row + r, base, &lo[r], &hi[r]);
+        if (lo[r] < min_lo) min_lo = lo[r];
+        if (hi[r] > max_hi) max_hi = hi[r];
+    }
+    run->core->qk(w->s, w->q + row * run->dq, w->k, rows, min_lo / 16, (max_hi + 15) / 16,
+                  run->t->dim);
+    for (int r = 0; r < rows; r++)
+        w->alpha[r] = softmax_row(w->s + r * ATTN_BLOCK, w->sum + (row + r) * 16,
+                                  w->max + row + r, run->log2_scale, lo[r], hi[r]);
+    for (int r = 0, n; r < rows; r += n) { /* 可见范围相同的连续几行一起 */
+        for (n = 1; r + n < rows && lo[r + n] == lo[r] && hi[r + n] == hi[r];) n++;
+        run->core->pv(w->o + (row + r) * run->dv, run->dv, w->alpha + r, w->s + r * ATTN_BLOCK,
+                      w->v, n, lo[r], hi[r]);
+    }
+}
+
+/* 打包一块键值中 [from,to)（绝对位置）的部分 */
+static void pack_block(const Run *run, int64_t base, int64_t from, int64_t to) {
+    const AttnTile *t = run->t;
+    int lo = (int)(max64(from, base) - base), hi = (int)(min64(to, base + ATTN_BLOCK) - base);
+    for (int p = lo / 16; p * 16 < hi; p++)
+        run->core->pack_k(run->w.k + p * 16 * run->dq, t->k + (base + p * 16) * t->kv_stride,
+                          t->kv_stride, min64(16, hi - p * 16), t->dim);
+    run->core->pack_v(run->w.v, t->v + base * t->kv_stride, t->kv_stride, lo, hi, t->dim);
+}
+
+static void start_rows(Run *run, int64_t rows) {
+    const AttnTile *t = run->t;
+    Work *w = &run->w;
+    for (int64_t r = 0; r < rows; r++) {
+        const float *q = t->q + r / t->group * t->q_stride + r % t->group * t->dim;
+        run->core->pack_q(w->q + r * run->dq, q, t->dim);
+        w->max[r] = LOWEST;
+    }
+    memset(w->sum, 0, (size_t)rows * 16 * sizeof(float));
+    memset(w->o, 0, (size_t)(rows * run->dv) * sizeof(float));
+}
+
+static void finish_rows(const Run *run, int64_t rows) {
+    const AttnTile *t = run->t;
+    for (int64_t r = 0; r < rows; r++) {
+        float *out = t->out + r / t->group * t->q_stride + r % t->group * t->dim;
+        vf sum = vf_set1(vf_sum(vf_load(run->w.sum + r * 16)));
+        for (int64_t d = 0; d < t->dim; d += 16)
+            vf_store_n(out + d, vf_div(vf_load(run->w.o + r * run->dv + d), sum), t->dim - d);
+    }
+}
+
+void KERNEL_NAME(attn_run)(const AttnTile *t, void *work, const AttnCore *core) {
+    Run run = {.t = t, .core = core, .dq = attn_q_floats(t->dim), .dv = attn_v_floats(t->dim),
+               .log2_scale = t->scale * 1.44269504f};
+    int64_t rows = t->n * t->group, end = t->first + t->n;
+    carve(&run.w, work, rows, t->dim);
+    start_rows(&run, rows);
+    int64_t from = t->window > 0 ? max64(0, t->first - t->window + 1) : 0;
+    for (int64_t base = from / ATTN_BLOCK * ATTN_BLOCK; base < end; base += ATTN_BLOCK) {
+        pack_block(&run, base, from, end);
+        int64_t i0 = max64(0, base - t->first), i1 = t->n; /* 看得见这一块的查询 */
+        if (t->window > 0) i1 = min64(i1, base + ATTN_BLOCK - 1 + t->window - t->first);
+        for (int64_t r = i0 * t->group; r < i1 * t->group; r += ATTN_ROWS)
+            step_rows(&run, r, (int)min64(ATTN_ROWS, i1 * t->group - r), base);
+    }
+    finish_rows(&run, rows);
+}
+
+static void pack_q_f32(float *dst, const float *q, int64_t dim) {
+    memcpy(dst, q, (size_t)dim * sizeof(float));
+}
+
+static void pack_k_f32(float *dst, const float *k, int64_t stride, int64_t n_keys, int64_t dim) {
+#if defined(VEC_AVX512)
+    for (int64_t d = 0; d < dim; d += 16) {
+        __m512i x[16];
+        __mmask16 m = attn_mask(dim - d);
+        VEC_UNROLL for (int j = 0; j < 16; j++)
+            x[j] = j < n_keys ? _mm512_maskz_loadu_epi32(m, k + j * stride + d)
+                              : _mm512_setzero_si512();
+        attn_transpose(x);
+        VEC_UNROLL for (int c = 0; c < 16; c++)
+            if (d + c < dim) _mm512_storeu_si512(dst + (d + c) * 16, x[c]);
+    }
+#else
+    for (int64_t j = 0; j < 16; j++)
+        for (int64_t d = 0; d < dim; d++) dst[d * 16 + j] = j < n_keys ? k[j * stride + d] : 0;
+#endif
+}
+
+static void pack_v_f32(float *dst, const float *v, int64_t stride, int lo, int hi, int64_t dim) {
+    int64_t dv = attn_v_floats(dim);
+    for (int j = lo; j < hi; j++)
+        for (int64_t d = 0; d < dim; d += 16)
+            vf_store(dst + j * dv + d, vf_load_n(v + j * stride + d, dim - d));
+}
+
+VEC_INLINE void qk_tile(const int rows, const int vecs, float *s, const float *q, int64_t dq,
+                        const float *k, int64_t dim) {
+    vf acc[ATTN_ROWS][ATTN_VECS], kv[ATTN_VECS];
+    VEC_UNROLL for (int r = 0; r < rows; r++)
+        VEC_UNROLL for (int p = 0; p < vecs; p++) acc[r][p] = vf_zero();
+    for (int64_t d = 0; d < dim; d++) {
+        VEC_UNROLL for (int p = 0; p < vecs; p++) kv[p] = vf_load(k + (p * dq + d) * 16);
+        VEC_UNROLL for (int r = 0; r < rows; r++) {
+            vf x = vf_set1(q[r * dq + d]);
+            VEC_UNROLL for (int p = 0; p < vecs; p++) acc[r][p] = vf_fma(x, kv[p], acc[r][p]);
+        }
+    }
+    VEC_UNROLL for (int r = 0; r < rows; r++)
+        VEC_UNROLL for (int p = 0; p < vecs; p++) vf_store(s + r * ATTN_BLOCK + p * 16, acc[r][p]);
+}
+
+static void qk_f32(float *s, const float *q, const float *k, int rows, int p0, int p1,
+                   int64_t dim) {
+    int64_t dq = attn_q_floats(dim);
+    for (int p = p0, n; p < p1; p += n) {
+        n = attn_step(p1 - p);
+        ATTN_DISPATCH(qk_tile, rows, n, s + p * 16, q, dq, k + p * 16 * dq, dim)
+    }
+}
+
+VEC_INLINE void pv_tile(const int rows, const int vecs, float *o, int64_t dv, const float *alpha,
+                        const float *p, const float *v, int lo, int hi) {
+    vf acc[ATTN_ROWS][ATTN_VECS], x[ATTN_VECS];
+    VEC_UNROLL for (int r = 0; r < rows; r++)
+        VEC_UNROLL for (int i = 0; i < vecs; i++)
+            acc[r][i] = vf_mul(vf_load(o + r * dv + i * 16), vf_set1(alpha[r]));
+    for (int64_t j = lo; j < hi; j++) {
+        VEC_UNROLL for (int i = 0; i < vecs; i++) x[i] = vf_load(v + j * dv + i * 16);
+        VEC_UNROLL for (int r = 0; r < rows; r++) {
+            vf w = vf_set1(p[r * ATTN_BLOCK + j]);
+            VEC_UNROLL for (int i = 0; i < vecs; i++) acc[r][i] = vf_fma(w, x[i], acc[r][i]);
+        }
+    }
+    VEC_UNROLL for (int r = 0; r < rows; r++)
+        VEC_UNROLL for (int i = 0; i < vecs; i++) vf_store(o + r * dv + i * 16, acc[r][i]);
+}
+
+static void pv_f32(float *o, int64_t dv, const float *alpha, const float *p, const float *v,
+                   int rows, int lo, int hi) {
+    for (int64_t d = 0, n; d < dv; d += 16 * n) {
+        n = attn_step((dv - d) / 16);
+        ATTN_DISPATCH(pv_tile, rows, n, o + d, dv, alpha, p, v + d, lo, hi)
+    }
+}
+
+static void tile_f32(const AttnTile *t, void *work) {
+    static const AttnCore CORE = {pack_q_f32, pack_k_f32, pack_v_f32, qk_f32, pv_f32};
+    KERNEL_NAME(attn_run)(t, work, &CORE);
+}
+
+#if defined(KERNEL_ISA_avx512_bf16)
+static void tile_bf16(const AttnTile *t, void *work) {
+    KERNEL_NAME(attn_run)(t, work, &KERNEL_NAME(attn_core_bf16));
+}
+#endif
+
+const AttnKernels KERNEL_NAME(attn_kernels) = {
+    .work_bytes = work_bytes,
+    .tile_f32 = tile_f32,
+#if defined(KERNEL_ISA_avx512_bf16)
+    .tile_bf16 = tile_bf16,
+#endif
+};

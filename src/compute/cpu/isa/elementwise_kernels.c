@@ -1,0 +1,95 @@
+/* elementwise_kernels — 逐元素、RMSNorm、RoPE 与 softmax 各趟
+ * 尾部元素填进同样的 16 路向量里算，所以每个元素的舍入与它在行内的位置、任务的切分都无关。 */
+#include "compute/cpu/elem_kernels.h"
+
+#include <math.h>
+
+#include "compute/cpu/isa/vec_math.h"
+#include "compute/cpu/kernels.h"
+
+static void rmsnorm_row(float *y, const float *x, const float *weight, int64_t d, float eps) {
+    vf acc = vf_zero();
+    for (int64_t i = 0; i < d; i += 16) {
+        vf v = vf_load_n(x + i, d - i);
+        acc = vf_fma(v, v, acc);
+    }
+    vf r = vf_set1(1.0f / sqrtf(vf_sum(acc) / (float)d + eps));
+    for (int64_t i = 0; i < d; i += 16) {
+        vf v = vf_mul(vf_load_n(x + i, d - i), r);
+        vf_store_n(y + i, vf_mul(v, vf_load_n(weight + i, d - i)), d - i);
+    }
+}
+
+static void rope_head(float *x, int64_t half, const float *cos_row, const float *sin_row) {
+    for (int64_t i = 0; i < half; i += 16) {
+        int64_t n = half - i;
+        vf c = vf_load_n(cos_row + i, n), s = vf_load_n(sin_row + i, n);
+        vf a = vf_load_n(x + i, n), b = vf_load_n(x + half + i, n);
+        vf_store_n(x + i, vf_sub(vf_mul(a, c), vf_mul(b, s)), n);
+        vf_store_n(x + half + i, vf_fma(b, c, vf_mul(a, s)), n);
+    }
+}
+
+static void silu_mul(float *y, const float *gate, const float *up, int64_t n) {
+    vf one = vf_set1(1.0f);
+    for (int64_t i = 0; i < n; i += 16) {
+        vf g = vf_load_n(gate + i, n - i), u = vf_load_n(up + i, n - i);
+        vf e = vf_exp(vf_sub(vf_zero(), g));
+        vf_store_n(y + i, vf_mul(vf_div(g, vf_add(one, e)), u), n - i);
+    }
+}
+
+static void add(float *y, const float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++) y[i] += x[i];
+}
+
+static void softcap(float *z, int64_t n, float cap) {
+    vf c = vf_set1(cap), inv = vf_set1(1.0f / cap);
+    for (int64_t i = 0; i < n; i += 16) {
+        vf t = vf_tanh(vf_mul(vf_load_n(z + i, n - i), inv));
+        vf_store_n(z + i, vf_mul(t, c), n - i);
+    }
+}
+
+static float max(const float *z, int64_t n) {
+    vf lowest = vf_set1(-INFINITY), m = lowest;
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) m = vf_max(vf_load(z + i), m);
+    if (i < n) m = vf_max(vf_select(vu_first(n - i), vf_load_n(z + i, n - i), lowest), m);
+    return vf_hmax(m);
+}
+
+static double sum_exp(const float *z, int64_t n, float m) {
+    vf acc = vf_zero(), shift = vf_set1(m);
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) acc = vf_add(acc, vf_exp(vf_sub(vf_load(z + i), shift)));
+    if (i < n) {
+        vf e = vf_exp(vf_sub(vf_load_n(z + i, n - i), shift));
+        acc = vf_add(acc, vf_select(vu_first(n - i), e, vf_zero()));
+    }
+    return vf_sum_double(acc);
+}
+
+static double sum_exp_dot(const float *zp, const float *zq, int64_t n, float m, double *dot) {
+    vf acc = vf_zero(), weighted = vf_zero(), shift = vf_set1(m);
+    for (int64_t i = 0; i < n; i += 16) {
+        vf p = vf_load_n(zp + i, n - i), d = vf_sub(p, vf_load_n(zq + i, n - i));
+        vf e = vf_exp(vf_sub(p, shift));
+        if (n - i < 16) e = vf_select(vu_first(n - i), e, vf_zero()); /* d 的尾部已是 0 */
+        acc = vf_add(acc, e);
+        weighted = vf_fma(e, d, weighted);
+    }
+    *dot = vf_sum_double(weighted);
+    return vf_sum_double(acc);
+}
+
+const ElemKernels KERNEL_NAME(elem_kernels) = {
+    .rmsnorm_row = rmsnorm_row,
+    .rope_head = rope_head,
+    .silu_mul = silu_mul,
+    .add = add,
+    .softcap = softcap,
+    .max = max,
+    .sum_exp = sum_exp,
+    .sum_exp_dot = sum_exp_dot,
+};

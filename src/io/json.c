@@ -75,10 +75,14 @@ json_t *json_parse(const char *name, const void *text, size_t len, Err *e) {
     json_t *v = json_loadb(p, len, flags, &je);
     if (!v && json_error_code(&je) == json_error_numeric_overflow)
         v = parse_wide(p, len, flags, &je);
-    if (!v)
+    if (v) return v;
+    enum json_error_code code = json_error_code(&je);
+    if (code == json_error_out_of_memory || code == json_error_unknown) /* 词法器未建成时为后者 */
+        err_set(e, ERR_MEMORY, "%s: 解析 JSON 时内存不足", name);
+    else
         err_set(e, ERR_FORMAT, "%s:%d:%d: %s（%s）", name, je.line, je.column, problem(&je),
                 je.text);
-    return v;
+    return NULL;
 }
 
 json_t *json_load(const char *path, Err *e) {

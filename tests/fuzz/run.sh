@@ -12,7 +12,7 @@ for program in build-fuzz/fuzz/fuzz_*; do
     corpus=build-fuzz/corpus/$name
     mkdir -p "$corpus" build-fuzz/crash
     seeds=()
-    for d in "tests/data/$name" "tests/fuzz/seeds/$name"; do [ -d "$d" ] && seeds+=("$d"); done
+    for d in "tests/data/ok/$name" "tests/data/bad/$name" "tests/fuzz/seeds/$name"; do [ -d "$d" ] && seeds+=("$d"); done
     echo "⚡ $name：$seconds 秒"
     ran=$((ran + 1))
     if "$program" -max_total_time="$seconds" -max_len=65536 -timeout=20 -rss_limit_mb=2048 \

@@ -82,6 +82,16 @@ $(BUILD)/obj/%.$(1).o: src/%.c $(BUILD)/gen/flags.txt
 endef
 $(foreach i,$(ISAS),$(eval $(call KERNEL_RULE,$(i))))
 
+# env_info.o 带着编译时的事实：提交、编译参数、库版本（变了才重编）
+BUILD_FACTS = -DPTQ_CFLAGS='"$(CFLAGS)"' -DPTQ_LIBRARIES='"$(PKG_VERSIONS)"' \
+              -DPTQ_BUILD_COMMIT='"$(GIT_COMMIT)"'
+GIT_COMMIT   := $(shell git rev-parse HEAD 2>/dev/null)
+PKG_VERSIONS := $(foreach p,$(PKGS),$(p) $(shell pkg-config --modversion $(p) 2>/dev/null);)
+$(BUILD)/gen/facts.txt: FORCE
+	$(call remember,$(GIT_COMMIT) $(PKG_VERSIONS))
+$(BUILD)/obj/env_info.o: src/env_info.c $(BUILD)/gen/facts.txt $(BUILD)/gen/flags.txt
+	$(call compile,$(BUILD_FACTS))
+
 # 方法登记表：由 src/methods/ 的文件名生成，加一个方法不必改任何别的文件
 $(BUILD)/gen/method_table.c: $(BUILD)/gen/methods.txt
 	@{ echo '/* 自动生成，勿改 */'; echo '#include "registry.h"'; \

@@ -30,9 +30,9 @@ const Method *registry_find(const char *name, Err *e) {
     }
     const char *near = str_nearest(name, names, n < CAP ? n : CAP);
     err_set(e, ERR_CONFIG,
-            "方法 '%.80s' 未注册%s%s%s。已注册: %s"
+            "方法 '%.80s' 未注册%s%s%s已注册: %s"
             "（登记名、src/methods/ 的文件名与 configs/methods/ 的 name 须相同）",
-            name, near ? "，是否想写 '" : "", near ? near : "", near ? "'？" : "",
+            name, near ? "，是否想写 '" : "", near ? near : "", near ? "'？" : "。",
             list.data ? list.data : "（无）");
     str_free(&list);
     return NULL;

@@ -6,6 +6,8 @@
 #include "base/str.h"
 #include "io/json.h"
 
+#define RESULT_SCHEMA "ptq-bench/1"
+
 /* 写出。参数: result 完整的结果对象；dir 结果目录（自动建立）。
  * 返回: 成功时 path_out（可为 NULL）得到 .json 路径（arena 内）。名字 YYYYMMDD_HHMMSS__{model}__{method}__track{T}，
  * 已存在时秒数后加 -2、-3…。 */
@@ -13,11 +15,16 @@ bool result_write(const json_t *result, const char *dir, Arena *a, const char **
 /* 结果 → Markdown 文本（中文）。 */
 bool result_markdown(const json_t *result, Str *out, Err *e);
 
+/* 一个 JSON 值是不是可用的结果：schema、config 的三个名字、status、各数据集的数的类型。
+ * 错误: 带 name 与键名。ok 的结果里 PPL 必为有限的正数。 */
+bool result_check(const json_t *result, const char *name, Err *e);
+
 typedef struct ResultFile {
     const char *path;
     json_t *json;
 } ResultFile;
 /* 读目录下全部结果，按文件名排序；坏文件打印 ⚠️ 并跳过。 */
+/* 目录不存在等同没有结果。 */
 bool result_load_all(const char *dir, Arena *a, ResultFile **files, size_t *n, Err *e);
 void result_free_all(ResultFile *files, size_t n);
 /* 在 dir 中找 run_key 相同且成功的结果（最新的一个）；没有返回 NULL。返回值须 json_decref。 */

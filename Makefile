@@ -114,6 +114,9 @@ $(BUILD)/gen/methods.txt: FORCE
 $(BUILD)/tests/%: tests/%.c $(BUILD)/libptq.a
 	@echo "  LD  $@"; mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) -MMD -MP -MF $@.d -o $@ $< $(BUILD)/libptq.a $(LIBS) -lcmocka
+$(BUILD)/tests/tools/%: tests/tools/%.c $(BUILD)/libptq.a
+	@echo "  LD  $@"; mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) -MMD -MP -MF $@.d -o $@ $< $(BUILD)/libptq.a $(LIBS)
 $(BUILD)/fuzz/%: tests/fuzz/%.c $(BUILD)/libptq.a
 	@echo "  LD  $@"; mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) -Wno-missing-prototypes -fsanitize=fuzzer -MMD -MP -MF $@.d -o $@ $< \
@@ -153,7 +156,7 @@ fuzz: deps-test
 
 # 与 transformers、llama.cpp、机器峰值并排测速；PYTHON=、LLAMA=、PTQ_SHARED= 指明它们在哪里
 bench: deps
-	+@$(MAKE) --no-print-directory all
+	+@$(MAKE) --no-print-directory all $(BUILD)/tests/tools/json_get
 	@bash tests/bench/bench.sh
 
 format:

@@ -1,6 +1,7 @@
 /* json_get — 供端到端脚本取 JSON 里的值
  * 用法: json_get 文件 [点号路径]。整个文件必须恰好是一个合法的 JSON 值；没有路径时只做检查。
- * 字符串原样打印，数打印 17 位有效数字，数组与对象打印元素数。取不到退出码 1。 */
+ * 路径里的 * 表示第一个成员。字符串原样打印，数打印 17 位有效数字，数组与对象打印元素数。取不到退出码 1。 */
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,6 +21,12 @@ static void print_value(const json_t *v) {
     }
 }
 
+static const json_t *member(const json_t *v, const char *key) {
+    if (json_is_array(v)) return json_array_get(v, (size_t)strtoul(key, NULL, 10));
+    if (strcmp(key, "*") != 0) return json_object_get(v, key);
+    return json_object_iter_value(json_object_iter((json_t *)(uintptr_t)v));
+}
+
 int main(int argc, char **argv) {
     Err e = {0};
     json_t *root = argc == 2 || argc == 3 ? json_load(argv[1], &e) : NULL;
@@ -31,8 +38,7 @@ int main(int argc, char **argv) {
     char *path = argc == 3 ? argv[2] : NULL;
     for (char *save = NULL, *key = path ? strtok_r(path, ".", &save) : NULL; key && v;
          key = strtok_r(NULL, ".", &save))
-        v = json_is_array(v) ? json_array_get(v, (size_t)strtoul(key, NULL, 10))
-                             : json_object_get(v, key);
+        v = member(v, key);
     int rc = v ? 0 : 1;
     if (v && path) print_value(v);
     json_decref(root);

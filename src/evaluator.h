@@ -1,0 +1,36 @@
+/* evaluator — 评测：困惑度（含对基线的比较）与速度，产出结果 JSON 的 results 部分
+ * 只经会话与 forward 使用模型，不知道用的是哪个方法。 */
+#ifndef PTQ_EVALUATOR_H
+#define PTQ_EVALUATOR_H
+#include "config.h"
+#include "io/json.h"
+#include "model/model.h"
+#include "model/tokenizer.h"
+#include "tasks/dataset.h"
+
+typedef struct EvalText {
+    TextData text;
+    char reference_key[HASH_HEX]; /* 基线存档的 key */
+} EvalText;
+
+typedef struct Evaluation {
+    const RunOptions *options;
+    Model *model;
+    Tokenizer *tokenizer;
+    EvalText *texts;
+    size_t n_texts;
+    const char *protocol;      /* 已解析 auto */
+    const char *reference_dir; /* 基线存档目录 */
+    const char *run_key;
+    const char *results_dir;   /* 用来找基线的结果文件名 */
+    bool is_baseline;          /* fp16：存档；否则比较 */
+    json_t *warnings, *fallbacks; /* 字符串数组，追加 */
+} Evaluation;
+
+/* 全部文本的困惑度。返回: {"demo": {...}} 新引用；失败为 NULL。 */
+json_t *evaluate_ppl(const Evaluation *v, Err *e);
+/* 速度：贪心逐 token 解码，取单步用时的中位数。返回: tok/s；文本太短时为 0。 */
+bool evaluate_decode(const Evaluation *v, double *tok_per_s, Err *e);
+/* 由 eval.ppl_protocol 与模型的最大长度定出协议名（auto 时取不超过 2048 的最大 2 的幂）。写入 buf。 */
+const char *evaluate_protocol_name(const RunOptions *o, int64_t max_seq_len, char *buf, size_t cap);
+#endif

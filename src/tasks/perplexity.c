@@ -1,0 +1,190 @@
+/* perplexity — 困惑度的实现
+ * 一批若干窗口一起前向（行数约 2048，权重只过一遍），逐窗口打分；批大小不影响任何一位数字。 */
+#include "tasks/perplexity.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+
+enum { BATCH_ROWS = 2048 };
+
+int64_t perplexity_batch(const Protocol *p) {
+    int64_t n = BATCH_ROWS / p->window;
+    return n > 0 ? n : 1;
+}
+
+/* 打分一个窗口所需的缓冲。 */
+typedef struct Scores {
+    int32_t *targets, *top1, *ref_top1;
+    double *nll, *kl;
+} Scores;
+
+/* 全程累计的 KL 与首位一致。 */
+typedef struct Compare {
+    double *kl;
+    int64_t n, same;
+} Compare;
+
+static bool alloc_scores(Scores *s, Arena *a, int64_t n, Err *e) {
+    s->targets = ARENA_ARRAY(a, int32_t, n, e);
+    s->top1 = ARENA_ARRAY(a, int32_t, n, e);
+    s->ref_top1 = ARENA_ARRAY(a, int32_t, n, e);
+    s->nll = ARENA_ARRAY(a, double, n, e);
+    s->kl = ARENA_ARRAY(a, double, n, e);
+    return s->targets && s->top1 && s->ref_top1 && s->nll && s->kl;
+}
+
+/* 给第 index 个窗口打分：hidden 是该窗口 (window, d) 的隐藏状态，ids 是它的 token。 */
+static bool score_window(const PplJob *job, int64_t index, const float *hidden,
+                         const int32_t *ids, Scores *s, Compare *cmp, double *nll, Err *e) {
+    const Protocol *p = job->protocol;
+    Model *m = job->model;
+    int64_t d = m->config.hidden, n = protocol_scored(p), row0 = p->first_target - 1;
+    const float *x = hidden + row0 * d;
+    const Reference *ref = job->reference;
+    bool compare = ref && index < job->kl_windows && index < ref->hidden_windows;
+    for (int64_t i = 0; i < n; i++) s->targets[i] = ids[p->first_target + i];
+    ScoreJob score = {.n = n, .x = x, .head = m->head, .targets = s->targets, .nll = s->nll,
+                      .top1 = s->top1};
+    if (compare) {
+        score.ref_x = ref->hidden + index * n * d;
+        score.ref_head = m->head;
+        score.kl = s->kl;
+        score.ref_top1 = s->ref_top1;
+    }
+    op_score(m->backend, &score);
+    if (!backend_check(m->backend, e)) return false;
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += s->nll[i];
+    if (!isfinite(sum))
+        return err_set(e, ERR_NUMERIC, "窗口 %lld 的对数似然出现 NaN 或 Inf", (long long)index);
+    *nll = sum / (double)n;
+    if (compare) {
+        for (int64_t i = 0; i < n; i++) {
+            cmp->kl[cmp->n++] = s->kl[i];
+            cmp->same += s->top1[i] == s->ref_top1[i];
+        }
+        file_map_drop(score.ref_x, (size_t)(n * d) * sizeof(float));
+    }
+    if (job->writer && index < job->kl_windows) return reference_add(job->writer, x, e);
+    return true;
+}
+
+static int by_value(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double median_sorted(const double *v, int64_t n) {
+    return n % 2 ? v[n / 2] : (v[n / 2 - 1] + v[n / 2]) / 2;
+}
+
+/* 离群：|x − 中位数| > 5·1.4826·MAD（1.4826 使 MAD 在正态下等于标准差）。 */
+static bool find_outliers(PplResult *r, Arena *a, Err *e) {
+    int64_t n = r->n_windows;
+    double *v = ARENA_ARRAY(a, double, n, e);
+    r->outliers = ARENA_ARRAY(a, int64_t, n, e);
+    if (!v || !r->outliers) return false;
+    memcpy(v, r->window_nll, (size_t)n * sizeof *v);
+    qsort(v, (size_t)n, sizeof *v, by_value);
+    r->median_nll = median_sorted(v, n);
+    for (int64_t i = 0; i < n; i++) v[i] = fabs(r->window_nll[i] - r->median_nll);
+    qsort(v, (size_t)n, sizeof *v, by_value);
+    double mad = 1.4826 * median_sorted(v, n);
+    for (int64_t i = 0; i < n; i++) {
+        if (r->window_nll[i] > r->window_nll[r->worst_window]) r->worst_window = i;
+        if (mad > 0 && fabs(r->window_nll[i] - r->median_nll) > 5 * mad)
+            r->outliers[r->n_outliers++] = i;
+    }
+    return true;
+}
+
+static bool summarize(PplResult *r, const Compare *cmp, Arena *a, Err *e) {
+    double sum = 0, square = 0;
+    int64_t n = r->n_windows;
+    for (int64_t i = 0; i < n; i++) sum += r->window_nll[i];
+    r->nll_mean = sum / (double)n;
+    for (int64_t i = 0; i < n; i++) {
+        double d = r->window_nll[i] - r->nll_mean;
+        square += d * d;
+    }
+    r->nll_stderr = n > 1 ? sqrt(square / (double)(n - 1) / (double)n) : 0;
+    r->ppl = exp(r->nll_mean); /* 各窗口打分数相同，窗口均值的均值就是总均值 */
+    r->ppl_stderr = r->ppl * r->nll_stderr;
+    if (cmp->n) {
+        double total = 0;
+        for (int64_t i = 0; i < cmp->n; i++) total += cmp->kl[i];
+        qsort(cmp->kl, (size_t)cmp->n, sizeof *cmp->kl, by_value);
+        r->n_kl = cmp->n;
+        r->kl_mean = total / (double)cmp->n;
+        r->kl_median = median_sorted(cmp->kl, cmp->n);
+        r->kl_p99 = cmp->kl[(int64_t)(0.99 * (double)(cmp->n - 1))];
+        r->kl_max = cmp->kl[cmp->n - 1];
+        r->same_top1 = (double)cmp->same / (double)cmp->n;
+    }
+    return find_outliers(r, a, e);
+}
+
+/* GPTQ/AWQ 官方代码的写法：每窗口的平均 NLL（f32）乘 L 累加，再除以 n·L。 */
+static double gptq_style(const PplResult *r, int64_t window) {
+    float sum = 0;
+    for (int64_t i = 0; i < r->n_windows; i++)
+        sum += (float)r->window_nll[i] * (float)window;
+    return (double)expf(sum / (float)(r->n_windows * window));
+}
+
+static bool run_windows(const PplJob *job, PplResult *r, Workspace *w, Scores *s, Compare *cmp,
+                        int32_t *ids, Err *e) {
+    const Protocol *p = job->protocol;
+    int64_t batch = perplexity_batch(p), d = job->model->config.hidden;
+    Progress bar = progress_start(LOG_EVAL, "困惑度", "token", r->n_windows * p->window);
+    bool ok = true;
+    for (int64_t first = 0; ok && first < r->n_windows; first += batch) {
+        int64_t n = r->n_windows - first < batch ? r->n_windows - first : batch;
+        for (int64_t i = 0; i < n; i++) {
+            memcpy(ids + i * p->window, job->ids + (first + i) * p->stride,
+                   (size_t)p->window * sizeof *ids);
+            if (p->bos_replaces && job->bos >= 0) ids[i * p->window] = job->bos;
+        }
+        ok = forward_windows(job->model, w, ids, n, p->window, e);
+        for (int64_t i = 0; ok && i < n; i++)
+            ok = score_window(job, first + i, w->h + i * p->window * d, ids + i * p->window, s,
+                              cmp, &r->window_nll[first + i], e);
+        progress_step(&bar, (first + n) * p->window);
+    }
+    r->seconds = progress_end(&bar);
+    return ok;
+}
+
+bool perplexity_run(const PplJob *job, PplResult *r, Arena *a, Err *e) {
+    const Protocol *p = job->protocol;
+    *r = (PplResult){.n_windows_total = protocol_windows(p, job->n_tokens)};
+    r->n_windows = job->limit > 0 && job->limit < r->n_windows_total ? job->limit
+                                                                      : r->n_windows_total;
+    if (r->n_windows == 0)
+        return err_set(e, ERR_FORMAT, "文本只有 %lld 个 token，不足协议 %s 的一个窗口",
+                       (long long)job->n_tokens, p->name);
+    r->n_scored = r->n_windows * protocol_scored(p);
+    Workspace w = {0};
+    Arena tmp = {0};
+    Scores s;
+    Compare cmp = {0};
+    int64_t rows = perplexity_batch(p) * p->window;
+    int32_t *ids = ARENA_ARRAY(&tmp, int32_t, rows, e);
+    r->window_nll = ARENA_ARRAY(a, double, r->n_windows, e);
+    if (job->reference)
+        cmp.kl = ARENA_ARRAY(&tmp, double, job->reference->hidden_windows * protocol_scored(p), e);
+    bool ok = ids && r->window_nll && (!job->reference || cmp.kl) &&
+              alloc_scores(&s, &tmp, protocol_scored(p), e) &&
+              workspace_open(&w, job->model, rows, e) &&
+              run_windows(job, r, &w, &s, &cmp, ids, e) && summarize(r, &cmp, a, e);
+    if (ok) {
+        r->ppl_gptq = gptq_style(r, p->window);
+        r->tok_per_s = (double)(r->n_windows * p->window) / (r->seconds > 0 ? r->seconds : 1e-9);
+    }
+    workspace_close(&w);
+    arena_free(&tmp);
+    return ok;
+}

@@ -117,14 +117,6 @@ static void check_result(const Evaluation *v, const EvalText *t, const PplResult
         warn(v, "%s: 量化后 PPL 与基线完全相同，量化没有起作用", t->text.name);
 }
 
-static void log_ppl(const EvalText *t, const Protocol *p, const PplResult *r) {
-    log_line(LOG_EVAL, "%s（%s）PPL %.4f ± %.4f，%lld 个窗口，%.0f token/秒", t->text.name, p->name, r->ppl,
-             r->ppl_stderr, (long long)r->n_windows, r->tok_per_s);
-    if (r->n_kl)
-        log_line(LOG_EVAL, "%s 对基线：KL 均值 %.5f，p99 %.4f，首位相同 %.2f %%", t->text.name, r->kl_mean,
-                 r->kl_p99, 100 * r->same_top1);
-}
-
 /* 基线运行：存档只在窗口数不少于旧档时更新。 */
 static bool begin_archive(const Evaluation *v, const EvalText *t, const Protocol *p,
                           const Reference *old, int64_t n_windows, ReferenceWriter *w, Arena *a,
@@ -156,7 +148,6 @@ static json_t *evaluate_text(const Evaluation *v, const EvalText *t, const Proto
     if (ok && writer.file)
         ok = reference_commit(&writer, v->run_key, r.window_nll, r.n_windows, e);
     if (ok) {
-        log_ppl(t, p, &r);
         check_result(v, t, &r, have ? &ref : NULL);
         out = ppl_json(v, t, p, ids, &r);
         json_t *base = job.reference ? baseline_json(v, &r, &ref, e) : json_null();

@@ -1,0 +1,145 @@
+/* experiment — 打开一次实验 */
+#include "experiment.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "env_info.h"
+#include "io/file.h"
+#include "tasks/protocol.h"
+
+bool experiment_is_baseline(const Experiment *x) {
+    return strcmp(x->config.method->name, "fp16") == 0;
+}
+
+static bool open_backend(Experiment *x, Err *e) {
+    const RunOptions *o = &x->config.run;
+    x->compute = o->compute == 2 ? COMPUTE_BF16 : COMPUTE_F32;
+    if (x->compute == COMPUTE_BF16 && !cpu_has_bf16()) {
+        const char *text = "CPU 没有 AVX512-BF16，compute=bfloat16 退回 float32";
+        log_line(LOG_WARN, "%s", text);
+        json_array_append_new(x->fallbacks, json_string(text));
+        x->compute = COMPUTE_F32;
+    }
+    x->backend_open = backend_open_cpu(&x->backend, (int)o->threads, x->compute, NULL, e);
+    return x->backend_open;
+}
+
+static bool open_tokenizer(Experiment *x, Err *e) {
+    const char *id = x->config.model.tokenizer_id;
+    if (id && *id) {
+        const char *dir = file_join(&x->arena, x->config.root, id, e);
+        if (!dir) return false;
+        return tokenizer_open_dir(&x->tokenizer, dir, e) || err_wrap(e, "tokenizer_id");
+    }
+    if (x->model.weights.is_gguf)
+        return tokenizer_open_gguf(&x->tokenizer, &x->model.weights.gguf, e);
+    return tokenizer_open_dir(&x->tokenizer, x->model_path, e);
+}
+
+static bool open_model(Experiment *x, Err *e) {
+    static const DType DTYPES[] = {DT_NONE, DT_F32, DT_F16, DT_BF16};
+    x->model_path = config_model_path(&x->config, e);
+    if (!x->model_path) return false;
+    x->model_open = model_open(&x->model, x->model_path, DTYPES[x->config.model.dtype],
+                               &x->backend, e);
+    if (!x->model_open || !open_tokenizer(x, e)) return false;
+    int64_t vocab = tokenizer_vocab_size(x->tokenizer);
+    if (vocab > x->model.config.vocab)
+        return err_set(e, ERR_FORMAT, "%s: 分词器有 %lld 个 token，多于模型词表的 %lld 个", x->model_path,
+                       (long long)vocab, (long long)x->model.config.vocab);
+    return true;
+}
+
+static bool open_texts(Experiment *x, Err *e) {
+    const RunOptions *o = &x->config.run;
+    x->n_texts = o->n_ppl_datasets;
+    x->texts = ARENA_ARRAY(&x->arena, EvalText, x->n_texts, e);
+    if (!x->texts) return false;
+    for (size_t i = 0; i < x->n_texts; i++) {
+        if (!text_open(&x->texts[i].text, &x->arena, x->config.root, o->data_dir,
+                       o->ppl_datasets[i], e))
+            return false;
+        x->n_open_texts = i + 1;
+        for (size_t j = 0; j < i; j++)
+            if (strcmp(x->texts[i].text.name, x->texts[j].text.name) == 0)
+                return err_set(e, ERR_CONFIG, "eval.ppl_datasets 里 '%s' 出现了两次",
+                               x->texts[i].text.name);
+    }
+    return true;
+}
+
+/* 依次加入各段文字（以换行分开）后的哈希。 */
+static bool hash_texts(char hex[HASH_HEX], const char *const *parts, size_t n, Err *e) {
+    Hash *h = hash_new();
+    if (!h) return err_set(e, ERR_MEMORY, "内存不足");
+    for (size_t i = 0; i < n; i++) {
+        hash_add(h, parts[i], strlen(parts[i]));
+        hash_add(h, "\n", 1);
+    }
+    hash_end(h, hex);
+    return true;
+}
+
+static const char *compute_name(const Experiment *x) {
+    return x->compute == COMPUTE_BF16 ? "bfloat16" : "float32";
+}
+
+static bool identify(Experiment *x, Err *e) {
+    int64_t max_len = x->config.model.max_seq_len ? x->config.model.max_seq_len
+                                                  : x->model.config.max_position;
+    char buf[32];
+    Protocol protocol;
+    const char *name = evaluate_protocol_name(&x->config.run, max_len, buf, sizeof buf);
+    if (!protocol_parse(&protocol, name, e)) return false;
+    memcpy(x->protocol, protocol.name, sizeof protocol.name);
+    const char *cache = arena_printf(&x->arena, e, "%s/meta", x->data_dir);
+    char *canonical = config_canonical(&x->config, &x->arena, e);
+    if (!cache || !canonical ||
+        !weights_sha256(&x->model.weights, cache, x->weights_sha256, e))
+        return false;
+    const char *tokenizer = tokenizer_sha256(x->tokenizer), *compute = compute_name(x);
+    size_t n = 0;
+    const char **parts = ARENA_ARRAY(&x->arena, const char *, x->n_texts + 6, e);
+    if (!parts) return false;
+    const char *const head[] = {PTQ_VERSION, canonical, x->weights_sha256, tokenizer, x->protocol,
+                                compute};
+    for (; n < 6; n++) parts[n] = head[n];
+    for (size_t i = 0; i < x->n_texts; i++) parts[n++] = x->texts[i].text.sha256;
+    if (!hash_texts(x->run_key, parts, n, e)) return false;
+    for (size_t i = 0; i < x->n_texts; i++) {
+        const char *const ref[] = {PTQ_VERSION, "reference", x->weights_sha256,
+                                   dtype_name(x->model.dtype), tokenizer, x->protocol, compute,
+                                   x->texts[i].text.sha256};
+        if (!hash_texts(x->texts[i].reference_key, ref, sizeof ref / sizeof *ref, e)) return false;
+    }
+    return true;
+}
+
+bool experiment_open(Experiment *x, const ConfigRequest *r, Err *e) {
+    *x = (Experiment){.warnings = json_array(), .fallbacks = json_array()};
+    if (!x->warnings || !x->fallbacks) return err_set(e, ERR_MEMORY, "内存不足");
+    if (!config_load(&x->config, r, e)) return false;
+    for (size_t i = 0; i < x->config.n_warnings; i++)
+        json_array_append_new(x->warnings, json_string(x->config.warnings[i]));
+    const RunOptions *o = &x->config.run;
+    x->data_dir = file_join(&x->arena, x->config.root, o->data_dir, e);
+    x->results_dir = file_join(&x->arena, x->config.root, o->results_dir, e);
+    if (!x->data_dir || !x->results_dir) return false;
+    x->reference_dir = arena_printf(&x->arena, e, "%s/processed/reference", x->data_dir);
+    return x->reference_dir && open_backend(x, e) && open_model(x, e) && open_texts(x, e) &&
+           identify(x, e);
+}
+
+void experiment_close(Experiment *x) {
+    for (size_t i = 0; i < x->n_open_texts; i++) text_close(&x->texts[i].text);
+    tokenizer_close(x->tokenizer);
+    if (x->model_open) model_close(&x->model);
+    if (x->backend_open) backend_close(&x->backend);
+    config_free(&x->config);
+    json_decref(x->warnings);
+    json_decref(x->fallbacks);
+    arena_free(&x->arena);
+    *x = (Experiment){0};
+}

@@ -1,0 +1,30 @@
+/* experiment — 一次实验打开的全部东西，以及它的身份 run_key
+ * 打开是一串 open，失败后 experiment_close 接受半开的状态。身份只由影响数字的东西决定：
+ * 设置、权重、分词器、文本的哈希与程序版本。 */
+#ifndef PTQ_EXPERIMENT_H
+#define PTQ_EXPERIMENT_H
+#include "evaluator.h"
+#include "runner.h"
+
+typedef struct Experiment {
+    Arena arena;
+    Config config;
+    Backend backend;
+    Model model;
+    Tokenizer *tokenizer;
+    EvalText *texts;
+    size_t n_texts, n_open_texts;
+    char protocol[32];
+    char weights_sha256[HASH_HEX];
+    char run_key[HASH_HEX];
+    const char *model_path, *data_dir, *results_dir, *reference_dir;
+    ComputeMode compute;
+    json_t *warnings, *fallbacks;
+    bool backend_open, model_open;
+} Experiment;
+
+/* 配置 → 后端 → 模型（只读元数据）→ 分词器 → 文本 → run_key。 */
+bool experiment_open(Experiment *x, const ConfigRequest *r, Err *e);
+void experiment_close(Experiment *x);
+bool experiment_is_baseline(const Experiment *x);
+#endif

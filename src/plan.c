@@ -1,0 +1,193 @@
+/* plan — run_one --dry_run：解析并检查一切，说明将要做什么、要多少内存与时间，不量化也不评测
+ * 时间由本机现测的矩阵乘速率推算；内存由与真正分配相同的公式清点。 */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "experiment.h"
+#include "io/file.h"
+#include "model/forward.h"
+#include "result_writer.h"
+#include "tasks/perplexity.h"
+#include "tasks/protocol.h"
+
+static const json_t *setting(const json_t *merged, const char *key) {
+    return json_object_get(json_object_get(merged, key), "value");
+}
+static bool setting_is(const json_t *merged, const char *key, const char *want) {
+    const char *s = json_string_value(setting(merged, key));
+    return s && strcmp(s, want) == 0;
+}
+
+/* 方法设置 → 存放规格；方法不改权重位宽时返回 false。 */
+static bool weight_spec(const json_t *merged, QSpec *spec) {
+    const json_t *bits = setting(merged, "weight.w_bits");
+    if (!json_is_integer(bits)) return false;
+    bool channel = setting_is(merged, "weight.granularity", "per_channel");
+    const json_t *group = setting(merged, "weight.group_size");
+    spec->bits = (int)json_integer_value(bits);
+    spec->group_size = channel || !group ? -1 : json_integer_value(group);
+    spec->zero = !setting_is(merged, "weight.scheme", "asymmetric")   ? ZERO_SYM
+                 : setting_is(merged, "weight.zero_point", "float") ? ZERO_FLOAT
+                                                                    : ZERO_INT;
+    spec->scale_dtype = setting_is(merged, "weight.scale_dtype", "float16") ? DT_F16 : DT_F32;
+    return true;
+}
+
+static void print_config(const json_t *merged) {
+    const char *key;
+    json_t *v;
+    size_t width = 0;
+    json_object_foreach((json_t *)merged, key, v) if (strlen(key) > width) width = strlen(key);
+    log_line(LOG_INFO, "配置（键 = 值 ← 来源）");
+    json_object_foreach((json_t *)merged, key, v) {
+        char *text = json_dumps(json_object_get(v, "value"), JSON_ENCODE_ANY | JSON_COMPACT);
+        const char *from = json_string_value(json_object_get(v, "from"));
+        log_line(LOG_INFO, "  %-*s = %s ← %s", (int)width, key, text ? text : "?",
+                 from ? from : "?");
+        free(text);
+    }
+}
+
+/* 组宽不整除的层，按列数归并。 */
+static void print_groups(const Model *m, const QSpec *spec) {
+    if (spec->group_size < 1) return;
+    for (LinearRole r = 0; r < ROLE_COUNT; r++) {
+        const Linear *l = &m->blocks[0].linears[r];
+        int64_t rest = spec->group_size < l->cols ? l->cols % spec->group_size : 0;
+        if (rest)
+            log_line(LOG_WARN, "组宽 %lld 不整除 %s 一类层的 %lld 列（每块一层，共 %lld 层）：末组 %lld 列",
+                     (long long)spec->group_size, strrchr(l->name, '.') + 1, (long long)l->cols,
+                     (long long)m->config.n_layers, (long long)rest);
+    }
+}
+
+static bool weight_bytes(const Model *m, const QSpec *spec, size_t *bytes, Err *e) {
+    const ModelConfig *c = &m->config;
+    QTensor q;
+    *bytes = 0;
+    for (LinearRole r = 0; r < ROLE_COUNT; r++) {
+        const Linear *l = &m->blocks[0].linears[r];
+        QSpec none = {0};
+        if (!qtensor_measure(&q, spec ? DT_NONE : m->dtype, spec ? *spec : none, l->rows, l->cols,
+                             e))
+            return false;
+        *bytes += qtensor_bytes(&q) * (size_t)c->n_layers;
+    }
+    if (!qtensor_measure(&q, m->dtype, (QSpec){0}, c->vocab, c->hidden, e)) return false;
+    *bytes += qtensor_bytes(&q) * (c->tied ? 1 : 2);
+    return true;
+}
+
+/* 现测矩阵乘的速率（每秒乘加数×2），约 0.1 秒。 */
+static double measure_rate(Experiment *x, Err *e) {
+    enum { ROWS = 512, DIM = 512 };
+    Arena a = {0};
+    float *w = ARENA_ARRAY(&a, float, DIM * DIM, e);
+    float *in = ARENA_ARRAY(&a, float, ROWS * DIM, e);
+    float *out = ARENA_ARRAY(&a, float, ROWS * DIM, e);
+    QTensor q;
+    double rate = 0;
+    if (w && in && out && qtensor_new_dense(&q, &a, x->model.dtype, DIM, DIM, e)) {
+        op_pack_dense(&x->backend, &q, tensor_f32(w, DIM, DIM));
+        double start = clock_seconds(), took = 0;
+        int64_t n = 0;
+        while (took < 0.1) {
+            op_linear(&x->backend, tensor_f32(out, ROWS, DIM), tensor_f32(in, ROWS, DIM), &q,
+                      tensor_f32_1d(NULL, 0));
+            n++;
+            took = clock_seconds() - start;
+        }
+        rate = 2.0 * ROWS * DIM * DIM * (double)n / took;
+    }
+    arena_free(&a);
+    return rate;
+}
+
+static bool print_texts(Experiment *x, const Protocol *p, int64_t *tokens, Err *e) {
+    int64_t limit = x->config.run.limit;
+    *tokens = 0;
+    for (size_t i = 0; i < x->n_texts; i++) {
+        const TextData *t = &x->texts[i].text;
+        TokenIds ids = {0};
+        bool ok = tokenizer_encode(x->tokenizer, (const char *)t->map.data, t->map.size, true,
+                                   &ids, e);
+        int64_t n = ok ? protocol_windows(p, (int64_t)ids.n) : 0;
+        size_t count = ids.n;
+        token_ids_free(&ids);
+        if (!ok) return err_wrap(e, "%s", t->path);
+        if (n == 0)
+            return err_set(e, ERR_FORMAT, "%s: 只有 %zu 个 token，不足协议 %s 的一个窗口", t->path, count,
+                           p->name);
+        int64_t used = limit && limit < n ? limit : n;
+        log_line(LOG_EVAL, "数据集 %s（%s）：%zu token，%lld 个窗口，评测 %lld 个；sha256 %.16s…", t->name,
+                 p->name, count, (long long)n, (long long)used, t->sha256);
+        *tokens += used * p->window;
+    }
+    return true;
+}
+
+static bool print_cost(Experiment *x, const Protocol *p, int64_t tokens, const QSpec *spec,
+                       Err *e) {
+    const ModelConfig *c = &x->model.config;
+    size_t weights;
+    if (!weight_bytes(&x->model, spec, &weights, e)) return false;
+    double rate = measure_rate(x, e);
+    if (rate <= 0) return false;
+    size_t work = workspace_bytes(c, perplexity_batch(p) * p->window);
+    size_t block = (size_t)c->hidden * (size_t)c->intermediate * 4 * 3;
+    char a[32], b[32], d[32], f[32], s[48];
+    log_line(LOG_INFO, "内存：权重 %s，评测工作区 %s（一批 %lld token，含键值），量化时临时 %s，合计约 %s",
+             str_bytes(a, sizeof a, (double)weights), str_bytes(b, sizeof b, (double)work),
+             (long long)(perplexity_batch(p) * p->window), str_bytes(d, sizeof d, (double)block),
+             str_bytes(f, sizeof f, (double)(weights + (work > block ? work : block))));
+    double per_token = 2.0 * ((double)arch_linear_params(c) + (double)(c->vocab * c->hidden)) +
+                       2.0 * (double)(c->n_layers * c->n_heads * c->head_dim * p->window);
+    log_line(LOG_TIME, "预计评测 %s（本机矩阵乘现测 %.0f GFLOP/s，每 token %.0f MFLOP）",
+             str_seconds(s, sizeof s, per_token * (double)tokens / rate), rate / 1e9,
+             per_token / 1e6);
+    return true;
+}
+
+static void print_files(const Experiment *x) {
+    const WeightStore *w = &x->model.weights;
+    for (size_t i = 0; i < w->n_shards; i++) {
+        char size[32];
+        log_line(LOG_LOAD, "权重 %s（%s，%zu 个张量）", w->shards[i].path,
+                 str_bytes(size, sizeof size, (double)w->shards[i].map.size),
+                 w->shards[i].n_tensors);
+    }
+}
+
+bool run_plan(const RunRequest *r, Err *e) {
+    Experiment x;
+    bool ok = experiment_open(&x, &r->config, e);
+    if (ok) {
+        Protocol p;
+        QSpec spec;
+        int64_t tokens = 0;
+        json_t *merged = config_merged_json(&x.config);
+        bool quantized = weight_spec(merged, &spec);
+        print_config(merged);
+        json_decref(merged);
+        print_files(&x);
+        log_line(LOG_LOAD, "%s：%lld 层，隐藏维 %lld，权重存放 %s，BOS：%s", x.model.config.arch->name,
+                 (long long)x.model.config.n_layers, (long long)x.model.config.hidden,
+                 dtype_name(x.model.dtype), tokenizer_bos_policy(x.tokenizer));
+        if (quantized) print_groups(&x.model, &spec);
+        ok = protocol_parse(&p, x.protocol, e) && print_texts(&x, &p, &tokens, e) &&
+             print_cost(&x, &p, tokens, quantized ? &spec : NULL, e);
+        if (ok) {
+            Arena a = {0};
+            const char *path = NULL;
+            json_t *old = result_find(x.results_dir, x.run_key, &path, &a);
+            if (old) log_line(LOG_INFO, "同样输入的结果已经有了：%s", path);
+            json_decref(old);
+            arena_free(&a);
+            log_line(LOG_OK, "检查通过，没有计算任何东西。run_key %.16s…", x.run_key);
+        }
+    }
+    experiment_close(&x);
+    return ok;
+}

@@ -1,0 +1,225 @@
+/* runner — 一次实验的全过程，一屏看完
+ * experiment_open → quantize → evaluate → 结果 JSON。失败也产出结果（status.ok=false 与原因）。 */
+#include "runner.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/log.h"
+#include "env_info.h"
+#include "experiment.h"
+#include "io/npy.h"
+#include "methods/job.h"
+#include "model/session.h"
+
+static json_t *model_json(const Experiment *x) {
+    const Model *m = &x->model;
+    return json_pack("{s:s, s:s, s:s, s:s, s:I, s:s, s:s?, s:s, s:s}", "path", x->model_path,
+                     "format", m->weights.format, "architecture", m->config.arch->name, "dtype",
+                     dtype_name(m->dtype), "n_params", (json_int_t)model_bytes(m).params,
+                     "weights_sha256", x->weights_sha256, "revision", x->config.model.revision,
+                     "tokenizer_sha256", tokenizer_sha256(x->tokenizer), "bos_policy",
+                     tokenizer_bos_policy(x->tokenizer));
+}
+
+static json_t *config_json(const Experiment *x, const ConfigRequest *r) {
+    const char track[2] = {x->config.track, 0};
+    json_t *overrides = json_array();
+    for (size_t i = 0; i < r->n_overrides; i++)
+        json_array_append_new(overrides, json_string(r->overrides[i]));
+    return json_pack("{s:s, s:s, s:s, s:s, s:o, s:o}", "model", x->config.model.name, "method",
+                     x->config.method_name, "track", track, "display_name",
+                     x->config.method_display_name, "overrides", overrides, "merged",
+                     config_merged_json(&x->config));
+}
+
+/* 没有量化的矩阵：跳过的线性层、词嵌入、头。 */
+static json_t *unquantized_json(const Model *m) {
+    json_t *a = json_array();
+    json_array_append_new(a, json_string("model.embed_tokens"));
+    if (!m->config.tied) json_array_append_new(a, json_string("lm_head"));
+    for (int64_t i = 0; i < m->config.n_layers; i++)
+        for (LinearRole r = 0; r < ROLE_COUNT; r++)
+            if (m->blocks[i].linears[r].q.dense != DT_NONE)
+                json_array_append_new(a, json_string(m->blocks[i].linears[r].name));
+    return a;
+}
+
+static json_t *quantization_json(const Experiment *x, const QuantJob *job) {
+    ModelBytes b = model_bytes(&x->model);
+    json_t *settings = json_object(), *merged = config_merged_json(&x->config);
+    for (const Option *o = x->config.method->options; o && o->key; o++) {
+        json_t *value = json_object_get(json_object_get(merged, o->key), "value");
+        if (value) json_object_set(settings, o->key, value);
+    }
+    json_decref(merged);
+    return json_pack("{s:o, s:{s:f, s:f}, s:{s:I, s:I, s:I, s:I, s:I}, s:o, s:o}", "settings",
+                     settings, "effective_bits", "linear",
+                     8.0 * (double)b.linear_bytes / (double)b.linear_params, "model",
+                     8.0 * (double)b.total / (double)b.params, "bytes", "codes",
+                     (json_int_t)b.codes, "scales", (json_int_t)b.scales, "zeros",
+                     (json_int_t)b.zeros, "unquantized", (json_int_t)b.unquantized, "total",
+                     (json_int_t)b.total, "unquantized_tensors", unquantized_json(&x->model),
+                     "weight_mse",
+                     job->n_quantized ? json_real(job->squared_error / (double)job->n_quantized)
+                                      : json_null());
+}
+
+static json_t *metrics_json(const Experiment *x, const json_t *ppl, double decode) {
+    double tokens = 0, seconds = 0;
+    const char *name;
+    json_t *v;
+    json_object_foreach((json_t *)ppl, name, v) {
+        double s = json_number_value(json_object_get(v, "seconds"));
+        tokens += json_number_value(json_object_get(v, "tok_per_s")) * s;
+        seconds += s;
+    }
+    return json_pack("{s:n, s:f, s:f, s:f, s:I, s:o, s:o}", "vram_peak_mb", "rss_peak_mb",
+                     (double)env_rss_peak() / 1e6, "alloc_peak_mb",
+                     (double)allocator_default()->peak / 1e6, "weights_mb",
+                     (double)model_bytes(&x->model).total / 1e6, "kv_bytes_per_token",
+                     (json_int_t)session_kv_bytes_per_token(&x->model.config), "prefill_tok_s",
+                     seconds > 0 ? json_real(tokens / seconds) : json_null(), "decode_tok_s",
+                     decode > 0 ? json_real(decode) : json_null());
+}
+
+/* --dump_linear：一层的 w、scale、zero、code，供与官方代码逐元素对照。 */
+static bool dump_linear(Experiment *x, const char *name, const char *dir, Err *e) {
+    Linear *l = model_find_linear(&x->model, name);
+    if (!l) return err_set(e, ERR_USAGE, "模型没有名为 '%s' 的线性层", name);
+    Arena a = {0};
+    int64_t wide[2] = {l->rows, l->cols}, groups[2] = {l->rows, l->q.n_groups};
+    float *w = ARENA_ARRAY(&a, float, l->rows * l->cols, e);
+    bool ok = w && file_mkdirs(dir, e);
+    if (ok) {
+        op_dequantize(&x->backend, tensor_f32(w, l->rows, l->cols), &l->q);
+        char *path = file_join(&a, dir, "w.npy", e);
+        ok = path && backend_check(&x->backend, e) && npy_write(path, DT_F32, 2, wide, w, e);
+    }
+    if (ok && l->q.dense == DT_NONE) {
+        float *scale = ARENA_ARRAY(&a, float, l->rows * l->q.n_groups, e);
+        float *zero = ARENA_ARRAY(&a, float, l->rows * l->q.n_groups, e);
+        uint8_t *code = ARENA_ARRAY(&a, uint8_t, l->rows * l->cols, e);
+        char *ps = file_join(&a, dir, "scale.npy", e), *pz = file_join(&a, dir, "zero.npy", e);
+        char *pc = file_join(&a, dir, "code.npy", e);
+        ok = scale && zero && code && ps && pz && pc;
+        for (int64_t r = 0; ok && r < l->rows; r++) {
+            for (int64_t g = 0; g < l->q.n_groups; g++) {
+                scale[r * l->q.n_groups + g] = qtensor_scale(&l->q, r, g);
+                zero[r * l->q.n_groups + g] = qtensor_zero(&l->q, r, g);
+            }
+            for (int64_t c = 0; c < l->cols; c++)
+                code[r * l->cols + c] = (uint8_t)qtensor_code(&l->q, r, c);
+        }
+        ok = ok && npy_write(ps, DT_F32, 2, groups, scale, e) &&
+             npy_write(pz, DT_F32, 2, groups, zero, e) && npy_write(pc, DT_U8, 2, wide, code, e);
+    }
+    arena_free(&a);
+    return ok;
+}
+
+/* 量化 → 评测，把各部分装进 result。 */
+static bool run_stages(Experiment *x, const RunRequest *r, json_t *result, Err *e) {
+    QuantJob job = {0};
+    double started = clock_seconds(), quantized, decode = 0;
+    json_t *ppl = NULL;
+    bool ok = job_run(&job, x->config.method, x->config.method_options, &x->model, e);
+    quantized = clock_seconds();
+    for (size_t i = 0; i < job.n_fallbacks; i++) {
+        log_line(LOG_WARN, "退让：%s", job.fallbacks[i]);
+        json_array_append_new(x->fallbacks, json_string(job.fallbacks[i]));
+    }
+    if (ok && r->dump_linear) ok = dump_linear(x, r->dump_linear, r->dump_dir, e);
+    if (ok) {
+        double total = quantized - started - x->model.load_seconds - job.stats_seconds;
+        json_object_set_new(result, "model", model_json(x));
+        json_object_set_new(result, "quantization", quantization_json(x, &job));
+        json_object_set_new(result, "quant_time_seconds", json_real(total > 0 ? total : 0));
+        json_object_set_new(result, "quant_time",
+                            json_pack("{s:f, s:f, s:f}", "load", x->model.load_seconds, "quantize",
+                                      total > 0 ? total : 0, "statistics", job.stats_seconds));
+        Evaluation v = {.options = &x->config.run, .model = &x->model, .tokenizer = x->tokenizer,
+                        .texts = x->texts, .n_texts = x->n_texts, .protocol = x->protocol,
+                        .reference_dir = x->reference_dir, .run_key = x->run_key,
+                        .results_dir = x->results_dir, .is_baseline = experiment_is_baseline(x),
+                        .warnings = x->warnings, .fallbacks = x->fallbacks};
+        ppl = evaluate_ppl(&v, e);
+        ok = ppl != NULL;
+        if (ok && x->config.run.speed && x->n_texts) ok = evaluate_decode(&v, &decode, e);
+        if (ok)
+            json_object_set_new(result, "results",
+                                json_pack("{s:O, s:{}, s:o}", "ppl", ppl, "lm_eval",
+                                          "system_metrics", metrics_json(x, ppl, decode)));
+    }
+    json_decref(ppl);
+    job_close(&job);
+    return ok;
+}
+
+static void describe(const Experiment *x) {
+    const ModelConfig *c = &x->model.config;
+    char size[32];
+    size_t bytes = 0;
+    for (size_t i = 0; i < x->model.weights.n_tensors; i++)
+        bytes += x->model.weights.sorted[i]->bytes;
+    log_line(LOG_LOAD, "模型 %s：%s，%lld 层，隐藏维 %lld，词表 %lld，文件 %s（%s）", x->config.model.name,
+             c->arch->name, (long long)c->n_layers, (long long)c->hidden, (long long)c->vocab,
+             str_bytes(size, sizeof size, (double)bytes), x->model.weights.format);
+    log_line(LOG_INFO, "计算 %s，内核 %s，%d 线程；权重存放 %s；BOS：%s",
+             x->compute == COMPUTE_BF16 ? "bfloat16" : "float32", x->backend.isa,
+             x->backend.n_threads, dtype_name(x->model.dtype), tokenizer_bos_policy(x->tokenizer));
+}
+
+/* 结果里与成败无关的部分。 */
+static json_t *new_result(const Experiment *x, const RunRequest *r) {
+    char started[40];
+    time_t now = time(NULL);
+    struct tm tm;
+    localtime_r(&now, &tm);
+    strftime(started, sizeof started, "%Y-%m-%dT%H:%M:%S%z", &tm);
+    return json_pack("{s:s, s:s, s:o, s:b, s:{s:s, s:s, s:i}, s:s, s:o, s:{s:s}}", "schema",
+                     "ptq-bench/1", "run_key", x->run_key, "config", config_json(x, &r->config),
+                     "limited", x->config.run.limit > 0, "compute", "mode",
+                     x->compute == COMPUTE_BF16 ? "bfloat16" : "float32", "isa", x->backend.isa,
+                     "threads", x->backend.n_threads, "command", r->command ? r->command : "",
+                     "environment", env_info(x->config.root), "time", "started", started);
+}
+
+static void set_status(json_t *result, bool ok, const Err *e) {
+    json_object_set_new(result, "status",
+                        json_pack("{s:b, s:s, s:s}", "ok", ok, "code",
+                                  ok ? "none" : err_code_name(e->code), "message",
+                                  ok ? "" : e->msg));
+}
+
+bool run_experiment(const RunRequest *r, json_t **result, Err *e) {
+    *result = NULL;
+    double started = clock_seconds();
+    Experiment x;
+    bool ok = experiment_open(&x, &r->config, e);
+    if (ok) {
+        *result = new_result(&x, r);
+        if (!*result) ok = err_set(e, ERR_MEMORY, "内存不足");
+    }
+    if (ok) {
+        describe(&x);
+        ok = run_stages(&x, r, *result, e);
+        set_status(*result, ok, e);
+        json_object_set(*result, "warnings", x.warnings);
+        json_object_set(*result, "fallbacks", x.fallbacks);
+        json_object_set_new(json_object_get(*result, "time"), "seconds",
+                            json_real(clock_seconds() - started));
+    }
+    experiment_close(&x);
+    return ok;
+}
+
+bool run_key_of(const ConfigRequest *r, char key[65], Err *e) {
+    Experiment x;
+    bool ok = experiment_open(&x, r, e);
+    if (ok) memcpy(key, x.run_key, HASH_HEX);
+    experiment_close(&x);
+    return ok;
+}

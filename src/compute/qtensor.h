@@ -41,6 +41,8 @@ typedef struct QTensor {
     size_t data_bytes, scale_bytes, zero_bytes;
 } QTensor;
 
+/* 组宽化为正数且不大于 cols：-1 或过大的一律是整行。参数: group_size 为 -1 或 >=1，cols>=1。 */
+int64_t qspec_group_size(const QSpec *spec, int64_t cols);
 /* 分配稠密矩阵的空间（未填）。错误: 内存不足、形状非法。 */
 bool qtensor_new_dense(QTensor *q, Arena *a, DType dtype, int64_t rows, int64_t cols, Err *e);
 /* 分配量化矩阵的空间（未填）。错误: 位宽或组宽越界、内存不足。 */

@@ -8,6 +8,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "base/dtype.h"
+
 #if defined(KERNEL_ISA_avx512) || defined(KERNEL_ISA_avx512_bf16)
 #define VEC_AVX512 1
 #define VEC_LANES 16
@@ -193,5 +195,59 @@ VEC_INLINE vf vf_load_f16(const uint16_t *h) {
     r = vf_bits(vu_or(vu_bits(vf_select(normal, value, vf_bits(special))), sign));
 #endif
     return r;
+}
+/* f32 → f16（就近取偶） */
+VEC_INLINE void vf_store_f16(uint16_t *h, vf a) {
+#if defined(VEC_AVX512)
+    _mm256_storeu_si256((__m256i *)h, _mm512_cvtps_ph((__m512)a.p[0], 0));
+#elif defined(VEC_AVX2)
+    VEC_UNROLL VEC_EACH _mm_storeu_si128((__m128i *)(h + 8 * vec_i),
+                                         _mm256_cvtps_ph((__m256)a.p[vec_i], 0));
+#else
+    float f[16];
+    vf_store(f, a);
+    for (int i = 0; i < 16; i++) h[i] = f32_to_f16(f[i]);
+#endif
+}
+/* f32 → bf16（就近取偶，NaN 保持），结果在每个 u32 的低 16 位；与 base/dtype 的 f32_to_bf16 逐位相同 */
+VEC_INLINE vu vu_round_bf16(vf a) {
+    vu x = vu_bits(a), odd = vu_and(vu_shr(x, 16), vu_set1(1));
+    vu rounded = vu_shr(vu_add(vu_add(x, vu_set1(0x7FFFu)), odd), 16);
+    vu nan = vu_or(vu_shr(x, 16), vu_set1(0x40u));
+    vu is_number = vf_less(vf_bits(vu_and(x, vu_set1(0x7FFFFFFFu))), vf_set1(__builtin_inff()));
+    vu is_inf = vu_and(x, vu_set1(0x7FFFFFFFu)); /* Inf 的舍入结果不变，单独保留 */
+    VEC_UNROLL VEC_EACH is_inf.p[vec_i] = (vec_nu)(is_inf.p[vec_i] == 0x7F800000u);
+    return vu_bits(vf_select(vu_or(is_number, is_inf), vf_bits(rounded), vf_bits(nan)));
+}
+
+/* 4×4 转置：dst[i·dst_stride + j] = src[j·src_stride + i] */
+typedef float vec_f4 __attribute__((vector_size(16)));
+VEC_INLINE void vec_transpose4(float *dst, int64_t dst_stride, const float *src,
+                               int64_t src_stride) {
+    vec_f4 a, b, c, d;
+    memcpy(&a, src, 16);
+    memcpy(&b, src + src_stride, 16);
+    memcpy(&c, src + 2 * src_stride, 16);
+    memcpy(&d, src + 3 * src_stride, 16);
+    vec_f4 ab_lo = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+    vec_f4 ab_hi = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+    vec_f4 cd_lo = __builtin_shufflevector(c, d, 0, 4, 1, 5);
+    vec_f4 cd_hi = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+    a = __builtin_shufflevector(ab_lo, cd_lo, 0, 1, 4, 5);
+    b = __builtin_shufflevector(ab_lo, cd_lo, 2, 3, 6, 7);
+    c = __builtin_shufflevector(ab_hi, cd_hi, 0, 1, 4, 5);
+    d = __builtin_shufflevector(ab_hi, cd_hi, 2, 3, 6, 7);
+    memcpy(dst, &a, 16);
+    memcpy(dst + dst_stride, &b, 16);
+    memcpy(dst + 2 * dst_stride, &c, 16);
+    memcpy(dst + 3 * dst_stride, &d, 16);
+}
+/* 16×16 转置 */
+VEC_INLINE void vec_transpose16(float *dst, int64_t dst_stride, const float *src,
+                                int64_t src_stride) {
+    for (int i = 0; i < 16; i += 4)
+        for (int j = 0; j < 16; j += 4)
+            vec_transpose4(dst + i * dst_stride + j, dst_stride, src + j * src_stride + i,
+                           src_stride);
 }
 #endif

@@ -1,0 +1,41 @@
+/* gemm_kernels — 矩阵乘、装包与量化的内核表（每个指令集一张）
+ * 权重块在这里统一成「展开块」：f32 为 [面板][k][16]，bf16 为 [面板][k/2][16][2]，面板间距由参数给出；
+ * F32（bf16 模式下 BF16）的权重本来就是这种样子，直接用，不复制。 */
+#ifndef PTQ_COMPUTE_CPU_GEMM_KERNELS_H
+#define PTQ_COMPUTE_CPU_GEMM_KERNELS_H
+#include "compute/cpu/kernels.h"
+
+enum {
+    TILE_X_STRIDE = 400, /* 激活小块的行距（4 字节为单位）；1600 字节使各行落在不同的缓存组 */
+    TILE_STEPS_MAX = 384 /* 一块的最大步数：f32 一步是一个 k，bf16 一步是一对 k */
+};
+
+/* y 的一小块 (rows, 16·panels) = 或 += x·wᵀ。x 是行距 TILE_X_STRIDE 的激活小块（f32，或成对的 bf16）；
+ * w 是展开块，面板间距 w_stride（4 字节为单位）；每个输出一个累加器，沿 k 依次累加。 */
+typedef void TileFn(float *y, int64_t ldy, const void *x, const void *w, int64_t w_stride,
+                    int64_t steps, bool accumulate);
+
+struct GemmKernels {
+    int tile_rows, tile_panels;
+    /* 下标 (rows-1)·tile_panels + panels-1 */
+    TileFn *const *tiles;
+    TileFn *const *tiles_bf16; /* 无原生 bf16 时为 NULL */
+    /* 展开面板 panel 的 k ∈ [k0, k1) 到 dst；k0 是 32 的倍数；dst 有补到 32 的倍数的空间。 */
+    void (*expand)(float *dst, const QTensor *w, int64_t panel, int64_t k0, int64_t k1);
+    void (*expand_bf16)(uint32_t *dst, const QTensor *w, int64_t panel, int64_t k0, int64_t k1);
+    /* x 的 n 个数舍入为 bf16；n 为奇数时补一个 0。 */
+    void (*round_bf16)(uint16_t *dst, const float *x, int64_t n);
+    /* 单行：y[0, n_out) = W[panel·16 起]·x，n_out 个输出（最后一个面板可以不满）。 */
+    void (*gemv)(float *y, const float *x, const QTensor *w, int64_t panel, int64_t n_out);
+    /* 同上，x 为 bf16，只用于 BF16 的权重；无则为 NULL。 */
+    void (*gemv_bf16)(float *y, const uint16_t *x, const QTensor *w, int64_t panel, int64_t n_out);
+    /* 以下按面板：w 是整个 (rows, cols) 的 f32 矩阵，scale、zero 是 (rows, n_groups)。 */
+    void (*pack_panel)(QTensor *q, const float *w, int64_t panel);
+    void (*unpack_panel)(float *w, const QTensor *q, int64_t panel);
+    void (*quantize_panel)(QTensor *q, const float *w, const float *scale, const float *zero,
+                           int64_t panel);
+    /* 一行的各组。group 为正的组宽。 */
+    void (*qparams_row)(float *scale, float *zero, const float *w, int64_t cols, int64_t group,
+                        const QSpec *spec);
+};
+#endif

@@ -1,0 +1,134 @@
+/* gemm_expand — 把任意存放形式的面板展开成内核直接用的块
+ * f32: [k][16]；bf16: [k/2][16][2]。反量化严格按 qtensor.h 的次序以 f32 计算。 */
+#include "compute/cpu/isa/gemm_parts.h"
+
+/* 一个 32 块的编码 → f32（未反量化）。 */
+#define DEFINE_CODES(bits)                                                                         \
+    static void codes_##bits(float *dst, const uint32_t *block) {                                  \
+        VEC_UNROLL for (int j = 0; j < QT_KBLOCK; j++)                                             \
+            vf_store(dst + 16 * j, block_code(block, bits, j));                                    \
+    }
+/* 一个 32 块整个属于一组：展开并反量化。 */
+#define DEFINE_BLOCK(bits, kind)                                                                   \
+    static void block_##bits##_##kind(float *dst, const uint32_t *block, const GroupParams *g) {   \
+        GroupParams local = *g;                                                                    \
+        VEC_UNROLL for (int j = 0; j < QT_KBLOCK; j++)                                             \
+            vf_store(dst + 16 * j, dequantize(block_code(block, bits, j), local, kind));           \
+    }
+#define EACH_BITS(X) X(2) X(3) X(4) X(5) X(6) X(7) X(8)
+#define DEFINE_ALL(bits)                                                                           \
+    DEFINE_CODES(bits)                                                                             \
+    DEFINE_BLOCK(bits, ZERO_INT)                                                                   \
+    DEFINE_BLOCK(bits, ZERO_FLOAT)
+EACH_BITS(DEFINE_ALL)
+#define LIST_CODES(bits) [bits] = codes_##bits,
+static void (*const CODES[9])(float *, const uint32_t *) = {EACH_BITS(LIST_CODES)};
+#define LIST_BLOCK(bits)                                                                           \
+    [bits] = {[ZERO_SYM] = block_##bits##_ZERO_INT,                                                \
+              [ZERO_INT] = block_##bits##_ZERO_INT,                                                \
+              [ZERO_FLOAT] = block_##bits##_ZERO_FLOAT},
+static void (*const BLOCKS[9][3])(float *, const uint32_t *, const GroupParams *) = {
+    EACH_BITS(LIST_BLOCK)};
+
+/* 块跨越组界：先取编码，再逐组反量化。k 是块首的列号。 */
+static void expand_mixed(float *dst, const QTensor *w, int64_t panel, int64_t k,
+                         const uint32_t *block) {
+    CODES[w->spec.bits](dst, block);
+    int64_t end = k + QT_KBLOCK < w->cols ? k + QT_KBLOCK : w->cols;
+    for (int64_t i = k; i < end;) {
+        int64_t group = i / w->spec.group_size, stop = (group + 1) * w->spec.group_size;
+        GroupParams g = group_params(w, panel, group);
+        for (stop = stop < end ? stop : end; i < stop; i++) {
+            float *d = dst + 16 * (i - k);
+            vf_store(d, dequantize(vf_load(d), g, w->spec.zero));
+        }
+    }
+}
+
+static void expand_int(float *dst, const QTensor *w, int64_t panel, int64_t k0, int64_t k1) {
+    int64_t blocks = (w->cols - 1) / QT_KBLOCK + 1, size = w->spec.group_size, group = -1;
+    void (*const expand_block)(float *, const uint32_t *, const GroupParams *) =
+        BLOCKS[w->spec.bits][w->spec.zero];
+    GroupParams g = {vf_zero(), vf_zero()};
+    for (int64_t k = k0; k < k1; k += QT_KBLOCK, dst += 16 * QT_KBLOCK) {
+        const uint32_t *block = (const uint32_t *)w->data +
+                                (panel * blocks + k / QT_KBLOCK) * w->spec.bits * QT_PANEL;
+        int64_t end = k + QT_KBLOCK < w->cols ? k + QT_KBLOCK : w->cols, first = k / size;
+        if ((end - 1) / size != first) {
+            expand_mixed(dst, w, panel, k, block);
+            continue;
+        }
+        if (first != group) g = group_params(w, panel, group = first);
+        expand_block(dst, block, &g);
+    }
+}
+
+static void expand_bf16_pairs(float *dst, const uint32_t *src, int64_t n_pairs) {
+    for (int64_t i = 0; i < n_pairs; i++) {
+        vu pair = vu_load(src + 16 * i);
+        vf_store(dst + 32 * i, vf_bits(vu_shl(pair, 16)));
+        vf_store(dst + 32 * i + 16, vf_bits(vu_and(pair, vu_set1(0xFFFF0000u))));
+    }
+}
+
+void KERNEL_NAME(gemm_expand)(float *dst, const QTensor *w, int64_t panel, int64_t k0, int64_t k1) {
+    int64_t at = (panel * w->cols + k0) * QT_PANEL, pairs = w->cols / 2 + w->cols % 2;
+    switch (w->dense) {
+    case DT_F32:
+        memcpy(dst, (const float *)w->data + at, (size_t)(k1 - k0) * QT_PANEL * sizeof *dst);
+        break;
+    case DT_F16:
+        for (int64_t i = 0; i < (k1 - k0) * QT_PANEL; i += 16)
+            vf_store(dst + i, vf_load_f16((const uint16_t *)w->data + at + i));
+        break;
+    case DT_BF16:
+        expand_bf16_pairs(dst, (const uint32_t *)w->data + (panel * pairs + k0 / 2) * QT_PANEL,
+                          (k1 - k0 + 1) / 2);
+        break;
+    default:
+        expand_int(dst, w, panel, k0, k1);
+    }
+}
+
+#if defined(KERNEL_ISA_avx512_bf16)
+/* 两个 f32 向量 → 16 对 bf16（lo 在低半）。 */
+VEC_INLINE __m512i round_pairs(vf lo, vf hi) {
+    const __m512i interleave = _mm512_set_epi16(
+        31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4,
+        19, 3, 18, 2, 17, 1, 16, 0);
+    return _mm512_permutexvar_epi16(
+        interleave, (__m512i)_mm512_cvtne2ps_pbh((__m512)hi.p[0], (__m512)lo.p[0]));
+}
+
+void KERNEL_NAME(gemm_expand_bf16)(uint32_t *dst, const QTensor *w, int64_t panel, int64_t k0,
+                                   int64_t k1) {
+    int64_t pairs = w->cols / 2 + w->cols % 2;
+    if (w->dense == DT_BF16) {
+        memcpy(dst, (const uint32_t *)w->data + (panel * pairs + k0 / 2) * QT_PANEL,
+               (size_t)(k1 - k0 + 1) / 2 * QT_PANEL * sizeof *dst);
+        return;
+    }
+    float block[QT_KBLOCK * QT_PANEL];
+    for (int64_t k = k0; k < k1; k += QT_KBLOCK) {
+        int64_t end = k + QT_KBLOCK < k1 ? k + QT_KBLOCK : k1;
+        KERNEL_NAME(gemm_expand)(block, w, panel, k, end);
+        if ((end - k) % 2) vf_store(block + 16 * (end - k), vf_zero());
+        for (int64_t i = 0; i < end - k; i += 2, dst += 16)
+            _mm512_storeu_si512(dst, round_pairs(vf_load(block + 16 * i),
+                                                 vf_load(block + 16 * i + 16)));
+    }
+}
+
+void KERNEL_NAME(gemm_round_bf16)(uint16_t *dst, const float *x, int64_t n) {
+    int64_t i = 0;
+    for (; i + 32 <= n; i += 32)
+        _mm512_storeu_si512(dst + i, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + i + 16),
+                                                                  _mm512_loadu_ps(x + i)));
+    if (i == n) return;
+    float tail[32] = {0};
+    uint16_t rounded[32];
+    memcpy(tail, x + i, (size_t)(n - i) * sizeof *x);
+    KERNEL_NAME(gemm_round_bf16)(rounded, tail, 32);
+    memcpy(dst + i, rounded, (size_t)((n - i + 1) / 2 * 2) * sizeof *dst);
+}
+#endif

@@ -1,0 +1,87 @@
+/* gemm_kernels — 矩阵乘的小块内核与本指令集的内核表
+ * 小块 (行数 × 面板数) 的累加器全在寄存器里：AVX-512 为 14×2，AVX2 为 6×1，generic 为 2×1。
+ * 每步读各面板一个 16 宽向量、广播每行一个激活，每个输出只有一个累加器，因此与小块大小、批大小无关。 */
+#include "compute/cpu/isa/gemm_parts.h"
+
+#if defined(VEC_AVX512)
+enum { TILE_ROWS = 14, TILE_PANELS = 2 };
+#define EACH_TILE(X)                                                                               \
+    X(1, 1) X(1, 2) X(2, 1) X(2, 2) X(3, 1) X(3, 2) X(4, 1) X(4, 2) X(5, 1) X(5, 2) X(6, 1)        \
+    X(6, 2) X(7, 1) X(7, 2) X(8, 1) X(8, 2) X(9, 1) X(9, 2) X(10, 1) X(10, 2) X(11, 1) X(11, 2)    \
+    X(12, 1) X(12, 2) X(13, 1) X(13, 2) X(14, 1) X(14, 2)
+#elif defined(VEC_AVX2)
+enum { TILE_ROWS = 6, TILE_PANELS = 1 };
+#define EACH_TILE(X) X(1, 1) X(2, 1) X(3, 1) X(4, 1) X(5, 1) X(6, 1)
+#else
+enum { TILE_ROWS = 2, TILE_PANELS = 1 };
+#define EACH_TILE(X) X(1, 1) X(2, 1)
+#endif
+
+VEC_INLINE vf step_f32(vf acc, const float *x, vf w) {
+    return vf_fma(vf_set1(*x), w, acc);
+}
+#define TILE_BODY(step)                                                                            \
+    vf acc[TILE_ROWS][TILE_PANELS];                                                                \
+    VEC_UNROLL for (int r = 0; r < rows; r++)                                                      \
+        VEC_UNROLL for (int p = 0; p < panels; p++)                                                \
+            acc[r][p] = accumulate ? vf_load(y + r * ldy + 16 * p) : vf_zero();                    \
+    for (int64_t k = 0; k < steps; k++) {                                                          \
+        vf b[TILE_PANELS];                                                                         \
+        VEC_UNROLL for (int p = 0; p < panels; p++) b[p] = vf_load(w + p * w_stride + 16 * k);     \
+        VEC_UNROLL for (int r = 0; r < rows; r++)                                                  \
+            VEC_UNROLL for (int p = 0; p < panels; p++)                                            \
+                acc[r][p] = step(acc[r][p], x + r * TILE_X_STRIDE + k, b[p]);                      \
+    }                                                                                              \
+    VEC_UNROLL for (int r = 0; r < rows; r++)                                                      \
+        VEC_UNROLL for (int p = 0; p < panels; p++) vf_store(y + r * ldy + 16 * p, acc[r][p]);
+
+VEC_INLINE void tile_f32(float *y, int64_t ldy, const float *x, const float *w, int64_t w_stride,
+                         int64_t steps, bool accumulate, const int rows, const int panels) {
+    TILE_BODY(step_f32)
+}
+#define DEFINE_TILE(rows, panels)                                                                  \
+    static void tile_##rows##_##panels(float *y, int64_t ldy, const void *x, const void *w,        \
+                                       int64_t w_stride, int64_t steps, bool accumulate) {         \
+        tile_f32(y, ldy, x, w, w_stride, steps, accumulate, rows, panels);                         \
+    }
+EACH_TILE(DEFINE_TILE)
+#define LIST_TILE(rows, panels) tile_##rows##_##panels,
+static TileFn *const TILES[] = {EACH_TILE(LIST_TILE)};
+
+#if defined(KERNEL_ISA_avx512_bf16)
+VEC_INLINE vf step_bf16(vf acc, const float *x, vf w) {
+    acc.p[0] = (vec_nf)_mm512_dpbf16_ps((__m512)acc.p[0], (__m512bh)vf_set1(*x).p[0],
+                                        (__m512bh)w.p[0]);
+    return acc;
+}
+VEC_INLINE void tile_bf16(float *y, int64_t ldy, const float *x, const float *w, int64_t w_stride,
+                          int64_t steps, bool accumulate, const int rows, const int panels) {
+    TILE_BODY(step_bf16)
+}
+#define DEFINE_TILE_BF16(rows, panels)                                                             \
+    static void tile_bf16_##rows##_##panels(float *y, int64_t ldy, const void *x, const void *w,   \
+                                            int64_t w_stride, int64_t steps, bool accumulate) {    \
+        tile_bf16(y, ldy, x, w, w_stride, steps, accumulate, rows, panels);                        \
+    }
+EACH_TILE(DEFINE_TILE_BF16)
+#define LIST_TILE_BF16(rows, panels) tile_bf16_##rows##_##panels,
+static TileFn *const TILES_BF16[] = {EACH_TILE(LIST_TILE_BF16)};
+#endif
+
+const GemmKernels KERNEL_NAME(gemm_kernels) = {
+    .tile_rows = TILE_ROWS,
+    .tile_panels = TILE_PANELS,
+    .tiles = TILES,
+#if defined(KERNEL_ISA_avx512_bf16)
+    .tiles_bf16 = TILES_BF16,
+    .expand_bf16 = KERNEL_NAME(gemm_expand_bf16),
+    .round_bf16 = KERNEL_NAME(gemm_round_bf16),
+    .gemv_bf16 = KERNEL_NAME(gemv_bf16),
+#endif
+    .expand = KERNEL_NAME(gemm_expand),
+    .gemv = KERNEL_NAME(gemv),
+    .pack_panel = KERNEL_NAME(pack_panel),
+    .unpack_panel = KERNEL_NAME(unpack_panel),
+    .quantize_panel = KERNEL_NAME(quantize_panel),
+    .qparams_row = KERNEL_NAME(qparams_row),
+};

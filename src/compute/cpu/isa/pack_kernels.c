@@ -1,0 +1,206 @@
+/* pack_kernels — 装包、解包、取整量化与定缩放（逐面板、逐行）
+ * 面板内先把 16 行 × 16 列转置成沿 k 交错，再转换类型；定义见 ops.h 与 qtensor.h，与逐元素函数逐位相同。 */
+#include "compute/cpu/isa/gemm_parts.h"
+
+enum { CHUNK = QT_KBLOCK };
+
+static int64_t min_i64(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+/* 取面板的 32 列转置成 t[k][16]；不足的行与列补 0。 */
+static void gather_chunk(float *t, const QTensor *q, const float *w, int64_t panel, int64_t k) {
+    int64_t row = panel * QT_PANEL, n_rows = min_i64(q->rows - row, QT_PANEL);
+    int64_t n_cols = min_i64(q->cols - k, CHUNK);
+    const float *src = w + row * q->cols + k;
+    if (n_rows == QT_PANEL && n_cols == CHUNK) {
+        vec_transpose16(t, 16, src, q->cols);
+        vec_transpose16(t + 256, 16, src + 16, q->cols);
+        return;
+    }
+    memset(t, 0, CHUNK * QT_PANEL * sizeof *t);
+    for (int64_t r = 0; r < n_rows; r++)
+        for (int64_t c = 0; c < n_cols; c++) t[16 * c + r] = src[r * q->cols + c];
+}
+
+void KERNEL_NAME(pack_panel)(QTensor *q, const float *w, int64_t panel) {
+    float t[CHUNK * QT_PANEL];
+    int64_t pairs = q->cols / 2 + q->cols % 2;
+    for (int64_t k = 0; k < q->cols; k += CHUNK) {
+        int64_t n = min_i64(q->cols - k, CHUNK), at = (panel * q->cols + k) * QT_PANEL;
+        gather_chunk(t, q, w, panel, k);
+        if (q->dense == DT_F32) {
+            memcpy((float *)q->data + at, t, (size_t)n * QT_PANEL * sizeof *t);
+        } else if (q->dense == DT_F16) {
+            for (int64_t i = 0; i < n; i++)
+                vf_store_f16((uint16_t *)q->data + at + 16 * i, vf_load(t + 16 * i));
+        } else {
+            uint32_t *dst = (uint32_t *)q->data + (panel * pairs + k / 2) * QT_PANEL;
+            for (int64_t i = 0; i < n; i += 2) {
+                vu lo = vu_round_bf16(vf_load(t + 16 * i));
+                vu hi = vu_round_bf16(vf_load(t + 16 * i + 16));
+                vu_store(dst + 8 * i, vu_or(lo, vu_shl(hi, 16)));
+            }
+        }
+    }
+}
+
+void KERNEL_NAME(unpack_panel)(float *w, const QTensor *q, int64_t panel) {
+    float t[CHUNK * QT_PANEL];
+    int64_t row = panel * QT_PANEL, n_rows = min_i64(q->rows - row, QT_PANEL);
+    for (int64_t k = 0; k < q->cols; k += CHUNK) {
+        int64_t n = min_i64(q->cols - k, CHUNK);
+        float *dst = w + row * q->cols + k;
+        KERNEL_NAME(gemm_expand)(t, q, panel, k, k + n);
+        if (n_rows == QT_PANEL && n == CHUNK) {
+            vec_transpose16(dst, q->cols, t, 16);
+            vec_transpose16(dst + 16, q->cols, t + 256, 16);
+            continue;
+        }
+        for (int64_t r = 0; r < n_rows; r++)
+            for (int64_t c = 0; c < n; c++) dst[r * q->cols + c] = t[16 * c + r];
+    }
+}
+
+/* 存下面板的缩放与零点（按存放的类型舍入；尾部行的缩放为 0）。 */
+static void store_params(QTensor *q, const float *scale, const float *zero, int64_t panel) {
+    int64_t row = panel * QT_PANEL, n_rows = min_i64(q->rows - row, QT_PANEL);
+    float top = (float)((1 << q->spec.bits) - 1);
+    for (int64_t g = 0; g < q->n_groups; g++) {
+        float s[QT_PANEL] = {0}, z[QT_PANEL] = {0};
+        for (int64_t r = 0; r < n_rows; r++) {
+            s[r] = scale[(row + r) * q->n_groups + g];
+            z[r] = zero[(row + r) * q->n_groups + g];
+        }
+        int64_t at = (panel * q->n_groups + g) * QT_PANEL;
+        bool half = q->spec.scale_dtype == DT_F16;
+        if (half)
+            vf_store_f16((uint16_t *)q->scales + at, vf_load(s));
+        else
+            vf_store((float *)q->scales + at, vf_load(s));
+        if (q->spec.zero == ZERO_FLOAT) {
+            if (half)
+                vf_store_f16((uint16_t *)q->zeros + at, vf_load(z));
+            else
+                vf_store((float *)q->zeros + at, vf_load(z));
+        }
+        if (q->spec.zero != ZERO_INT) continue;
+        vf code = vf_min(vf_max(vf_rint(vf_load(z)), vf_zero()), vf_set1(top));
+        vf_store(z, code);
+        uint8_t *dst = (uint8_t *)q->zeros + (q->spec.bits > 4 ? at : at / 2);
+        for (int i = 0; q->spec.bits > 4 && i < 16; i++) dst[i] = (uint8_t)z[i];
+        for (int i = 0; q->spec.bits <= 4 && i < 8; i++)
+            dst[i] = (uint8_t)((uint8_t)z[2 * i] | (uint8_t)z[2 * i + 1] << 4);
+    }
+}
+
+/* 32×16 个编码装成位面。 */
+static void pack_codes(uint32_t *block, const uint32_t *code, int bits) {
+    for (int first = 0; first < bits;) {
+        int left = bits - first;
+        int p = bits == 8 ? 8 : left & 4 ? 4 : left & 2 ? 2 : 1, per_word = 32 / p;
+        for (int v = 0; v < p; v++) {
+            vu word = vu_set1(0);
+            for (int j = per_word - 1; j >= 0; j--) {
+                vu c = vu_load(code + 16 * (v * per_word + j));
+                VEC_UNROLL VEC_EACH c.p[vec_i] = c.p[vec_i] >> first & ((1u << p) - 1);
+                VEC_UNROLL VEC_EACH word.p[vec_i] = word.p[vec_i] << p | c.p[vec_i];
+            }
+            vu_store(block + 16 * (first + v), word);
+        }
+        first += p;
+    }
+}
+
+VEC_INLINE vu round_code(vf w, GroupParams g, ZeroKind kind, vf top) {
+    vf code = kind == ZERO_FLOAT ? vf_rint(vf_div(vf_sub(w, g.zero), g.scale))
+                                 : vf_add(vf_rint(vf_div(w, g.scale)), g.zero);
+    return vu_from_float(vf_min(vf_max(code, vf_zero()), top)); /* NaN → 0 */
+}
+
+void KERNEL_NAME(quantize_panel)(QTensor *q, const float *w, const float *scale, const float *zero,
+                                 int64_t panel) {
+    store_params(q, scale, zero, panel);
+    int64_t blocks = (q->cols - 1) / QT_KBLOCK + 1, valid = min_i64(q->rows - panel * 16, 16);
+    vf top = vf_set1((float)((1 << q->spec.bits) - 1));
+    uint32_t live[QT_PANEL] = {0}, code[CHUNK * QT_PANEL];
+    float t[CHUNK * QT_PANEL];
+    for (int64_t r = 0; r < valid; r++) live[r] = 0xFFFFFFFFu;
+    int64_t group = -1;
+    GroupParams g = {vf_zero(), vf_zero()};
+    for (int64_t k = 0; k < q->cols; k += CHUNK) {
+        int64_t n = min_i64(q->cols - k, CHUNK);
+        gather_chunk(t, q, w, panel, k);
+        memset(code, 0, sizeof code);
+        for (int64_t i = 0; i < n; i++) {
+            int64_t want = (k + i) / q->spec.group_size;
+            if (want != group) g = group_params(q, panel, group = want);
+            vu c = round_code(vf_load(t + 16 * i), g, q->spec.zero, top);
+            vu_store(code + 16 * i, vu_and(c, vu_load(live)));
+        }
+        pack_codes((uint32_t *)q->data + (panel * blocks + k / QT_KBLOCK) * q->spec.bits * QT_PANEL,
+                   code, q->spec.bits);
+    }
+}
+
+/* 一段的最小与最大值。 */
+static void min_max(const float *w, int64_t n, float *lo, float *hi) {
+    float l[16], h[16];
+    int64_t i = 0;
+    *lo = *hi = w[0];
+    if (n >= 16) {
+        vf vl = vf_load(w), vh = vl;
+        for (i = 16; i + 16 <= n; i += 16) {
+            vf x = vf_load(w + i);
+            vl = vf_min(x, vl);
+            vh = vf_max(x, vh);
+        }
+        vf_store(l, vl);
+        vf_store(h, vh);
+        for (int j = 0; j < 16; j++) {
+            if (l[j] < *lo) *lo = l[j];
+            if (h[j] > *hi) *hi = h[j];
+        }
+    }
+    for (; i < n; i++) {
+        if (w[i] < *lo) *lo = w[i];
+        if (w[i] > *hi) *hi = w[i];
+    }
+}
+
+/* 缩放舍入到存放类型；f16 时饱和在 [最小正次正规数, 65504]，使商有定义。 */
+static float stored(float x, DType dtype, bool positive) {
+    if (dtype != DT_F16) return x;
+    if (positive && x < 0x1p-24f) return 0x1p-24f;
+    if (x > 65504.0f) return 65504.0f;
+    if (x < -65504.0f) return -65504.0f;
+    return f16_to_f32(f32_to_f16(x));
+}
+
+void KERNEL_NAME(qparams_row)(float *scale, float *zero, const float *w, int64_t cols,
+                              int64_t group, const QSpec *spec) {
+    float top = (float)((1 << spec->bits) - 1);
+    for (int64_t k = 0, g = 0; k < cols; k += group, g++) {
+        float lo, hi;
+        min_max(w + k, min_i64(group, cols - k), &lo, &hi);
+        if (spec->zero == ZERO_FLOAT) {
+            float s = (hi - lo) / top;
+            scale[g] = stored(s == 0 ? 1 : s, spec->scale_dtype, true);
+            zero[g] = stored(lo, spec->scale_dtype, false);
+        } else if (spec->zero == ZERO_SYM) {
+            float m = -lo > hi ? -lo : hi;
+            if (m == 0) m = 1;
+            scale[g] = stored(2 * m / top, spec->scale_dtype, true);
+            zero[g] = (float)(1 << (spec->bits - 1));
+        } else {
+            if (lo > 0) lo = 0;
+            if (hi < 0) hi = 0;
+            if (lo == 0 && hi == 0) lo = -1, hi = 1;
+            scale[g] = stored((hi - lo) / top, spec->scale_dtype, true);
+            vf z = vf_rint(vf_set1(-lo / scale[g]));
+            float first[16];
+            vf_store(first, vf_min(vf_max(z, vf_zero()), vf_set1(top)));
+            zero[g] = first[0];
+        }
+    }
+}

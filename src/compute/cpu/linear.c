@@ -1,0 +1,266 @@
+/* linear — 线性层与查表：把 y = x·Wᵀ 切成任务
+ * 任务是输出的一块 (若干行 × 若干面板)；任务内沿 k 分段，每段把权重展开成二级缓存里的块（F32 直接用），
+ * 激活每次取 tile_rows 行复制到一级缓存里行距固定的小块，再对各面板调小块内核。
+ * 不变式：每个输出只属于一个任务，沿 k 依次累加；切法只影响速度，不影响任何一位。 */
+#include <string.h>
+
+#include "compute/cpu/cpu.h"
+#include "compute/cpu/gemm_kernels.h"
+
+enum {
+    BLOCK_BYTES = 400 * 1024, /* 展开块的大小上限，留在二级缓存（1 MiB）里 */
+    SMALL_STEPS = 128,        /* 行数很少时的分段：展开块留在一级缓存 */
+    SMALL_ROWS = 28,
+    TASKS_PER_THREAD = 6,
+    GEMV_TASK_BYTES = 48 * 1024
+};
+
+typedef struct LinearJob {
+    const GemmKernels *k;
+    CpuBackend *cpu;
+    int n_threads;
+    float *y;
+    int64_t ldy;
+    const char *x;     /* f32，或舍入后的 bf16 */
+    int64_t x_stride;  /* 行距，4 字节为单位 */
+    int64_t n, panel0; /* 行数；首面板 */
+    int64_t n_out;     /* 输出列数 */
+    const QTensor *w;
+    const float *bias;
+    bool bf16, direct;                /* direct: 权重本身就是展开块 */
+    int64_t steps, kc;                /* 总步数与一段的步数 */
+    int64_t rows_per_task, panels_per_task, panels_per_block, n_row_tasks;
+} LinearJob;
+
+static int64_t ceil_div(int64_t a, int64_t b) {
+    return (a + b - 1) / b;
+}
+static int64_t min_i64(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+static int64_t max_i64(int64_t a, int64_t b) {
+    return a > b ? a : b;
+}
+
+/* 任务用的工作区：激活小块、边角小块、展开块。 */
+static size_t x_tile_bytes(const GemmKernels *k) {
+    return (size_t)k->tile_rows * TILE_X_STRIDE * sizeof(float);
+}
+static size_t edge_bytes(const GemmKernels *k) {
+    return (size_t)k->tile_rows * (size_t)k->tile_panels * QT_PANEL * sizeof(float);
+}
+
+/* 一个小块；不满 16·panels 列时借道 edge。 */
+static void run_tile(const LinearJob *j, float *y, int rows, int panels, int64_t valid,
+                     const void *x, const void *w, int64_t w_stride, int64_t steps,
+                     bool accumulate, float *edge) {
+    int at = (rows - 1) * j->k->tile_panels + panels - 1;
+    TileFn *tile = (j->bf16 ? j->k->tiles_bf16 : j->k->tiles)[at];
+    int64_t width = (int64_t)panels * QT_PANEL;
+    if (valid >= width) {
+        tile(y, j->ldy, x, w, w_stride, steps, accumulate);
+        return;
+    }
+    size_t bytes = (size_t)valid * sizeof(float);
+    for (int r = 0; accumulate && r < rows; r++) memcpy(edge + r * width, y + r * j->ldy, bytes);
+    tile(edge, width, x, w, w_stride, steps, accumulate);
+    for (int r = 0; r < rows; r++) memcpy(y + r * j->ldy, edge + r * width, bytes);
+}
+
+/* 展开面板 [panel, panel+panels) 的步 [s0, s1)。返回: 块的首址，面板间距写入 stride。 */
+static const char *expand_block(const LinearJob *j, float *scratch, int64_t panel, int64_t panels,
+                                int64_t s0, int64_t s1, int64_t *stride) {
+    if (j->direct) {
+        *stride = j->steps * QT_PANEL;
+        return (const char *)j->w->data + (panel * *stride + s0 * QT_PANEL) * 4;
+    }
+    *stride = ceil_div(s1 - s0, QT_KBLOCK) * QT_KBLOCK * QT_PANEL;
+    for (int64_t p = 0; p < panels; p++) {
+        float *dst = scratch + p * *stride;
+        if (j->bf16)
+            j->k->expand_bf16((uint32_t *)dst, j->w, panel + p, 2 * s0,
+                              min_i64(2 * s1, j->w->cols));
+        else
+            j->k->expand(dst, j->w, panel + p, s0, s1);
+    }
+    return (const char *)scratch;
+}
+
+/* 一段 k：所有行 × 块内所有面板。panel 从本次调用的首面板算起。 */
+static void run_segment(const LinearJob *j, char *scratch, int64_t row0, int64_t row1,
+                        int64_t panel, int64_t panels, int64_t s0, int64_t s1) {
+    char *x_tile = scratch;
+    float *edge = (float *)(scratch + x_tile_bytes(j->k));
+    float *block = (float *)(scratch + x_tile_bytes(j->k) + edge_bytes(j->k));
+    int64_t stride, per = j->k->tile_panels;
+    const char *w = expand_block(j, block, j->panel0 + panel, panels, s0, s1, &stride);
+    int64_t n_tiles = ceil_div(row1 - row0, j->k->tile_rows);
+    for (int64_t t = 0; t < n_tiles; t++) {
+        int64_t first = row0 + (row1 - row0) * t / n_tiles;
+        int rows = (int)(row0 + (row1 - row0) * (t + 1) / n_tiles - first);
+        for (int r = 0; r < rows; r++)
+            memcpy(x_tile + r * TILE_X_STRIDE * 4, j->x + ((first + r) * j->x_stride + s0) * 4,
+                   (size_t)(s1 - s0) * 4);
+        for (int64_t p = 0; p < panels; p += per) {
+            int64_t col = (panel + p) * QT_PANEL;
+            run_tile(j, j->y + first * j->ldy + col, rows, (int)min_i64(per, panels - p),
+                     j->n_out - col, x_tile, w + p * stride * 4, stride, s1 - s0,
+                     s0 > 0 || j->bias, edge);
+        }
+    }
+}
+
+static void gemm_task(void *ctx, int64_t task, int thread) {
+    const LinearJob *j = ctx;
+    char *scratch = j->cpu->scratch[j->n_threads + thread];
+    int64_t row0 = task % j->n_row_tasks * j->rows_per_task;
+    int64_t row1 = min_i64(row0 + j->rows_per_task, j->n);
+    int64_t p0 = task / j->n_row_tasks * j->panels_per_task;
+    int64_t p1 = min_i64(p0 + j->panels_per_task, ceil_div(j->n_out, QT_PANEL));
+    int64_t col0 = p0 * QT_PANEL, col1 = min_i64(p1 * QT_PANEL, j->n_out);
+    for (int64_t r = row0; j->bias && r < row1; r++)
+        memcpy(j->y + r * j->ldy + col0, j->bias + col0, (size_t)(col1 - col0) * sizeof(float));
+    for (int64_t p = p0; p < p1; p += j->panels_per_block)
+        for (int64_t s = 0; s < j->steps; s += j->kc)
+            run_segment(j, scratch, row0, row1, p, min_i64(j->panels_per_block, p1 - p), s,
+                        min_i64(s + j->kc, j->steps));
+}
+
+/* 定切法：一段的步数、一块的面板数、一个任务的行数与面板数。 */
+static void plan_gemm(LinearJob *j) {
+    int64_t panels = ceil_div(j->n_out, QT_PANEL), per = j->k->tile_panels;
+    bool small = j->n <= SMALL_ROWS && !j->direct;
+    int64_t limit = small ? SMALL_STEPS : TILE_STEPS_MAX;
+    j->kc = ceil_div(ceil_div(j->steps, ceil_div(j->steps, limit)), QT_KBLOCK) * QT_KBLOCK;
+    int64_t fit = BLOCK_BYTES / (j->kc * QT_PANEL * 4) / per * per;
+    if (small) fit = per;
+    j->panels_per_block = min_i64(max_i64(fit, per), ceil_div(panels, per) * per);
+    /* 均分成块，免得最后一块很小 */
+    int64_t n_blocks = ceil_div(panels, j->panels_per_block);
+    j->panels_per_block = ceil_div(ceil_div(panels, n_blocks), per) * per;
+    int64_t want = j->n_threads == 1 ? 1 : (int64_t)TASKS_PER_THREAD * j->n_threads;
+    int64_t block_tasks = min_i64(ceil_div(panels, j->panels_per_block), want);
+    j->panels_per_task =
+        ceil_div(ceil_div(panels, j->panels_per_block), block_tasks) * j->panels_per_block;
+    int64_t n_panel_tasks = ceil_div(panels, j->panels_per_task);
+    int64_t tile = j->k->tile_rows;
+    int64_t row_tasks = min_i64(ceil_div(want, n_panel_tasks), ceil_div(j->n, 8 * tile));
+    j->rows_per_task = ceil_div(ceil_div(j->n, row_tasks), tile) * tile;
+    j->n_row_tasks = ceil_div(j->n, j->rows_per_task);
+}
+
+static bool run_gemm(Backend *b, LinearJob *j) {
+    plan_gemm(j);
+    size_t bytes = x_tile_bytes(j->k) + edge_bytes(j->k);
+    if (!j->direct) bytes += (size_t)(j->panels_per_block * j->kc * QT_PANEL) * 4;
+    for (int t = 0; t < b->n_threads; t++)
+        if (!cpu_slot(b, b->n_threads + t, bytes)) return false;
+    int64_t n_panel_tasks = ceil_div(ceil_div(j->n_out, QT_PANEL), j->panels_per_task);
+    pool_run(j->cpu->pool, j->n_row_tasks * n_panel_tasks, gemm_task, j);
+    return true;
+}
+
+static void gemv_task(void *ctx, int64_t task, int thread) {
+    (void)thread;
+    const LinearJob *j = ctx;
+    int64_t first = task * j->panels_per_task * QT_PANEL;
+    int64_t n_out = min_i64(j->n_out - first, j->panels_per_task * QT_PANEL);
+    int64_t panel = j->panel0 + task * j->panels_per_task;
+    if (j->bf16)
+        j->k->gemv_bf16(j->y + first, (const uint16_t *)j->x, j->w, panel, n_out);
+    else
+        j->k->gemv(j->y + first, (const float *)j->x, j->w, panel, n_out);
+}
+
+static void run_gemv(LinearJob *j) {
+    int64_t panels = ceil_div(j->n_out, QT_PANEL), all = ceil_div(j->w->rows, QT_PANEL);
+    int64_t panel_bytes = (int64_t)(j->w->data_bytes / (size_t)all);
+    int64_t per = max_i64(1, GEMV_TASK_BYTES / max_i64(panel_bytes, 1));
+    per = max_i64(per, ceil_div(panels, 64 * j->n_threads)); /* 任务不必太多 */
+    j->panels_per_task = ceil_div(per, 8) * 8;
+    pool_run(j->cpu->pool, ceil_div(panels, j->panels_per_task), gemv_task, j);
+}
+
+typedef struct RoundJob {
+    const GemmKernels *k;
+    uint16_t *dst;
+    const float *x;
+    int64_t cols, rows, rows_per_task;
+} RoundJob;
+
+static void round_task(void *ctx, int64_t task, int thread) {
+    (void)thread;
+    const RoundJob *j = ctx;
+    int64_t end = min_i64((task + 1) * j->rows_per_task, j->rows);
+    for (int64_t r = task * j->rows_per_task; r < end; r++)
+        j->k->round_bf16(j->dst + r * (j->cols + j->cols % 2), j->x + r * j->cols, j->cols);
+}
+
+/* 激活整体舍入到 bf16，放进共用槽。返回: 内存不足为假。 */
+static bool round_input(Backend *b, LinearJob *j, const float *x) {
+    int64_t stride = j->w->cols + j->w->cols % 2;
+    uint16_t *dst = cpu_slot(b, 2 * b->n_threads, (size_t)(j->n * stride) * sizeof *dst);
+    if (!dst) return false;
+    RoundJob r = {.k = j->k, .dst = dst, .x = x, .cols = j->w->cols, .rows = j->n};
+    r.rows_per_task = max_i64(1, 65536 / r.cols);
+    pool_run(j->cpu->pool, ceil_div(j->n, r.rows_per_task), round_task, &r);
+    j->x = (const char *)dst;
+    j->x_stride = stride / 2;
+    return true;
+}
+
+static void linear_run(Backend *b, float *y, int64_t ldy, const float *x, int64_t n,
+                       const QTensor *w, int64_t row0, int64_t row1, const float *bias) {
+    CpuBackend *cpu = b->impl;
+    CHECK(row0 % QT_PANEL == 0 && row0 <= row1 && row1 <= w->rows);
+    if (n == 0 || row0 == row1) return;
+    bool bf16 = b->compute == COMPUTE_BF16;
+    LinearJob j = {.k = cpu->kernels->gemm, .cpu = cpu, .n_threads = b->n_threads, .y = y,
+                   .ldy = ldy, .x = (const char *)x, .x_stride = w->cols, .n = n,
+                   .panel0 = row0 / QT_PANEL, .n_out = row1 - row0, .w = w, .bias = bias,
+                   .bf16 = bf16};
+    j.direct = w->dense == (bf16 ? DT_BF16 : DT_F32);
+    j.steps = bf16 ? w->cols / 2 + w->cols % 2 : w->cols;
+    if (bf16 && !round_input(b, &j, x)) return;
+    if (n == 1 && !bias && (!bf16 || j.direct))
+        run_gemv(&j);
+    else
+        run_gemm(b, &j);
+}
+
+void cpu_linear_rows(Backend *b, float *y, int64_t ldy, const float *x, int64_t n,
+                     const QTensor *w, int64_t row0, int64_t row1) {
+    linear_run(b, y, ldy, x, n, w, row0, row1, NULL);
+}
+
+void cpu_linear(Backend *b, float *y, const float *x, int64_t n, const QTensor *w,
+                const float *bias) {
+    linear_run(b, y, w->rows, x, n, w, 0, w->rows, bias);
+}
+
+typedef struct EmbedJob {
+    const GemmKernels *k;
+    float *y;
+    const QTensor *table;
+    const int32_t *ids;
+} EmbedJob;
+
+/* 一个 token：逐 32 列展开它所在的面板，取出它那一路。 */
+static void embed_task(void *ctx, int64_t task, int thread) {
+    (void)thread;
+    const EmbedJob *j = ctx;
+    const QTensor *t = j->table;
+    float block[QT_KBLOCK * QT_PANEL], *y = j->y + task * t->cols;
+    int64_t panel = j->ids[task] / QT_PANEL, lane = j->ids[task] % QT_PANEL;
+    for (int64_t k = 0; k < t->cols; k += QT_KBLOCK) {
+        int64_t end = min_i64(k + QT_KBLOCK, t->cols);
+        j->k->expand(block, t, panel, k, end);
+        for (int64_t i = k; i < end; i++) y[i] = block[(i - k) * QT_PANEL + lane];
+    }
+}
+
+void cpu_embed(Backend *b, float *y, const QTensor *table, const int32_t *ids, int64_t n) {
+    CpuBackend *cpu = b->impl;
+    EmbedJob j = {.k = cpu->kernels->gemm, .y = y, .table = table, .ids = ids};
+    pool_run(cpu->pool, n, embed_task, &j);
+}

@@ -1,0 +1,78 @@
+/* quant — 装包、量化、反量化：按面板（或行）分给线程 */
+#include "compute/cpu/cpu.h"
+#include "compute/cpu/gemm_kernels.h"
+
+enum { ROWS_PER_TASK = 16 };
+
+typedef struct PanelJob {
+    const GemmKernels *k;
+    QTensor *q;
+    const QTensor *source;
+    float *out;
+    const float *w, *scale, *zero;
+} PanelJob;
+
+static void run_panels(Backend *b, int64_t rows, void (*task)(void *, int64_t, int), PanelJob *j) {
+    CpuBackend *cpu = b->impl;
+    j->k = cpu->kernels->gemm;
+    pool_run(cpu->pool, (rows - 1) / QT_PANEL + 1, task, j);
+}
+
+static void pack_task(void *ctx, int64_t panel, int thread) {
+    (void)thread;
+    PanelJob *j = ctx;
+    j->k->pack_panel(j->q, j->w, panel);
+}
+
+void cpu_pack_dense(Backend *b, QTensor *q, const float *w) {
+    PanelJob j = {.q = q, .w = w};
+    run_panels(b, q->rows, pack_task, &j);
+}
+
+static void quantize_task(void *ctx, int64_t panel, int thread) {
+    (void)thread;
+    PanelJob *j = ctx;
+    j->k->quantize_panel(j->q, j->w, j->scale, j->zero, panel);
+}
+
+void cpu_quantize(Backend *b, QTensor *q, const float *w, const float *scale, const float *zero) {
+    PanelJob j = {.q = q, .w = w, .scale = scale, .zero = zero};
+    run_panels(b, q->rows, quantize_task, &j);
+}
+
+static void dequantize_task(void *ctx, int64_t panel, int thread) {
+    (void)thread;
+    PanelJob *j = ctx;
+    j->k->unpack_panel(j->out, j->source, panel);
+}
+
+void cpu_dequantize(Backend *b, float *w, const QTensor *q) {
+    PanelJob j = {.source = q, .out = w};
+    run_panels(b, q->rows, dequantize_task, &j);
+}
+
+typedef struct ParamsJob {
+    const GemmKernels *k;
+    float *scale, *zero;
+    const float *w;
+    int64_t rows, cols, group, n_groups;
+    const QSpec *spec;
+} ParamsJob;
+
+static void qparams_task(void *ctx, int64_t task, int thread) {
+    (void)thread;
+    const ParamsJob *j = ctx;
+    int64_t end = (task + 1) * ROWS_PER_TASK < j->rows ? (task + 1) * ROWS_PER_TASK : j->rows;
+    for (int64_t r = task * ROWS_PER_TASK; r < end; r++)
+        j->k->qparams_row(j->scale + r * j->n_groups, j->zero + r * j->n_groups, j->w + r * j->cols,
+                          j->cols, j->group, j->spec);
+}
+
+void cpu_qparams(Backend *b, float *scale, float *zero, const float *w, int64_t rows, int64_t cols,
+                 const QSpec *spec) {
+    CpuBackend *cpu = b->impl;
+    int64_t group = qspec_group_size(spec, cols);
+    ParamsJob j = {.k = cpu->kernels->gemm, .scale = scale, .zero = zero, .w = w, .rows = rows,
+                   .cols = cols, .group = group, .n_groups = (cols - 1) / group + 1, .spec = spec};
+    pool_run(cpu->pool, (rows - 1) / ROWS_PER_TASK + 1, qparams_task, &j);
+}

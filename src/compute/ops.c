@@ -1,0 +1,159 @@
+/* ops — 算子的唯一入口：查粘滞错误与形状，然后派发
+ * 形状不符是程序缺陷（CHECK 中止）；数值与设备错误在 Backend.err。第 0 维是行数，其余各维乘起来是行宽。 */
+#include "compute/ops.h"
+
+static bool failed(const Backend *b) {
+    return b->err.code != ERR_NONE;
+}
+
+static int64_t row_width(Tensor t) {
+    int64_t w = 1;
+    for (int i = 1; i < t.n_dims; i++) w *= t.shape[i];
+    return w;
+}
+
+static int64_t n_elements(Tensor t) {
+    return t.shape[0] * row_width(t);
+}
+
+/* f32、形状合法；没有元素时不要求有内存。 */
+static void check_f32(Tensor t, int n_dims) {
+    CHECK(t.dtype == DT_F32 && t.n_dims == n_dims);
+    for (int i = 0; i < n_dims; i++) CHECK(t.shape[i] >= 0);
+    CHECK(t.data || n_elements(t) == 0);
+}
+
+static void check_2d(Tensor t, int64_t rows, int64_t cols) {
+    CHECK(t.dtype == DT_F32 && t.n_dims >= 2);
+    CHECK(t.shape[0] == rows && row_width(t) == cols && (t.data || rows * cols == 0));
+}
+
+static void check_weight(const QTensor *w) {
+    CHECK(w && w->data && w->rows >= 1 && w->cols >= 1);
+    CHECK(w->dense != DT_NONE || (w->scales && w->spec.group_size >= 1 && w->n_groups >= 1));
+}
+
+void op_linear(Backend *b, Tensor y, Tensor x, const QTensor *w, Tensor bias) {
+    check_weight(w);
+    CHECK(x.n_dims >= 1);
+    check_2d(x, x.shape[0], w->cols);
+    check_2d(y, x.shape[0], w->rows);
+    if (bias.data) CHECK(bias.dtype == DT_F32 && n_elements(bias) == w->rows);
+    if (failed(b) || x.shape[0] == 0) return;
+    b->ops->linear(b, y.data, x.data, x.shape[0], w, bias.data);
+}
+
+void op_embed(Backend *b, Tensor y, const QTensor *table, const int32_t *ids) {
+    check_weight(table);
+    check_2d(y, y.shape[0], table->cols);
+    if (failed(b) || y.shape[0] == 0) return;
+    CHECK(ids);
+    for (int64_t i = 0; i < y.shape[0]; i++)
+        if (ids[i] < 0 || ids[i] >= table->rows) {
+            err_set(&b->err, ERR_FORMAT, "第 %lld 个 token 的 id %d 超出词表（0 到 %lld）",
+                    (long long)i, (int)ids[i], (long long)table->rows - 1);
+            return;
+        }
+    b->ops->embed(b, y.data, table, ids, y.shape[0]);
+}
+
+void op_rmsnorm(Backend *b, Tensor y, Tensor x, Tensor weight, float eps) {
+    check_2d(x, x.shape[0], row_width(x));
+    check_2d(y, x.shape[0], row_width(x));
+    CHECK(weight.dtype == DT_F32 && weight.data && n_elements(weight) == row_width(x));
+    if (failed(b) || x.shape[0] == 0) return;
+    b->ops->rmsnorm(b, y.data, x.data, weight.data, x.shape[0], row_width(x), eps);
+}
+
+void op_rope(Backend *b, Tensor x, Tensor cos_table, Tensor sin_table, int64_t first) {
+    check_f32(x, 3);
+    check_f32(cos_table, 2);
+    int64_t n = x.shape[0], half = cos_table.shape[1];
+    check_2d(sin_table, cos_table.shape[0], half);
+    CHECK(2 * half <= x.shape[2] && first >= 0 && first + n <= cos_table.shape[0]);
+    if (failed(b) || n == 0) return;
+    b->ops->rope(b, x.data, n, x.shape[1], x.shape[2], half, cos_table.data, sin_table.data, first);
+}
+
+void op_attention(Backend *b, Tensor out, Tensor q, Tensor k, Tensor v, const AttnSpec *s) {
+    check_f32(q, 3);
+    check_f32(k, 3);
+    CHECK(s && s->n_heads >= 1 && s->n_kv_heads >= 1 && s->n_heads % s->n_kv_heads == 0);
+    CHECK(s->head_dim >= 1 && s->first >= 0 && s->window >= 0);
+    CHECK(q.shape[1] == s->n_heads && q.shape[2] == s->head_dim);
+    CHECK(k.shape[1] == s->n_kv_heads && k.shape[2] == s->head_dim);
+    CHECK(k.shape[0] == s->first + q.shape[0]);
+    check_2d(v, k.shape[0], row_width(k));
+    check_2d(out, q.shape[0], row_width(q));
+    if (failed(b) || q.shape[0] == 0) return;
+    b->ops->attention(b, out.data, q.data, k.data, v.data, q.shape[0], s);
+}
+
+void op_silu_mul(Backend *b, Tensor y, Tensor gate, Tensor up) {
+    check_2d(gate, gate.shape[0], row_width(gate));
+    check_2d(up, gate.shape[0], row_width(gate));
+    check_2d(y, gate.shape[0], row_width(gate));
+    if (failed(b) || n_elements(y) == 0) return;
+    b->ops->silu_mul(b, y.data, gate.data, up.data, n_elements(y));
+}
+
+void op_add(Backend *b, Tensor y, Tensor x) {
+    CHECK(y.dtype == DT_F32 && x.dtype == DT_F32 && n_elements(y) == n_elements(x));
+    if (failed(b) || n_elements(y) == 0) return;
+    b->ops->add(b, y.data, x.data, n_elements(y));
+}
+
+void op_score(Backend *b, const ScoreJob *job) {
+    CHECK(job && job->n >= 0);
+    check_weight(job->head);
+    if (failed(b) || job->n == 0) return;
+    CHECK(job->x && job->targets && job->nll && job->softcap >= 0);
+    if (job->ref_x) {
+        check_weight(job->ref_head);
+        CHECK(job->kl && job->ref_top1 && job->ref_head->rows == job->head->rows);
+    }
+    for (int64_t i = 0; i < job->n; i++)
+        if (job->targets[i] >= job->head->rows) {
+            err_set(&b->err, ERR_FORMAT, "第 %lld 个目标 token 的 id %d 超出词表（0 到 %lld）",
+                    (long long)i, (int)job->targets[i], (long long)job->head->rows - 1);
+            return;
+        }
+    b->ops->score(b, job);
+}
+
+void op_pack_dense(Backend *b, QTensor *q, Tensor w) {
+    check_weight(q);
+    CHECK(q->dense != DT_NONE);
+    check_2d(w, q->rows, q->cols);
+    if (failed(b)) return;
+    b->ops->pack_dense(b, q, w.data);
+}
+
+void op_qparams(Backend *b, Tensor scale, Tensor zero, Tensor w, const QSpec *spec) {
+    check_f32(w, 2);
+    int64_t rows = w.shape[0], cols = w.shape[1];
+    CHECK(spec && spec->bits >= 2 && spec->bits <= 8 && cols >= 1);
+    CHECK(spec->group_size == -1 || spec->group_size >= 1);
+    int64_t groups = (cols - 1) / qspec_group_size(spec, cols) + 1;
+    check_2d(scale, rows, groups);
+    check_2d(zero, rows, groups);
+    if (failed(b) || rows == 0) return;
+    b->ops->qparams(b, scale.data, zero.data, w.data, rows, cols, spec);
+}
+
+void op_quantize(Backend *b, QTensor *q, Tensor w, Tensor scale, Tensor zero) {
+    check_weight(q);
+    CHECK(q->dense == DT_NONE);
+    check_2d(w, q->rows, q->cols);
+    check_2d(scale, q->rows, q->n_groups);
+    check_2d(zero, q->rows, q->n_groups);
+    if (failed(b)) return;
+    b->ops->quantize(b, q, w.data, scale.data, zero.data);
+}
+
+void op_dequantize(Backend *b, Tensor w, const QTensor *q) {
+    check_weight(q);
+    check_2d(w, q->rows, q->cols);
+    if (failed(b)) return;
+    b->ops->dequantize(b, w.data, q);
+}

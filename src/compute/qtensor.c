@@ -1,0 +1,229 @@
+/* qtensor — 存放形式的权重矩阵：大小、分配、逐元素存取
+ * 逐元素的函数就是布局的定义，慢而直白；快的批量读写在 cpu/quant.c 与 cpu/isa/，由测试与这里对照。 */
+#include "compute/qtensor.h"
+
+#include <string.h>
+
+enum { PLANE_MAX = 3 };
+
+static bool mul_size(size_t *r, size_t a, size_t b) {
+    return !__builtin_mul_overflow(a, b, r);
+}
+
+/* r = a·b·c，溢出为假。 */
+static bool mul3(size_t *r, size_t a, size_t b, size_t c) {
+    return mul_size(r, a, b) && mul_size(r, *r, c);
+}
+
+int64_t qspec_group_size(const QSpec *spec, int64_t cols) {
+    return spec->group_size < 0 || spec->group_size > cols ? cols : spec->group_size;
+}
+
+static bool check_spec(const QSpec *s, Err *e) {
+    if (s->bits < 2 || s->bits > 8)
+        return err_set(e, ERR_CONFIG, "量化位宽 %d 越界，应在 2 到 8 之间", s->bits);
+    if (s->group_size != -1 && s->group_size < 1)
+        return err_set(e, ERR_CONFIG, "量化组宽 %lld 非法，应为 -1（整行）或不小于 1",
+                       (long long)s->group_size);
+    if (s->zero != ZERO_SYM && s->zero != ZERO_INT && s->zero != ZERO_FLOAT)
+        return err_set(e, ERR_CONFIG, "零点种类 %d 未知", (int)s->zero);
+    if (s->scale_dtype != DT_F32 && s->scale_dtype != DT_F16)
+        return err_set(e, ERR_CONFIG, "缩放的类型 %s 不支持，应为 F32 或 F16",
+                       dtype_name(s->scale_dtype));
+    return true;
+}
+
+static bool too_large(int64_t rows, int64_t cols, Err *e) {
+    return err_set(e, ERR_MEMORY, "矩阵 %lld×%lld 太大，字节数溢出", (long long)rows,
+                   (long long)cols);
+}
+
+static bool measure_dense(QTensor *q, size_t panels, Err *e) {
+    size_t cols = (size_t)q->cols, steps;
+    if (q->dense == DT_F32 || q->dense == DT_F16)
+        steps = cols;
+    else if (q->dense == DT_BF16)
+        steps = cols / 2 + cols % 2;
+    else
+        return err_set(e, ERR_UNSUPPORTED, "稠密权重的类型 %s 不支持，应为 F32、F16 或 BF16",
+                       dtype_name(q->dense));
+    size_t step_bytes = q->dense == DT_F16 ? 2 * QT_PANEL : 4 * QT_PANEL;
+    return mul3(&q->data_bytes, panels, steps, step_bytes) || too_large(q->rows, q->cols, e);
+}
+
+static bool measure_quantized(QTensor *q, size_t panels, Err *e) {
+    if (!check_spec(&q->spec, e)) return false;
+    q->spec.group_size = qspec_group_size(&q->spec, q->cols);
+    q->n_groups = (q->cols - 1) / q->spec.group_size + 1;
+    size_t blocks = ((size_t)q->cols - 1) / QT_KBLOCK + 1, groups = (size_t)q->n_groups;
+    size_t scale = q->spec.scale_dtype == DT_F16 ? 2 : 4;
+    size_t zero_row = q->spec.bits <= 4 ? QT_PANEL / 2 : QT_PANEL;
+    if (q->spec.zero == ZERO_SYM) zero_row = 0;
+    if (q->spec.zero == ZERO_FLOAT) zero_row = scale * QT_PANEL;
+    bool ok = mul3(&q->data_bytes, panels, blocks, (size_t)q->spec.bits * 4 * QT_PANEL) &&
+              mul3(&q->scale_bytes, panels, groups, scale * QT_PANEL) &&
+              mul3(&q->zero_bytes, panels, groups, zero_row);
+    return ok || too_large(q->rows, q->cols, e);
+}
+
+bool qtensor_measure(QTensor *q, DType dense_or_none, QSpec spec, int64_t rows, int64_t cols,
+                     Err *e) {
+    memset(q, 0, sizeof *q);
+    if (rows < 1 || cols < 1 || rows > INT64_MAX / 2 || cols > INT64_MAX / 2)
+        return err_set(e, ERR_FORMAT, "矩阵形状 %lld×%lld 非法", (long long)rows, (long long)cols);
+    q->rows = rows;
+    q->cols = cols;
+    q->dense = dense_or_none;
+    size_t panels = ((size_t)rows - 1) / QT_PANEL + 1;
+    if (dense_or_none != DT_NONE) return measure_dense(q, panels, e);
+    q->spec = spec;
+    return measure_quantized(q, panels, e);
+}
+
+static bool allocate(QTensor *q, Arena *a, Err *e) {
+    q->data = arena_alloc(a, q->data_bytes, e);
+    if (!q->data) return false;
+    if (q->scale_bytes && !(q->scales = arena_alloc(a, q->scale_bytes, e))) return false;
+    if (q->zero_bytes && !(q->zeros = arena_alloc(a, q->zero_bytes, e))) return false;
+    return true;
+}
+
+bool qtensor_new_dense(QTensor *q, Arena *a, DType dtype, int64_t rows, int64_t cols, Err *e) {
+    if (dtype == DT_NONE) return err_set(e, ERR_UNSUPPORTED, "稠密权重没有给出类型");
+    return qtensor_measure(q, dtype, (QSpec){0}, rows, cols, e) && allocate(q, a, e);
+}
+
+bool qtensor_new(QTensor *q, Arena *a, QSpec spec, int64_t rows, int64_t cols, Err *e) {
+    return qtensor_measure(q, DT_NONE, spec, rows, cols, e) && allocate(q, a, e);
+}
+
+size_t qtensor_bytes(const QTensor *q) {
+    return q->data_bytes + q->scale_bytes + q->zero_bytes;
+}
+
+static void check_index(const QTensor *q, int64_t row, int64_t col) {
+    CHECK(q->data && row >= 0 && row < q->rows && col >= 0 && col < q->cols);
+}
+
+/* 一个位面里的几位在哪里：32 位字、移位与掩码，以及它在编码中的起始位。 */
+typedef struct PlaneSlot {
+    uint32_t *word;
+    int shift, first_bit;
+    uint32_t mask;
+} PlaneSlot;
+
+/* 位宽拆成位面（先低后高）。返回: 位面数。 */
+static int plane_widths(int bits, int width[PLANE_MAX]) {
+    int n = 0;
+    if (bits == 8) width[n++] = 8;
+    if (bits < 8 && bits & 4) width[n++] = 4;
+    if (bits < 8 && bits & 2) width[n++] = 2;
+    if (bits < 8 && bits & 1) width[n++] = 1;
+    return n;
+}
+
+static int find_slots(const QTensor *q, int64_t row, int64_t col, PlaneSlot slot[PLANE_MAX]) {
+    check_index(q, row, col);
+    CHECK(q->dense == DT_NONE);
+    int width[PLANE_MAX], n = plane_widths(q->spec.bits, width), first = 0;
+    int64_t blocks = (q->cols - 1) / QT_KBLOCK + 1;
+    int64_t block = row / QT_PANEL * blocks + col / QT_KBLOCK;
+    uint32_t *base = (uint32_t *)q->data + block * q->spec.bits * QT_PANEL;
+    for (int i = 0; i < n; i++) {
+        int per_word = 32 / width[i], at = (int)(col % QT_KBLOCK);
+        slot[i] = (PlaneSlot){.word = base + (first + at / per_word) * QT_PANEL + row % QT_PANEL,
+                              .shift = at % per_word * width[i],
+                              .first_bit = first,
+                              .mask = (1u << width[i]) - 1};
+        first += width[i];
+    }
+    return n;
+}
+
+int qtensor_code(const QTensor *q, int64_t row, int64_t col) {
+    PlaneSlot s[PLANE_MAX];
+    int n = find_slots(q, row, col, s);
+    uint32_t code = 0;
+    for (int i = 0; i < n; i++) code |= (*s[i].word >> s[i].shift & s[i].mask) << s[i].first_bit;
+    return (int)code;
+}
+
+void qtensor_set_code(QTensor *q, int64_t row, int64_t col, int code) {
+    PlaneSlot s[PLANE_MAX];
+    int n = find_slots(q, row, col, s);
+    CHECK(code >= 0 && code < 1 << q->spec.bits);
+    for (int i = 0; i < n; i++) {
+        uint32_t part = (uint32_t)code >> s[i].first_bit & s[i].mask;
+        *s[i].word = (*s[i].word & ~(s[i].mask << s[i].shift)) | part << s[i].shift;
+    }
+}
+
+/* 缩放表（或同型的零点表）中 (row, group) 的下标。 */
+static int64_t group_index(const QTensor *q, int64_t row, int64_t group) {
+    CHECK(q->dense == DT_NONE && row >= 0 && row < q->rows && group >= 0 && group < q->n_groups);
+    return (row / QT_PANEL * q->n_groups + group) * QT_PANEL + row % QT_PANEL;
+}
+
+static float get_real(const QTensor *q, const void *table, int64_t i) {
+    return q->spec.scale_dtype == DT_F16 ? f16_to_f32(((const uint16_t *)table)[i])
+                                         : ((const float *)table)[i];
+}
+
+static void set_real(const QTensor *q, void *table, int64_t i, float value) {
+    if (q->spec.scale_dtype == DT_F16)
+        ((uint16_t *)table)[i] = f32_to_f16(value);
+    else
+        ((float *)table)[i] = value;
+}
+
+float qtensor_scale(const QTensor *q, int64_t row, int64_t group) {
+    return get_real(q, q->scales, group_index(q, row, group));
+}
+
+void qtensor_set_scale(QTensor *q, int64_t row, int64_t group, float scale) {
+    set_real(q, q->scales, group_index(q, row, group), scale);
+}
+
+float qtensor_zero(const QTensor *q, int64_t row, int64_t group) {
+    int64_t i = group_index(q, row, group);
+    if (q->spec.zero == ZERO_SYM) return (float)(1 << (q->spec.bits - 1));
+    if (q->spec.zero == ZERO_FLOAT) return get_real(q, q->zeros, i);
+    const uint8_t *z = q->zeros;
+    if (q->spec.bits > 4) return z[i];
+    return (float)(z[i / 2] >> i % 2 * 4 & 15);
+}
+
+void qtensor_set_zero(QTensor *q, int64_t row, int64_t group, float zero) {
+    int64_t i = group_index(q, row, group);
+    CHECK(q->spec.zero != ZERO_SYM || zero == (float)(1 << (q->spec.bits - 1)));
+    if (q->spec.zero == ZERO_SYM) return;
+    if (q->spec.zero == ZERO_FLOAT) {
+        set_real(q, q->zeros, i, zero);
+        return;
+    }
+    CHECK(zero >= 0 && zero < (float)(1 << q->spec.bits));
+    uint8_t *z = q->zeros, code = (uint8_t)zero;
+    if (q->spec.bits > 4)
+        z[i] = code;
+    else
+        z[i / 2] = (uint8_t)((z[i / 2] & (i % 2 ? 0x0F : 0xF0)) | code << i % 2 * 4);
+}
+
+float qtensor_at(const QTensor *q, int64_t row, int64_t col) {
+    check_index(q, row, col);
+    int64_t panel = row / QT_PANEL, lane = row % QT_PANEL;
+    if (q->dense == DT_F32)
+        return ((const float *)q->data)[(panel * q->cols + col) * QT_PANEL + lane];
+    if (q->dense == DT_F16)
+        return f16_to_f32(((const uint16_t *)q->data)[(panel * q->cols + col) * QT_PANEL + lane]);
+    if (q->dense == DT_BF16) {
+        int64_t pair = panel * (q->cols / 2 + q->cols % 2) + col / 2;
+        return bf16_to_f32(((const uint16_t *)q->data)[(pair * QT_PANEL + lane) * 2 + col % 2]);
+    }
+    int64_t group = col / q->spec.group_size;
+    float scale = qtensor_scale(q, row, group), zero = qtensor_zero(q, row, group);
+    float code = (float)qtensor_code(q, row, col);
+    if (q->spec.zero != ZERO_FLOAT) return scale * (code - zero);
+    float product = scale * code;
+    return product + zero;
+}

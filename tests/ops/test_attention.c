@@ -1,0 +1,223 @@
+/* test_attention — 注意力对照双精度参考；预填与解码、任意切分、任意线程数逐位相同
+ * 误差界：f32 由 q·k 的舍入（与 Σ|q·k| 成比例）与累加决定；bf16 先把 q、k、v 舍入再做参考，只剩 p 的舍入。 */
+#include "reference.h"
+
+typedef struct Case {
+    int64_t n, dim, heads, kv_heads, window, first;
+    double q_scale;
+    float *q, *k, *v;
+} Case;
+
+static void case_make(Case *c, uint64_t stream) {
+    int64_t keys = c->first + c->n;
+    c->q = ref_random(c->n * c->heads * c->dim, stream, c->q_scale);
+    c->k = ref_random(keys * c->kv_heads * c->dim, stream + 1, 1);
+    c->v = ref_random(keys * c->kv_heads * c->dim, stream + 2, 1);
+}
+static void case_free(Case *c) {
+    free(c->q);
+    free(c->k);
+    free(c->v);
+}
+static AttnSpec case_spec(const Case *c, int64_t first) {
+    return (AttnSpec){.n_heads = c->heads, .n_kv_heads = c->kv_heads, .head_dim = c->dim,
+                      .first = first, .window = c->window, .scale = 1.0f / sqrtf((float)c->dim)};
+}
+
+/* 查询 [i0, i0+n) 一次算完 */
+static void attend(Backend *b, const Case *c, float *out, int64_t i0, int64_t n) {
+    int64_t width = c->heads * c->dim, keys = c->first + i0 + n;
+    AttnSpec s = case_spec(c, c->first + i0);
+    op_attention(b, tensor_f32_3d(out + i0 * width, n, c->heads, c->dim),
+                 tensor_f32_3d(c->q + i0 * width, n, c->heads, c->dim),
+                 tensor_f32_3d(c->k, keys, c->kv_heads, c->dim),
+                 tensor_f32_3d(c->v, keys, c->kv_heads, c->dim), &s);
+    ref_check(b);
+}
+
+/* 一行的双精度参考；返回该行的误差界 */
+static double reference_row(const RefTarget *t, const Case *c, int64_t i, int64_t h, double *out) {
+    int64_t pos = c->first + i, from = c->window && pos >= c->window ? pos - c->window + 1 : 0;
+    int64_t kv = h / (c->heads / c->kv_heads), kv_width = c->kv_heads * c->dim;
+    const float *q = c->q + (i * c->heads + h) * c->dim;
+    double scale = 1.0 / sqrt((double)c->dim), max = -INFINITY, max_abs = 0, sum = 0, max_v = 0;
+    double *p = malloc(sizeof *p * (size_t)(pos + 1));
+    assert_non_null(p);
+    for (int64_t j = from; j <= pos; j++) {
+        double s = 0, abs_s = 0;
+        for (int64_t d = 0; d < c->dim; d++) {
+            double x = (double)ref_input(t, q[d]) *
+                       (double)ref_input(t, c->k[j * kv_width + kv * c->dim + d]);
+            s += x;
+            abs_s += fabs(x);
+        }
+        p[j] = s * scale;
+        if (p[j] > max) max = p[j];
+        if (abs_s * scale > max_abs) max_abs = abs_s * scale;
+    }
+    for (int64_t j = from; j <= pos; j++) sum += p[j] = exp(p[j] - max);
+    for (int64_t d = 0; d < c->dim; d++) out[d] = 0;
+    for (int64_t j = from; j <= pos; j++)
+        for (int64_t d = 0; d < c->dim; d++) {
+            double v = (double)ref_input(t, c->v[j * kv_width + kv * c->dim + d]);
+            out[d] += p[j] / sum * v;
+            if (fabs(v) > max_v) max_v = fabs(v);
+        }
+    free(p);
+    double eps = 0x1p-24, half_bf16 = t->compute == COMPUTE_BF16 ? 0x1p-9 : 0;
+    return max_v * (half_bf16 + eps * (16 + 6 * max_abs));
+}
+
+static void compare(const RefTarget *t, const Case *c, const float *got) {
+    double *want = malloc(sizeof *want * (size_t)c->dim);
+    assert_non_null(want);
+    char what[160];
+    for (int64_t i = 0; i < c->n; i++)
+        for (int64_t h = 0; h < c->heads; h++) {
+            double bound = reference_row(t, c, i, h, want);
+            for (int64_t d = 0; d < c->dim; d++) {
+                snprintf(what, sizeof what,
+                         "n=%d dim=%d heads=%d/%d window=%d first=%d 的 (%d,%d,%d)", (int)c->n,
+                         (int)c->dim, (int)c->heads, (int)c->kv_heads, (int)c->window,
+                         (int)c->first, (int)i, (int)h, (int)d);
+                ref_near((double)got[(i * c->heads + h) * c->dim + d], want[d], bound, t->name,
+                         what);
+            }
+        }
+    free(want);
+}
+
+/* 随机取遍形状的组合；参考只看舍入后的输入，所以各后端各算一遍 */
+static void test_shapes(void **state) {
+    (void)state;
+    static const int64_t NS[] = {1, 2, 3, 17, 63, 64, 65, 130};
+    static const int64_t DIMS[] = {1, 7, 8, 16, 32, 48, 64, 80, 128};
+    static const int64_t HEADS[][2] = {{1, 1}, {4, 2}, {9, 3}, {8, 1}};
+    static const int64_t WINDOWS[] = {0, 1, 16, 100}, FIRSTS[] = {0, 1, 63, 64, 200};
+    RefTarget targets[REF_MAX_TARGETS];
+    int n_targets = ref_targets(targets);
+    Backend b[REF_MAX_TARGETS];
+    for (int t = 0; t < n_targets; t++) b[t] = ref_open(&targets[t], 2);
+    for (uint64_t k = 0; k < 200; k++) {
+        const int64_t *h = HEADS[rng_below(77, 2, k, 4)];
+        Case c = {.n = REF_PICK(0, k, NS), .dim = REF_PICK(1, k, DIMS), .heads = h[0],
+                  .kv_heads = h[1], .window = REF_PICK(3, k, WINDOWS),
+                  .first = REF_PICK(4, k, FIRSTS), .q_scale = 1};
+        case_make(&c, 1000 + 3 * k);
+        float *out = ref_zeros(c.n * c.heads * c.dim);
+        for (int t = (int)(k % 2); t < n_targets; t += 2) {
+            attend(&b[t], &c, out, 0, c.n);
+            compare(&targets[t], &c, out);
+        }
+        free(out);
+        case_free(&c);
+    }
+    for (int t = 0; t < n_targets; t++) backend_close(&b[t]);
+}
+
+static const Case ORDER_CASES[] = {
+    {.n = 200, .dim = 64, .heads = 9, .kv_heads = 3, .q_scale = 2},
+    {.n = 150, .dim = 80, .heads = 4, .kv_heads = 2, .window = 37, .first = 29, .q_scale = 1},
+    {.n = 131, .dim = 15, .heads = 8, .kv_heads = 1, .window = 100, .first = 64, .q_scale = 3},
+};
+
+/* 整段预填 = 任意切分 = 逐 token 解码，线程数任意 */
+static void test_bit_equality(void **state) {
+    (void)state;
+    static const int64_t STEPS[] = {1, 7, 64, 79};
+    RefTarget targets[REF_MAX_TARGETS];
+    int n_targets = ref_targets(targets);
+    for (size_t k = 0; k < sizeof ORDER_CASES / sizeof *ORDER_CASES; k++) {
+        Case c = ORDER_CASES[k];
+        case_make(&c, 9000 + 3 * k);
+        int64_t size = c.n * c.heads * c.dim;
+        float *want = ref_zeros(size), *got = ref_zeros(size);
+        for (int t = 0; t < n_targets; t++)
+            for (int threads = 1; threads <= 3; threads++) {
+                Backend b = ref_open(&targets[t], threads);
+                attend(&b, &c, threads == 1 ? want : got, 0, c.n);
+                if (threads > 1) ref_same(got, want, size, targets[t].name, "线程数");
+                for (int s = 0; s < 4; s++) {
+                    memset(got, 0, sizeof *got * (size_t)size);
+                    for (int64_t i = 0; i < c.n; i += STEPS[s])
+                        attend(&b, &c, got, i, c.n - i < STEPS[s] ? c.n - i : STEPS[s]);
+                    ref_same(got, want, size, targets[t].name, "切分");
+                }
+                backend_close(&b);
+            }
+        free(want);
+        free(got);
+        case_free(&c);
+    }
+}
+
+/* 看不见的键值（未来、窗外）是 NaN 也不影响结果 */
+static void test_isolation(void **state) {
+    (void)state;
+    RefTarget targets[REF_MAX_TARGETS];
+    int n_targets = ref_targets(targets);
+    for (int t = 0; t < n_targets; t++) {
+        Case c = {.n = 100, .dim = 32, .heads = 6, .kv_heads = 2, .window = 21, .q_scale = 1};
+        case_make(&c, 700);
+        int64_t width = c.heads * c.dim, kv_width = c.kv_heads * c.dim;
+        float *want = ref_zeros(c.n * width), *got = ref_zeros(c.n * width);
+        Backend b = ref_open(&targets[t], 2);
+        attend(&b, &c, want, 0, c.n);
+        for (int64_t bad = 40; bad <= 71; bad++) {
+            float k0 = c.k[bad * kv_width], v0 = c.v[bad * kv_width];
+            c.k[bad * kv_width] = c.v[bad * kv_width] = NAN;
+            attend(&b, &c, got, 0, c.n);
+            c.k[bad * kv_width] = k0;
+            c.v[bad * kv_width] = v0;
+            int64_t end = bad + c.window;
+            ref_same(got, want, bad * width, targets[t].name, "未来的 NaN");
+            assert_true(isnan(got[bad * width]));
+            assert_true(isnan(got[(end - 1) * width]));
+            ref_same(got + end * width, want + end * width, (c.n - end) * width, targets[t].name,
+                     "窗外的 NaN");
+        }
+        backend_close(&b);
+        free(want);
+        free(got);
+        case_free(&c);
+    }
+}
+
+/* 极端的 logits：±1e4 量级、全部相等、一个远大于其余 */
+static void test_extremes(void **state) {
+    (void)state;
+    RefTarget targets[REF_MAX_TARGETS];
+    int n_targets = ref_targets(targets);
+    for (int t = 0; t < n_targets; t++) {
+        Case c = {.n = 70, .dim = 16, .heads = 2, .kv_heads = 1, .first = 10, .q_scale = 4e3};
+        case_make(&c, 800);
+        int64_t size = c.n * c.heads * c.dim;
+        float *out = ref_zeros(size);
+        Backend b = ref_open(&targets[t], 2);
+        attend(&b, &c, out, 0, c.n);
+        compare(&targets[t], &c, out);
+        memset(c.q, 0, sizeof *c.q * (size_t)size); /* 全相等：结果是均值 */
+        attend(&b, &c, out, 0, c.n);
+        compare(&targets[t], &c, out);
+        for (int64_t i = 0; i < size; i++) c.q[i] = 1;
+        for (int64_t i = 0; i < (c.first + c.n) * c.dim; i++) c.k[i] = -3e35f;
+        for (int64_t d = 0; d < c.dim; d++) c.k[5 * c.dim + d] = 0; /* 只有键 5 有权重 */
+        attend(&b, &c, out, 0, c.n);
+        for (int64_t i = 0; i < size; i++)
+            ref_near((double)out[i], (double)ref_input(&targets[t], c.v[5 * c.dim + i % c.dim]), 0,
+                     targets[t].name, "独占的键");
+        backend_close(&b);
+        free(out);
+        case_free(&c);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_shapes),
+        cmocka_unit_test(test_bit_equality),
+        cmocka_unit_test(test_isolation),
+        cmocka_unit_test(test_extremes),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -50,7 +50,7 @@ METHODS    := $(basename $(notdir $(METHOD_SRC)))
 LIB_SRC    := $(sort $(filter-out $(MAIN_SRC) $(KERNEL_SRC),$(shell find src -name '*.c')))
 LIB_OBJ    := $(LIB_SRC:src/%.c=$(BUILD)/obj/%.o) $(BUILD)/obj/method_table.o
 TEST_SRC   := $(sort $(wildcard tests/unit/test_*.c tests/ops/test_*.c tests/golden/test_*.c))
-TOOL_SRC   := $(sort $(wildcard tests/tools/*.c))
+TOOL_SRC   := $(sort $(wildcard tests/tools/*.c tests/bench/*.c))
 TEST_BIN   := $(patsubst tests/%.c,$(BUILD)/tests/%,$(TEST_SRC) $(TOOL_SRC))
 FUZZ_SRC   := $(sort $(wildcard tests/fuzz/fuzz_*.c))
 FUZZ_BIN   := $(FUZZ_SRC:tests/fuzz/%.c=$(BUILD)/fuzz/%)
@@ -110,7 +110,7 @@ $(BUILD)/gen/sources.txt: FORCE
 $(BUILD)/gen/methods.txt: FORCE
 	$(call remember,$(METHODS))
 
-# tests/{unit,ops,golden}/test_*.c 各是一个 cmocka 程序，tests/tools/*.c 是脚本的帮手；tests/fuzz/fuzz_*.c 各是一个 libFuzzer 程序
+# tests/{unit,ops,golden}/test_*.c 各是一个 cmocka 程序，tests/tools/*.c 是脚本的帮手，tests/bench/*.c 是微基准；tests/fuzz/fuzz_*.c 各是一个 libFuzzer 程序
 $(BUILD)/tests/%: tests/%.c $(BUILD)/libptq.a
 	@echo "  LD  $@"; mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) -MMD -MP -MF $@.d -o $@ $< $(BUILD)/libptq.a $(LIBS) -lcmocka

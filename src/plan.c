@@ -50,16 +50,25 @@ static void print_config(const json_t *merged) {
     }
 }
 
-/* 组宽不整除的层，按列数归并。 */
+/* 组宽不整除的层，列数相同的归在一行。 */
 static void print_groups(const Model *m, const QSpec *spec) {
     if (spec->group_size < 1) return;
+    const Linear *l = m->blocks[0].linears;
     for (LinearRole r = 0; r < ROLE_COUNT; r++) {
-        const Linear *l = &m->blocks[0].linears[r];
-        int64_t rest = spec->group_size < l->cols ? l->cols % spec->group_size : 0;
-        if (rest)
-            log_line(LOG_WARN, "组宽 %lld 不整除 %s 一类层的 %lld 列（每块一层，共 %lld 层）：末组 %lld 列",
-                     (long long)spec->group_size, strrchr(l->name, '.') + 1, (long long)l->cols,
-                     (long long)m->config.n_layers, (long long)rest);
+        int64_t cols = l[r].cols, rest = spec->group_size < cols ? cols % spec->group_size : 0;
+        bool seen = rest == 0;
+        for (LinearRole before = 0; before < r; before++) seen |= l[before].cols == cols;
+        if (seen) continue;
+        Str names = {0};
+        int64_t n = 0;
+        for (LinearRole same = r; same < ROLE_COUNT; same++)
+            if (l[same].cols == cols) {
+                str_addf(&names, "%s%s", n++ ? "、" : "", strrchr(l[same].name, '.') + 1);
+            }
+        log_line(LOG_WARN, "组宽 %lld 不整除 %lld 列（%s，共 %lld 层）：每行末组 %lld 列",
+                 (long long)spec->group_size, (long long)cols, names.failed ? "" : names.data,
+                 (long long)(n * m->config.n_layers), (long long)rest);
+        str_free(&names);
     }
 }
 

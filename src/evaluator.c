@@ -34,7 +34,7 @@ static void warn(const Evaluation *v, const char *fmt, ...) {
 }
 
 static bool tokenize_text(const Evaluation *v, const TextData *t, TokenIds *out, Err *e) {
-    if (!tokenizer_encode(v->tokenizer, (const char *)t->map.data, t->map.size, true, out, e))
+    if (!tokenizer_encode(v->tokenizer, t->data, t->len, true, out, e))
         return err_wrap(e, "%s", t->path);
     int64_t want = text_expected_tokens(t->sha256, tokenizer_sha256(v->tokenizer));
     if (want >= 0 && (size_t)want != out->n)
@@ -215,8 +215,8 @@ bool evaluate_decode(const Evaluation *v, double *tok_per_s, Err *e) {
     int64_t steps = v->options->decode_tokens;
     TokenIds ids = {0};
     const TextData *t = &v->texts[0].text;
-    size_t head = t->map.size < 4096 ? t->map.size : 4096;
-    if (!tokenizer_encode(v->tokenizer, (const char *)t->map.data, head, true, &ids, e))
+    size_t head = t->len < 4096 ? t->len : 4096;
+    if (!tokenizer_encode(v->tokenizer, t->data, head, true, &ids, e))
         return false;
     Session s;
     Arena a = {0};

@@ -7,7 +7,7 @@
 #include "base/log.h"
 #include "experiment.h"
 #include "io/file.h"
-#include "model/forward.h"
+#include "model/session.h"
 #include "result_writer.h"
 #include "tasks/perplexity.h"
 #include "tasks/protocol.h"
@@ -120,7 +120,7 @@ static bool print_texts(Experiment *x, const Protocol *p, int64_t *tokens, Err *
     for (size_t i = 0; i < x->n_texts; i++) {
         const TextData *t = &x->texts[i].text;
         TokenIds ids = {0};
-        bool ok = tokenizer_encode(x->tokenizer, (const char *)t->map.data, t->map.size, true,
+        bool ok = tokenizer_encode(x->tokenizer, t->data, t->len, true,
                                    &ids, e);
         int64_t n = ok ? protocol_windows(p, (int64_t)ids.n) : 0;
         size_t count = ids.n;
@@ -151,6 +151,8 @@ static bool print_cost(Experiment *x, const Protocol *p, int64_t tokens, const Q
              str_bytes(a, sizeof a, (double)weights), str_bytes(b, sizeof b, (double)work),
              (long long)(perplexity_batch(p) * p->window), str_bytes(d, sizeof d, (double)block),
              str_bytes(f, sizeof f, (double)(weights + (work > block ? work : block))));
+    log_line(LOG_INFO, "解码时键值缓存：每 token %s",
+             str_bytes(a, sizeof a, (double)session_kv_bytes_per_token(c)));
     double per_token = 2.0 * ((double)arch_linear_params(c) + (double)(c->vocab * c->hidden)) +
                        2.0 * (double)(c->n_layers * c->n_heads * c->head_dim * p->window);
     log_line(LOG_TIME, "预计评测 %s（本机矩阵乘现测 %.0f GFLOP/s，每 token %.0f MFLOP）",

@@ -7,18 +7,23 @@
 #include "base/str.h"
 
 static const struct {
-    const char *name, *file, *sha256, *about, *how;
+    const char *name, *file, *sha256, *about, *how; /* sha256 是文件的 */
+    bool join; /* 把各行当作 Hub 的行，以 "\n\n" 拼接 */
 } TEXTS[] = {
     {"demo", "raw/demo/text/test.txt",
      "85b7b1bf7ccc5c031782b2469551a9ecd25525f47d6cf9de009502bdbd5dc8f6",
-     "内嵌的演示文本（公有领域与宽松许可的摘录）", "它随项目发布；请重新检出 data/raw/demo"},
+     "内嵌的演示文本（公有领域与宽松许可的摘录）", "它随项目发布；请重新检出 data/raw/demo", false},
     {"wikitext2", "raw/text/wikitext2.test.raw.txt",
      "173c87a53759e0201f33e0ccf978e510c2042d7f2cb78229d9a50d79b9e7dd08",
      "WikiText-2 的测试集 wiki.test.raw，原样",
-     "scripts/prepare_data.sh --text wikitext2 --from 你的文件"},
+     "scripts/prepare_data.sh --text wikitext2 --from 你的文件", false},
+    {"wikitext2-join", "raw/text/wikitext2.test.raw.txt",
+     "173c87a53759e0201f33e0ccf978e510c2042d7f2cb78229d9a50d79b9e7dd08",
+     "同一文件的各行以空行拼接：GPTQ、AWQ 等官方代码由 Hub 取得的文本",
+     "scripts/prepare_data.sh --text wikitext2 --from 你的文件", true},
     {"ptb", "raw/text/ptb.test.txt",
      "91a2fa938d84baddaa05a3d67a5698924847eca8a4e7faa1518f3fd11c3d6d73", "Penn Treebank 的测试集 ptb.test.txt",
-     "scripts/prepare_data.sh --text ptb --from 你的文件"},
+     "scripts/prepare_data.sh --text ptb --from 你的文件", false},
 };
 enum { N_TEXTS = sizeof TEXTS / sizeof *TEXTS };
 
@@ -43,6 +48,8 @@ int64_t text_expected_tokens(const char *text_sha256, const char *tokenizer_sha2
          "bae787a01630f72bbffa222824c4a3b67a88f18ea82d000f41e41996e8631ccf", 102794},
         {"173c87a53759e0201f33e0ccf978e510c2042d7f2cb78229d9a50d79b9e7dd08",
          "2225e8fb36485529d3c826106f8bec359b719a6bcc3f5d6314a834c7be153905", 303415},
+        {"173c87a53759e0201f33e0ccf978e510c2042d7f2cb78229d9a50d79b9e7dd08",
+         "66c9be6d1c363b9f39ad2419e55579b93060e88ecd14d33c2f565fae4d976df7", 303415},
     };
     for (size_t i = 0; i < sizeof KNOWN / sizeof *KNOWN; i++)
         if (strcmp(KNOWN[i].text, text_sha256) == 0 &&
@@ -63,8 +70,36 @@ static bool not_found(const char *name, const char *path, int known, Err *e) {
                        TEXTS[known].how);
     const char *near = str_nearest(name, text_names(), N_TEXTS);
     return err_set(e, ERR_MISSING,
-                   "没有名为 '%s' 的数据集，也没有这个文本文件%s%s%s。登记的名字：demo、wikitext2、ptb", name,
+                   "没有名为 '%s' 的数据集，也没有这个文本文件%s%s%s。登记的名字见 ptq-bench list datasets", name,
                    near ? "；是否想写 '" : "", near ? near : "", near ? "'" : "");
+}
+
+/* 只含空白的一行。 */
+static bool is_blank(const char *p, const char *end) {
+    while (p < end && (*p == ' ' || (*p >= '\t' && *p <= '\r'))) p++;
+    return p == end;
+}
+
+/* Hub 的 wikitext-2-raw-v1：每行一条（含行末换行），只有空白的行是空串；GPTQ 的 datautils.py 以 "\n\n" 拼接。 */
+static bool join_rows(TextData *t, Arena *a, Err *e) {
+    const char *p = (const char *)t->map.data, *end = p + t->map.size;
+    size_t rows = 1;
+    for (const char *q = p; q < end; q++) rows += *q == '\n';
+    char *out = arena_array(a, t->map.size + 2 * rows, 1, e), *w = out;
+    if (!out) return false;
+    for (const char *row = p; row < end;) {
+        const char *next = memchr(row, '\n', (size_t)(end - row));
+        next = next ? next + 1 : end;
+        if (row != p) *w++ = '\n', *w++ = '\n';
+        if (!is_blank(row, next)) {
+            memcpy(w, row, (size_t)(next - row));
+            w += next - row;
+        }
+        row = next;
+    }
+    t->data = out;
+    t->len = (size_t)(w - out);
+    return true;
 }
 
 bool text_open(TextData *t, Arena *a, const char *root, const char *data_dir, const char *name,
@@ -82,8 +117,10 @@ bool text_open(TextData *t, Arena *a, const char *root, const char *data_dir, co
     t->name = arena_strdup(a, known >= 0 ? name : slash ? slash + 1 : path, e);
     t->path = arena_strdup(a, path, e);
     if (!t->name || !t->path || !file_map(&t->map, path, e)) return false;
-    hash_bytes(t->map.data, t->map.size, t->sha256);
-    if (t->map.size == 0) {
+    t->data = (const char *)t->map.data;
+    t->len = t->map.size;
+    hash_bytes(t->data, t->len, t->sha256);
+    if (t->len == 0) {
         text_close(t);
         return err_set(e, ERR_FORMAT, "%s: 文本是空的", path);
     }
@@ -94,6 +131,12 @@ bool text_open(TextData *t, Arena *a, const char *root, const char *data_dir, co
         text_close(t);
         return false;
     }
+    if (known < 0 || !TEXTS[known].join) return true;
+    if (!join_rows(t, a, e)) {
+        text_close(t);
+        return false;
+    }
+    hash_bytes(t->data, t->len, t->sha256);
     return true;
 }
 

@@ -8,11 +8,13 @@
 typedef struct TextData {
     const char *name; /* 结果里的键：登记名，或文件名 */
     const char *path;
+    const char *data; /* 文本，未必以 '\0' 结尾 */
+    size_t len;
+    char sha256[HASH_HEX]; /* data 的哈希（拼接类为拼接之后） */
     FileMap map;
-    char sha256[HASH_HEX];
 } TextData;
 
-/* 打开。参数: name 登记名（demo、wikitext2、ptb）或本地文本文件的路径；data_dir 数据目录；root 项目根。
+/* 打开。参数: name 登记名（text_names）或本地文本文件的路径；data_dir 数据目录；root 项目根。
  * 错误: 找不到（说明去哪里找过、怎样取得）、哈希与登记的不符、空文件。内存来自 a。 */
 bool text_open(TextData *t, Arena *a, const char *root, const char *data_dir, const char *name,
                Err *e);

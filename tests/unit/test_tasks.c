@@ -43,7 +43,7 @@ static void test_dataset(void **state) {
     TextData t;
     Err e = {0};
     assert_true(text_open(&t, &a, ".", "data", "demo", &e));
-    assert_int_equal(t.map.size, 375544);
+    assert_int_equal(t.len, 375544);
     text_close(&t);
     assert_false(text_open(&t, &a, ".", "data", "wikitxt2", &e));
     assert_non_null(strstr(e.msg, "wikitext2"));
@@ -136,7 +136,7 @@ static void demo_open(Demo *d, int threads) {
         !job_run(&job, &ptq_method_fp16, NULL, &d->model, &e) ||
         !text_open(&t, &a, ".", "data", "demo", &e) ||
         !tokenizer_open_dir(&tok, "data/raw/demo/model", &e) ||
-        !tokenizer_encode(tok, (const char *)t.map.data, 8000, true, &d->ids, &e))
+        !tokenizer_encode(tok, t.data, 8000, true, &d->ids, &e))
         fail_msg("%s", e.msg);
     job_close(&job);
     tokenizer_close(tok);

@@ -58,6 +58,7 @@ FUZZ_BIN   := $(FUZZ_SRC:tests/fuzz/%.c=$(BUILD)/fuzz/%)
 # ---------------------------------------------------------------- 构建
 all: $(BUILD)/ptq-bench
 tests: $(TEST_BIN)
+bench-kernels: $(BUILD)/bench-kernels
 fuzzers: $(FUZZ_BIN)
 
 $(BUILD)/ptq-bench: $(MAIN_OBJ) $(BUILD)/libptq.a
@@ -67,6 +68,10 @@ $(BUILD)/ptq-bench: $(MAIN_OBJ) $(BUILD)/libptq.a
 $(BUILD)/libptq.a: $(LIB_OBJ) $(KERNEL_OBJ) $(BUILD)/gen/sources.txt
 	@echo "  AR  $@"
 	$(Q)rm -f $@ && ar rcs $@ $(LIB_OBJ) $(KERNEL_OBJ)
+
+$(BUILD)/bench-kernels: tests/bench/bench_kernels.c $(BUILD)/libptq.a
+	@echo "  LD  $@"
+	$(Q)$(CC) $(CFLAGS) -MMD -MP -MF $@.d -o $@ $< $(BUILD)/libptq.a $(LIBS)
 
 # 编译一个 .c；$(1) 是附加参数。头文件依赖由 -MMD 记在 .d 里
 compile = @echo "  CC  $@"; mkdir -p $(@D)$(if $(V),; set -x); \
@@ -189,5 +194,5 @@ help:
 	@echo '变量: CC=clang SAN=address,undefined OPT="-O0 -g" BUILD=目录 V=1'
 
 FORCE:
-.PHONY: all tests fuzzers deps deps-test demo test test-smollm2 fuzz bench format tidy clean help FORCE
+.PHONY: all tests bench-kernels fuzzers deps deps-test demo test test-smollm2 fuzz bench format tidy clean help FORCE
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

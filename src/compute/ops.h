@@ -19,10 +19,10 @@ void op_pack_dense(Backend *b, QTensor *q, Tensor w);
 /* 每组的 scale 与 zero（RTN，亦 GPTQ 官方代码 quant.py 的 find_params）：
  *   asym: lo=min(0,min w), hi=max(0,max w)；lo==hi==0 时取 lo=-1, hi=1；scale=(hi-lo)/(2^b-1)，zero=round(-lo/scale)
  *   sym : m=max|w|（m==0 时取 1）；scale=2m/(2^b-1)，zero=2^(b-1)
- *   float: lo=min w, hi=max w；scale=(hi-lo)/(2^b-1)（为 0 时取 1），zero=lo
+ *   float: lo=min w, hi=max w；scale=(hi-lo)/(2^b-1)（为 0 时取 1；F16 时不小于 |lo|/65504），zero=-lo/scale（实数）
  * scale、zero 均为 (rows, n_groups) f32。spec->scale_dtype 为 F16 时 scale（与 float 零点）先舍入到 f16。 */
 void op_qparams(Backend *b, Tensor scale, Tensor zero, Tensor w, const QSpec *spec);
-/* code = clamp(rint(w/scale)+zero, 0, 2^b-1)；float 零点: clamp(rint((w-zero)/scale), 0, 2^b-1)。 */
+/* code = clamp(rint(w/scale)+zero, 0, 2^b-1)；float 零点: clamp(rint(w/scale+zero), 0, 2^b-1)。 */
 void op_quantize(Backend *b, QTensor *q, Tensor w, Tensor scale, Tensor zero);
 void op_dequantize(Backend *b, Tensor w, const QTensor *q);
 #endif

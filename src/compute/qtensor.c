@@ -223,7 +223,5 @@ float qtensor_at(const QTensor *q, int64_t row, int64_t col) {
     int64_t group = col / q->spec.group_size;
     float scale = qtensor_scale(q, row, group), zero = qtensor_zero(q, row, group);
     float code = (float)qtensor_code(q, row, col);
-    if (q->spec.zero != ZERO_FLOAT) return scale * (code - zero);
-    float product = scale * code;
-    return product + zero;
+    return scale * (code - zero);
 }

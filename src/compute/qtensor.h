@@ -13,7 +13,7 @@
  *   零点      INT: [面板][组][16]，b≤4 时为半字节（8 字节一组：字节 i 的低半是行 2i，高半是行 2i+1），
  *             b>4 时为 u8；FLOAT: 与缩放同型；SYM: 不存（恒为 2^(b-1)）。
  * 同一行各元素沿 k 依次累加（单累加器），所以 GEMM 与 GEMV、任何批大小的结果逐位相同。
- * 反量化：w = scale·(code − zero)；FLOAT 零点时 w = scale·code + zero（zero 即组内最小值）。均以 f32 依此次序计算。 */
+ * 反量化：w = scale·(code − zero)，以 f32 依此次序计算；FLOAT 的 zero 是实数 −lo/scale。 */
 #ifndef PTQ_COMPUTE_QTENSOR_H
 #define PTQ_COMPUTE_QTENSOR_H
 #include "base/arena.h"

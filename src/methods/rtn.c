@@ -1,7 +1,7 @@
 /* rtn — 就近取整（Round-To-Nearest），只量化权重
  * 每组由最大最小值定 scale 与 zero，逐元素就近取整后装包，无需校准。
  * 格点与 GPTQ 官方代码 quant.py 的 Quantizer.find_params 相同（op_qparams）；
- * zero_point: float 时以组内实数最小值作零点。 */
+ * zero_point: float 时零点为实数 −lo/scale，不取整。 */
 #include "methods/base.h"
 
 enum { SCHEME_SYMMETRIC, SCHEME_ASYMMETRIC };
@@ -29,7 +29,7 @@ static const Option OPTIONS[] = {
              "scale 的粒度：每组或每输出通道"),
     OPT_ENUM(RtnOptions, scheme, "weight.scheme", SCHEME, SCHEME_SYMMETRIC, "对称或非对称"),
     OPT_ENUM(RtnOptions, zero_point, "weight.zero_point", POINT, POINT_INTEGER,
-             "非对称时零点为整数或实数最小值"),
+             "非对称时零点取整或为实数"),
     OPT_ENUM(RtnOptions, scale_dtype, "weight.scale_dtype", SCALE, SCALE_F32, "scale 的存放类型"),
     OPT_ENUM(RtnOptions, group_remainder, "weight.group_remainder", REMAINDER, REMAINDER_SMALLER,
              "组宽不整除行长时：末组较短，或报错"),

@@ -105,22 +105,16 @@ static double npy_at(const Npy *a, size_t i) {
 }
 
 /* 两个 .npy 逐元素比较：|差| <= rel·|对照|。 */
-static void compare_npy(const char *name, const char *part, const char *dump_dir, double rel,
-                        bool float_zero) {
+static void compare_npy(const char *name, const char *part, const char *dump_dir, double rel) {
     Arena a = {0};
     Err e = {0};
-    Npy want, got, scale;
+    Npy want, got;
     const char *ours = arena_printf(&a, &e, "%s/%s.npy", dump_dir, part);
     const char *theirs = arena_printf(&a, &e, "%s/demo.tensors/%s.%s.npy", golden_dir, name, part);
-    const char *scales = arena_printf(&a, &e, "%s/scale.npy", dump_dir);
-    if (!npy_read(&a, theirs, &want, &e) || !npy_read(&a, ours, &got, &e) ||
-        !npy_read(&a, scales, &scale, &e))
-        fail_msg("%s", e.msg);
+    if (!npy_read(&a, theirs, &want, &e) || !npy_read(&a, ours, &got, &e)) fail_msg("%s", e.msg);
     assert_int_equal(want.n, got.n);
     for (size_t i = 0; i < want.n; i++) {
         double w = npy_at(&want, i), g = npy_at(&got, i);
-        /* 实数零点：我们存组内最小值 lo，官方代码存 -lo/scale */
-        if (float_zero) g = -g / npy_at(&scale, i);
         if (!(fabs(w - g) <= rel * fabs(w)))
             fail_msg("%s 的 %s[%zu]：应为 %.9g，得到 %.9g", name, part, i, w, g);
     }
@@ -161,11 +155,10 @@ static void check_row(void **state) {
         assert_true(fabs(got / want - 1) <= tolerance);
     }
     if (rtn) {
-        bool float_zero = strstr(name, "floatzero") != NULL;
-        compare_npy(name, "code", dump_dir, 0, false);
-        compare_npy(name, "scale", dump_dir, 1e-6, false);
-        compare_npy(name, "zero", dump_dir, float_zero ? 1e-5 : 0, float_zero);
-        compare_npy(name, "w", dump_dir, 1.0 / 2048, false); /* 对照存成 f16：半个末位 */
+        compare_npy(name, "code", dump_dir, 0);
+        compare_npy(name, "scale", dump_dir, 0);
+        compare_npy(name, "zero", dump_dir, 0);
+        compare_npy(name, "w", dump_dir, 1.0 / 2048); /* 对照存成 f16：半个末位 */
     }
     json_decref(result);
 }

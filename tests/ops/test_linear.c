@@ -175,12 +175,13 @@ static void reference_params(const float *w, int64_t n, const QSpec *s, float *s
         *scale = round_stored(2 * (m == 0 ? 1 : m) / top, s->scale_dtype);
         *zero = (float)(1 << (s->bits - 1));
     } else {
-        *scale = round_stored(hi == lo ? 1 : (hi - lo) / top, s->scale_dtype);
-        *zero = round_stored(lo, s->scale_dtype);
+        float least = s->scale_dtype == DT_F16 ? fabsf(lo) / 65504 : 0;
+        *scale = round_stored(fmaxf(hi == lo ? 1 : (hi - lo) / top, least), s->scale_dtype);
+        *zero = round_stored(-lo / *scale, s->scale_dtype);
     }
 }
 static int reference_code(float w, float scale, float zero, const QSpec *s) {
-    float c = s->zero == ZERO_FLOAT ? rintf((w - zero) / scale) : rintf(w / scale) + zero;
+    float c = s->zero == ZERO_FLOAT ? rintf(w / scale + zero) : rintf(w / scale) + zero;
     float top = (float)((1 << s->bits) - 1);
     return (int)(c < 0 ? 0 : c > top ? top : c);
 }

@@ -9,25 +9,21 @@
             vf_store(dst + 16 * j, block_code(block, bits, j));                                    \
     }
 /* 一个 32 块整个属于一组：展开并反量化。 */
-#define DEFINE_BLOCK(bits, kind)                                                                   \
-    static void block_##bits##_##kind(float *dst, const uint32_t *block, const GroupParams *g) {   \
+#define DEFINE_BLOCK(bits)                                                                         \
+    static void block_##bits(float *dst, const uint32_t *block, const GroupParams *g) {            \
         GroupParams local = *g;                                                                    \
         VEC_UNROLL for (int j = 0; j < QT_KBLOCK; j++)                                             \
-            vf_store(dst + 16 * j, dequantize(block_code(block, bits, j), local, kind));           \
+            vf_store(dst + 16 * j, dequantize(block_code(block, bits, j), local));                 \
     }
 #define EACH_BITS(X) X(2) X(3) X(4) X(5) X(6) X(7) X(8)
 #define DEFINE_ALL(bits)                                                                           \
     DEFINE_CODES(bits)                                                                             \
-    DEFINE_BLOCK(bits, ZERO_INT)                                                                   \
-    DEFINE_BLOCK(bits, ZERO_FLOAT)
+    DEFINE_BLOCK(bits)
 EACH_BITS(DEFINE_ALL)
 #define LIST_CODES(bits) [bits] = codes_##bits,
 static void (*const CODES[9])(float *, const uint32_t *) = {EACH_BITS(LIST_CODES)};
-#define LIST_BLOCK(bits)                                                                           \
-    [bits] = {[ZERO_SYM] = block_##bits##_ZERO_INT,                                                \
-              [ZERO_INT] = block_##bits##_ZERO_INT,                                                \
-              [ZERO_FLOAT] = block_##bits##_ZERO_FLOAT},
-static void (*const BLOCKS[9][3])(float *, const uint32_t *, const GroupParams *) = {
+#define LIST_BLOCK(bits) [bits] = block_##bits,
+static void (*const BLOCKS[9])(float *, const uint32_t *, const GroupParams *) = {
     EACH_BITS(LIST_BLOCK)};
 
 /* 块跨越组界：先取编码，再逐组反量化。k 是块首的列号。 */
@@ -40,7 +36,7 @@ static void expand_mixed(float *dst, const QTensor *w, int64_t panel, int64_t k,
         GroupParams g = group_params(w, panel, group);
         for (stop = stop < end ? stop : end; i < stop; i++) {
             float *d = dst + 16 * (i - k);
-            vf_store(d, dequantize(vf_load(d), g, w->spec.zero));
+            vf_store(d, dequantize(vf_load(d), g));
         }
     }
 }
@@ -48,7 +44,7 @@ static void expand_mixed(float *dst, const QTensor *w, int64_t panel, int64_t k,
 static void expand_int(float *dst, const QTensor *w, int64_t panel, int64_t k0, int64_t k1) {
     int64_t blocks = (w->cols - 1) / QT_KBLOCK + 1, size = w->spec.group_size, group = -1;
     void (*const expand_block)(float *, const uint32_t *, const GroupParams *) =
-        BLOCKS[w->spec.bits][w->spec.zero];
+        BLOCKS[w->spec.bits];
     GroupParams g = {vf_zero(), vf_zero()};
     for (int64_t k = k0; k < k1; k += QT_KBLOCK, dst += 16 * QT_KBLOCK) {
         const uint32_t *block = (const uint32_t *)w->data +

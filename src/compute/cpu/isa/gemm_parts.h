@@ -49,8 +49,7 @@ VEC_INLINE vf block_code(const uint32_t *block, int bits, int j) {
     return vf_from_int(code);
 }
 
-VEC_INLINE vf dequantize(vf code, GroupParams g, ZeroKind kind) {
-    if (kind == ZERO_FLOAT) return vf_add(vf_mul(g.scale, code), g.zero);
+VEC_INLINE vf dequantize(vf code, GroupParams g) {
     return vf_mul(g.scale, vf_sub(code, g.zero));
 }
 

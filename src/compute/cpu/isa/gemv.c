@@ -71,7 +71,7 @@ DEFINE_WALK(gemv_pairs, const float)
 
 /* INT：每个 32 块整个属于一组时（组宽是 32 的倍数或整行），编码在寄存器里反量化。 */
 VEC_INLINE void gemv_int_n(float *y, const float *x, const QTensor *w, int64_t panel,
-                           int64_t n_out, const int bits, const ZeroKind kind, const int panels) {
+                           int64_t n_out, const int bits, const int panels) {
     int64_t blocks = (w->cols - 1) / QT_KBLOCK + 1, full = w->cols / QT_KBLOCK;
     int64_t per_group = (w->spec.group_size + QT_KBLOCK - 1) / QT_KBLOCK;
     int64_t block_words = (int64_t)bits * QT_PANEL;
@@ -88,7 +88,7 @@ VEC_INLINE void gemv_int_n(float *y, const float *x, const QTensor *w, int64_t p
                 VEC_UNROLL for (int p = 0; p < panels; p++)
                     acc[p] = vf_fma(vf_set1(x[QT_KBLOCK * block + j]),
                                     dequantize(block_code(d + p * blocks * block_words, bits, j),
-                                               g[p], kind),
+                                               g[p]),
                                     acc[p]);
         }
     }
@@ -103,27 +103,21 @@ VEC_INLINE void gemv_int_n(float *y, const float *x, const QTensor *w, int64_t p
         store_panel(y + 16 * p, acc[p], n_out - 16 * p);
     }
 }
-#define DEFINE_INT(bits, kind)                                                                     \
-    static void int_##bits##_##kind(float *y, const float *x, const QTensor *w, int64_t panel,     \
-                                    int64_t n_out) {                                               \
+#define DEFINE_INT(bits)                                                                           \
+    static void int_##bits(float *y, const float *x, const QTensor *w, int64_t panel,              \
+                           int64_t n_out) {                                                        \
         for (; n_out > 16 * (INT_PANELS - 1); n_out -= 16 * INT_PANELS) {                          \
-            gemv_int_n(y, x, w, panel, n_out, bits, kind, INT_PANELS);                             \
+            gemv_int_n(y, x, w, panel, n_out, bits, INT_PANELS);                                   \
             y += 16 * INT_PANELS;                                                                  \
             panel += INT_PANELS;                                                                   \
         }                                                                                          \
         for (; n_out > 0; n_out -= 16, y += 16, panel++)                                           \
-            gemv_int_n(y, x, w, panel, n_out, bits, kind, 1);                                      \
+            gemv_int_n(y, x, w, panel, n_out, bits, 1);                                            \
     }
 #define EACH_BITS(X) X(2) X(3) X(4) X(5) X(6) X(7) X(8)
-#define DEFINE_ALL(bits)                                                                           \
-    DEFINE_INT(bits, ZERO_INT)                                                                     \
-    DEFINE_INT(bits, ZERO_FLOAT)
-EACH_BITS(DEFINE_ALL)
-#define LIST_INT(bits)                                                                             \
-    [bits] = {[ZERO_SYM] = int_##bits##_ZERO_INT,                                                  \
-              [ZERO_INT] = int_##bits##_ZERO_INT,                                                  \
-              [ZERO_FLOAT] = int_##bits##_ZERO_FLOAT},
-static void (*const INTS[9][3])(float *, const float *, const QTensor *, int64_t, int64_t) = {
+EACH_BITS(DEFINE_INT)
+#define LIST_INT(bits) [bits] = int_##bits,
+static void (*const INTS[9])(float *, const float *, const QTensor *, int64_t, int64_t) = {
     EACH_BITS(LIST_INT)};
 
 /* 组界不在块界上的少见情形：逐块展开到栈上再乘。 */
@@ -144,7 +138,7 @@ static void gemv_mixed(float *y, const float *x, const QTensor *w, int64_t panel
 void KERNEL_NAME(gemv)(float *y, const float *x, const QTensor *w, int64_t panel, int64_t n_out) {
     if (w->dense == DT_NONE) {
         bool aligned = w->n_groups == 1 || w->spec.group_size % QT_KBLOCK == 0;
-        (aligned ? INTS[w->spec.bits][w->spec.zero] : gemv_mixed)(y, x, w, panel, n_out);
+        (aligned ? INTS[w->spec.bits] : gemv_mixed)(y, x, w, panel, n_out);
         return;
     }
     int64_t steps = w->dense == DT_BF16 ? w->cols / 2 + w->cols % 2 : w->cols;

@@ -113,8 +113,8 @@ static void pack_codes(uint32_t *block, const uint32_t *code, int bits) {
 }
 
 VEC_INLINE vu round_code(vf w, GroupParams g, ZeroKind kind, vf top) {
-    vf code = kind == ZERO_FLOAT ? vf_rint(vf_div(vf_sub(w, g.zero), g.scale))
-                                 : vf_add(vf_rint(vf_div(w, g.scale)), g.zero);
+    vf steps = vf_div(w, g.scale);
+    vf code = kind == ZERO_FLOAT ? vf_rint(vf_add(steps, g.zero)) : vf_add(vf_rint(steps), g.zero);
     return vu_from_float(vf_min(vf_max(code, vf_zero()), top)); /* NaN → 0 */
 }
 
@@ -185,8 +185,11 @@ void KERNEL_NAME(qparams_row)(float *scale, float *zero, const float *w, int64_t
         min_max(w + k, min_i64(group, cols - k), &lo, &hi);
         if (spec->zero == ZERO_FLOAT) {
             float s = (hi - lo) / top;
-            scale[g] = stored(s == 0 ? 1 : s, spec->scale_dtype, true);
-            zero[g] = stored(lo, spec->scale_dtype, false);
+            if (s == 0) s = 1;
+            /* f16 的零点不得溢出 */
+            float least = spec->scale_dtype == DT_F16 ? (lo < 0 ? -lo : lo) / 65504.0f : 0;
+            scale[g] = stored(s < least ? least : s, spec->scale_dtype, true);
+            zero[g] = stored(-lo / scale[g], spec->scale_dtype, false);
         } else if (spec->zero == ZERO_SYM) {
             float m = -lo > hi ? -lo : hi;
             if (m == 0) m = 1;

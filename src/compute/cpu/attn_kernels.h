@@ -7,6 +7,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+enum { ATTN_BLOCK = 64 }; /* 键块的键数，块按绝对位置对齐；改它会改变舍入 */
+
+typedef struct AttnCore AttnCore; /* 一种精度的打包与乘积，见 isa/attn_core.h */
+
 typedef struct AttnTile {
     float *out;        /* 第 i 个查询、组内第 g 个头：out + i·q_stride + g·dim；q 同 */
     const float *q;
@@ -15,12 +19,17 @@ typedef struct AttnTile {
     int64_t n, group, dim; /* 查询数、共享此键值头的查询头数、头的维数 */
     int64_t first, window; /* 第一个查询的绝对位置；0 表示不限窗口 */
     float scale;           /* 须 > 0 */
+    const float *packed;   /* 此键值头已打包的块（pack 所写，从位置 0 起），或 NULL：边算边打包 */
 } AttnTile;
 
 struct AttnKernels {
     /* rows = n·group 行、维数 dim 的块所需的工作区字节数 */
     size_t (*work_bytes)(int64_t rows, int64_t dim);
-    void (*tile_f32)(const AttnTile *t, void *work);
-    void (*tile_bf16)(const AttnTile *t, void *work); /* 没有 AVX512-BF16 的指令集为 NULL */
+    const AttnCore *f32, *bf16; /* bf16: 没有 AVX512-BF16 的指令集为 NULL */
+    /* 算一个块 */
+    void (*tile)(const AttnCore *core, const AttnTile *t, void *work);
+    /* 每个键块打包后的 float 数；打包第 block 个键块（t->first+t->n 是键数），写到 dst */
+    int64_t (*packed_floats)(int64_t dim);
+    void (*pack)(const AttnCore *core, const AttnTile *t, int64_t block, float *dst);
 };
 #endif

@@ -7,8 +7,6 @@
 #include "compute/cpu/isa/vec_math.h"
 #include "compute/cpu/kernels.h"
 
-enum { ATTN_BLOCK = 64 }; /* 键块，按绝对位置对齐；改它会改变舍入 */
-
 /* 微内核一次的行数与 16 路向量数，按寄存器个数取 */
 #if defined(VEC_AVX512)
 enum { ATTN_ROWS = 6, ATTN_VECS = 4 };
@@ -18,7 +16,7 @@ enum { ATTN_ROWS = 3, ATTN_VECS = 2 };
 enum { ATTN_ROWS = 2, ATTN_VECS = 1 };
 #endif
 
-typedef struct AttnCore {
+struct AttnCore {
     /* 一行查询 → dst（每行 attn_q_floats(dim) 个 float 的地方） */
     void (*pack_q)(float *dst, const float *q, int64_t dim);
     /* n_keys（1..16）行键 → 一个面板，其余键补零 */
@@ -30,7 +28,7 @@ typedef struct AttnCore {
     /* o[行] = o[行]·alpha[行] + Σ_{lo<=j<hi} p[行][j]·v[j]，各行的 [lo,hi) 相同 */
     void (*pv)(float *o, int64_t dv, const float *alpha, const float *p, const float *v, int rows,
                int lo, int hi);
-} AttnCore;
+};
 
 static inline int64_t attn_q_floats(int64_t dim) {
     return (dim + 1) / 2 * 2;
@@ -39,8 +37,6 @@ static inline int64_t attn_v_floats(int64_t dim) {
     return (dim + 15) / 16 * 16;
 }
 
-/* 用 AttnCore 算一个块 */
-void KERNEL_NAME(attn_run)(const AttnTile *t, void *work, const AttnCore *core);
 extern const AttnCore KERNEL_NAME(attn_core_bf16);
 
 /* 把运行时的 (行数, 向量数) 变成编译期常数：f(行, 向量, ...) */

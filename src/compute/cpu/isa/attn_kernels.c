@@ -7,7 +7,7 @@
 
 /* 工作区的切分 */
 typedef struct Work {
-    float *q, *o, *sum, *max, *k, *v, *s;
+    float *q, *o, *sum, *max, *kv, *s;
     float alpha[ATTN_ROWS];
 } Work;
 
@@ -16,6 +16,7 @@ typedef struct Run {
     const AttnTile *t;
     const AttnCore *core;
     Work w;
+    const float *k, *v; /* 当前的键块 */
     int64_t dq, dv;
     float log2_scale; /* scale·log2(e) */
 } Run;
@@ -30,9 +31,9 @@ static int64_t max64(int64_t a, int64_t b) {
 /* 各部分的 float 数都取 16 的倍数，保持 64 字节对齐 */
 static size_t carve(Work *w, float *base, int64_t rows, int64_t dim) {
     int64_t dq = attn_q_floats(dim), dv = attn_v_floats(dim), at = 0;
-    float **part[] = {&w->q, &w->o, &w->sum, &w->max, &w->k, &w->v, &w->s};
-    int64_t size[] = {rows * dq, rows * dv, rows * 16,        rows,
-                      ATTN_BLOCK * dq, ATTN_BLOCK * dv, ATTN_ROWS * ATTN_BLOCK};
+    float **part[] = {&w->q, &w->o, &w->sum, &w->max, &w->kv, &w->s};
+    int64_t size[] = {rows * dq, rows * dv, rows * 16, rows, ATTN_BLOCK * (dq + dv),
+                      ATTN_ROWS * ATTN_BLOCK};
     for (size_t i = 0; i < sizeof size / sizeof size[0]; i++) {
         if (base) *part[i] = base + at;
         at += (size[i] + 15) / 16 * 16;
@@ -104,7 +105,7 @@ static void step_rows(Run *run, int64_t row, int rows, int64_t base) {
         if (lo[r] < min_lo) min_lo = lo[r];
         if (hi[r] > max_hi) max_hi = hi[r];
     }
-    run->core->qk(w->s, w->q + row * run->dq, w->k, rows, min_lo / 16, (max_hi + 15) / 16,
+    run->core->qk(w->s, w->q + row * run->dq, run->k, rows, min_lo / 16, (max_hi + 15) / 16,
                   run->t->dim);
     for (int r = 0; r < rows; r++)
         w->alpha[r] = softmax_row(w->s + r * ATTN_BLOCK, w->sum + (row + r) * 16,
@@ -112,18 +113,25 @@ static void step_rows(Run *run, int64_t row, int rows, int64_t base) {
     for (int r = 0, n; r < rows; r += n) { /* 可见范围相同的连续几行一起 */
         for (n = 1; r + n < rows && lo[r + n] == lo[r] && hi[r + n] == hi[r];) n++;
         run->core->pv(w->o + (row + r) * run->dv, run->dv, w->alpha + r, w->s + r * ATTN_BLOCK,
-                      w->v, n, lo[r], hi[r]);
+                      run->v, n, lo[r], hi[r]);
     }
 }
 
-/* 打包一块键值中 [from,to)（绝对位置）的部分 */
-static void pack_block(const Run *run, int64_t base, int64_t from, int64_t to) {
-    const AttnTile *t = run->t;
+/* 打包 base 起的一块中位置在 [from,to) 的键值：k 之后接 v */
+static void pack_range(const AttnCore *core, const AttnTile *t, int64_t base, int64_t from,
+                       int64_t to, float *dst) {
+    int64_t dq = attn_q_floats(t->dim);
     int lo = (int)(max64(from, base) - base), hi = (int)(min64(to, base + ATTN_BLOCK) - base);
     for (int p = lo / 16; p * 16 < hi; p++)
-        run->core->pack_k(run->w.k + p * 16 * run->dq, t->k + (base + p * 16) * t->kv_stride,
-                          t->kv_stride, min64(16, hi - p * 16), t->dim);
-    run->core->pack_v(run->w.v, t->v + base * t->kv_stride, t->kv_stride, lo, hi, t->dim);
+        core->pack_k(dst + p * 16 * dq, t->k + (base + p * 16) * t->kv_stride, t->kv_stride,
+                     min64(16, hi - p * 16), t->dim);
+    core->pack_v(dst + ATTN_BLOCK * dq, t->v + base * t->kv_stride, t->kv_stride, lo, hi, t->dim);
+}
+static void pack(const AttnCore *core, const AttnTile *t, int64_t block, float *dst) {
+    pack_range(core, t, block * ATTN_BLOCK, 0, t->first + t->n, dst);
+}
+static int64_t packed_floats(int64_t dim) {
+    return ATTN_BLOCK * (attn_q_floats(dim) + attn_v_floats(dim));
 }
 
 static void start_rows(Run *run, int64_t rows) {
@@ -148,7 +156,7 @@ static void finish_rows(const Run *run, int64_t rows) {
     }
 }
 
-void KERNEL_NAME(attn_run)(const AttnTile *t, void *work, const AttnCore *core) {
+static void tile(const AttnCore *core, const AttnTile *t, void *work) {
     Run run = {.t = t, .core = core, .dq = attn_q_floats(t->dim), .dv = attn_v_floats(t->dim),
                .log2_scale = t->scale * 1.44269504f};
     int64_t rows = t->n * t->group, end = t->first + t->n;
@@ -156,7 +164,9 @@ void KERNEL_NAME(attn_run)(const AttnTile *t, void *work, const AttnCore *core) 
     start_rows(&run, rows);
     int64_t from = t->window > 0 ? max64(0, t->first - t->window + 1) : 0;
     for (int64_t base = from / ATTN_BLOCK * ATTN_BLOCK; base < end; base += ATTN_BLOCK) {
-        pack_block(&run, base, from, end);
+        if (!t->packed) pack_range(core, t, base, from, end, run.w.kv);
+        run.k = t->packed ? t->packed + base / ATTN_BLOCK * packed_floats(t->dim) : run.w.kv;
+        run.v = run.k + ATTN_BLOCK * run.dq;
         int64_t i0 = max64(0, base - t->first), i1 = t->n; /* 看得见这一块的查询 */
         if (t->window > 0) i1 = min64(i1, base + ATTN_BLOCK - 1 + t->window - t->first);
         for (int64_t r = i0 * t->group; r < i1 * t->group; r += ATTN_ROWS)
@@ -244,21 +254,15 @@ static void pv_f32(float *o, int64_t dv, const float *alpha, const float *p, con
     }
 }
 
-static void tile_f32(const AttnTile *t, void *work) {
-    static const AttnCore CORE = {pack_q_f32, pack_k_f32, pack_v_f32, qk_f32, pv_f32};
-    KERNEL_NAME(attn_run)(t, work, &CORE);
-}
-
-#if defined(KERNEL_ISA_avx512_bf16)
-static void tile_bf16(const AttnTile *t, void *work) {
-    KERNEL_NAME(attn_run)(t, work, &KERNEL_NAME(attn_core_bf16));
-}
-#endif
+static const AttnCore CORE_F32 = {pack_q_f32, pack_k_f32, pack_v_f32, qk_f32, pv_f32};
 
 const AttnKernels KERNEL_NAME(attn_kernels) = {
-    .work_bytes = work_bytes,
-    .tile_f32 = tile_f32,
+    .f32 = &CORE_F32,
 #if defined(KERNEL_ISA_avx512_bf16)
-    .tile_bf16 = tile_bf16,
+    .bf16 = &KERNEL_NAME(attn_core_bf16),
 #endif
+    .work_bytes = work_bytes,
+    .tile = tile,
+    .packed_floats = packed_floats,
+    .pack = pack,
 };

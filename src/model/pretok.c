@@ -18,7 +18,8 @@ const char PRETOK_LLAMA3[] =
 const char PRETOK_QWEN2[] =
     "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}|"
     " ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
-const char PRETOK_DIGIT[] = "\\p{N}";
+/* Digits 组件用 Rust 的 is_numeric，是 Unicode 17：比正则库多这两段 */
+const char PRETOK_DIGIT[] = "[\\p{N}\\x{11DE0}-\\x{11DE9}\\x{16FF4}-\\x{16FF6}]";
 
 /* ---- 建立 ---- */
 

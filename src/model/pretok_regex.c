@@ -1,13 +1,13 @@
 /* pretok_regex — 把 Oniguruma（Ruby 语法）的正则译成语义相同的 PCRE2 正则
  * HF 的预切分用 Oniguruma，两者在几处不同，这里逐一改写，改写不了的报「不支持」，决不悄悄变义：
  *   \s \S \w \W \b \h \v 的含义、脚本名（PCRE2 默认取 Script_Extensions）、(?m) 即「点匹配换行」、
- *   {n,m}+ 是重复而非占有、{,n}、\uHHHH、类别的长名字。 */
+ *   {n,m}+ 是重复而非占有、{,n}、\uHHHH、类别的长名字、[:alpha:] 之类、比 PCRE2 更新的 Unicode 字符。 */
+#include <stdio.h>
 #include <string.h>
 
 #include "model/tokenizer_internal.h"
 
 #define GROUP_DEPTH_MAX 64
-#define WORD_ITEMS "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}"
 
 typedef struct Translator {
     const char *where, *p;
@@ -62,6 +62,41 @@ static const char *const GENERAL[][2] = {
     {"Lower", "Lowercase"},    {"Digit", "Nd"},            {"White_Space", "White_Space"},
     {"Alphabetic", "Alphabetic"}, {"Emoji", "Emoji"},      {"Any", "Any"}};
 
+/* 比 PCRE2 更新的字符中属于属性 name（已是 PCRE2 的写法）的那些。 */
+static void add_new(Str *out, const char *name) {
+    if (strcmp(name, "sc:Han") == 0) name = "Han";
+    if (strcmp(name, "Alphabetic") == 0) name = "L";
+    if (strcmp(name, "Uppercase") == 0) name = "Lu";
+    if (strcmp(name, "Lowercase") == 0) name = "Ll";
+    if (strlen(name) <= 3) unicode_new_ranges(out, name);
+}
+
+/* 追加属性 name 或其补集。方括号中的补集无法排除新字符，只按 PCRE2 自己的数据。 */
+static void add_property(Translator *t, const char *name, bool negated) {
+    Str extra = {0};
+    if (!(t->in_class && negated)) add_new(&extra, name);
+    if (extra.failed) t->out->failed = true;
+    if (!extra.len)
+        str_addf(t->out, "\\%c{%s}", negated ? 'P' : 'p', name);
+    else if (t->in_class)
+        str_addf(t->out, "\\p{%s}%s", name, extra.data);
+    else
+        str_addf(t->out, "[%s\\p{%s}%s]", negated ? "^" : "", name, extra.data);
+    str_free(&extra);
+}
+
+/* 单词字符（方括号内的写法），前后接上给定的文本。 */
+static void add_word(Translator *t, const char *before, const char *after) {
+    static const char *const ITEMS[] = {"Alphabetic", "M", "Nd", "Pc"};
+    str_add(t->out, before);
+    for (size_t i = 0; i < 4; i++) {
+        str_addf(t->out, "\\p{%s}", ITEMS[i]);
+        add_new(t->out, ITEMS[i]);
+    }
+    if (!t->in_class) str_add(t->out, "\\xb2\\xb3\\xb9\\xbc-\\xbe"); /* Oniguruma 的特例 */
+    str_add(t->out, after);
+}
+
 /* \p{…}、\P{…}、\p{^…}。类别与布尔属性原样，其余当作脚本名并限定为 Script。 */
 static bool property(Translator *t) {
     bool negated = t->p[t->i + 1] == 'P';
@@ -69,48 +104,52 @@ static bool property(Translator *t) {
     if (peek(t, 2) != '{') return unsupported(t, "\\p 后没有 {");
     while (end < t->n && t->p[end] != '}') end++;
     if (end == t->n || end - from > 60) return unsupported(t, "\\p{…（没有结束）");
-    char name[64] = {0};
     if (t->p[from] == '^') {
         negated = !negated;
         from++;
     }
-    memcpy(name, t->p + from, end - from);
-    const char *prefix = end - from > 2 ? "sc:" : "", *target = name;
-    for (size_t k = 0; k < sizeof GENERAL / sizeof *GENERAL; k++) {
-        if (strcasecmp(name, GENERAL[k][0]) != 0) continue;
-        prefix = "";
-        target = GENERAL[k][1];
-    }
-    str_addf(t->out, "\\%c{%s%s}", negated ? 'P' : 'p', prefix, target);
+    char name[80];
+    int n = (int)(end - from);
+    snprintf(name, sizeof name, "%s%.*s", n > 2 ? "sc:" : "", n, t->p + from);
+    for (size_t k = 0; n > 2 && k < sizeof GENERAL / sizeof *GENERAL; k++)
+        if (strcasecmp(name + 3, GENERAL[k][0]) == 0) {
+            snprintf(name, sizeof name, "%s", GENERAL[k][1]);
+            break;
+        }
+    add_property(t, name, negated);
     t->i = end + 1;
     return true;
 }
 
 /* ---- 转义 ---- */
 
+static void word_boundary(Translator *t) {
+    add_word(t, "(?:(?<=[", "])");
+    add_word(t, "(?![", "])|");
+    add_word(t, "(?<![", "])");
+    add_word(t, "(?=[", "]))");
+}
+
 static bool escape(Translator *t) {
     char c = peek(t, 1);
-    const char *word = t->in_class ? WORD_ITEMS : "[" WORD_ITEMS "]";
+    if (t->in_class && (c == 'W' || c == 'H')) return unsupported(t, "方括号中的 \\W、\\H");
     switch (c) {
     case 'p': case 'P': return property(t);
     case 's': replace(t, 2, "\\p{White_Space}"); return true;
     case 'S': replace(t, 2, "\\P{White_Space}"); return true;
-    case 'w': replace(t, 2, word); return true;
-    case 'W':
-        if (t->in_class) return unsupported(t, "方括号中的 \\W");
-        replace(t, 2, "[^" WORD_ITEMS "]");
-        return true;
     case 'h': replace(t, 2, t->in_class ? "0-9A-Fa-f" : "[0-9A-Fa-f]"); return true;
-    case 'H':
-        if (t->in_class) return unsupported(t, "方括号中的 \\H");
-        replace(t, 2, "[^0-9A-Fa-f]");
-        return true;
+    case 'H': replace(t, 2, "[^0-9A-Fa-f]"); return true;
     case 'v': replace(t, 2, "\\x0b"); return true;
+    case 'w': add_word(t, t->in_class ? "" : "[", t->in_class ? "" : "]"); break;
+    case 'W': add_word(t, "[^", "]"); break;
+    case 'd': case 'D': add_property(t, "Nd", c == 'D'); break;
     case 'b':
-        if (t->in_class) break; /* 退格，两者相同 */
-        replace(t, 2, "(?:(?<=[" WORD_ITEMS "])(?![" WORD_ITEMS "])|(?<![" WORD_ITEMS
-                      "])(?=[" WORD_ITEMS "]))");
-        return true;
+        if (t->in_class) { /* 退格，两者相同 */
+            copy(t, 2);
+            return true;
+        }
+        word_boundary(t);
+        break;
     case 'u':
         if (t->i + 6 > t->n) return unsupported(t, "\\u（不足四位）");
         str_addf(t->out, "\\x{%.4s}", t->p + t->i + 2);
@@ -119,22 +158,40 @@ static bool escape(Translator *t) {
     case 'B': case 'y': case 'Y': case 'N': case 'O': case 'C': case 'M': case 'Q': case 'E':
     case 'K': case 'X': case 'R':
         return unsupported(t, (char[]){'\\', c, '\0'});
-    default: break;
+    default: copy(t, 2); return true;
     }
-    copy(t, 2);
+    t->i += 2;
     return true;
 }
 
 /* ---- 方括号、括号、量词 ---- */
 
+/* 方括号中的 [:alpha:] 之类，取 Oniguruma 的 Unicode 含义。 */
+static bool posix_class(Translator *t) {
+    static const struct {
+        const char *name, *first, *second;
+    } CLASSES[] = {{"alpha", "Alphabetic", NULL}, {"digit", "Nd", NULL},
+                   {"alnum", "Alphabetic", "Nd"}, {"space", "White_Space", NULL},
+                   {"upper", "Uppercase", NULL},  {"lower", "Lowercase", NULL},
+                   {"punct", "P", "S"}};
+    for (size_t i = 0; i < sizeof CLASSES / sizeof *CLASSES; i++) {
+        size_t n = strlen(CLASSES[i].name);
+        if (t->n - t->i < n + 4 || memcmp(t->p + t->i + 2, CLASSES[i].name, n) != 0 ||
+            memcmp(t->p + t->i + 2 + n, ":]", 2) != 0)
+            continue;
+        add_property(t, CLASSES[i].first, false);
+        if (CLASSES[i].second) add_property(t, CLASSES[i].second, false);
+        t->i += n + 4;
+        return true;
+    }
+    return unsupported(t, "[:…:]");
+}
+
 static bool class_item(Translator *t) {
     char c = t->p[t->i];
     if (c == '\\') return escape(t);
     if (c == '[' && peek(t, 1) == ':') {
-        const char *end = memmem(t->p + t->i, t->n - t->i, ":]", 2);
-        if (!end) return unsupported(t, "[:（没有结束）");
-        copy(t, (size_t)(end + 2 - (t->p + t->i)));
-        return true;
+        return posix_class(t);
     }
     if (c == '[') return unsupported(t, "嵌套的方括号");
     if (c == '&' && peek(t, 1) == '&') return unsupported(t, "方括号中的 &&");

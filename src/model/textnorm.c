@@ -76,6 +76,10 @@ bool unicode_space(int32_t cp) {
 }
 
 bool unicode_word(int32_t cp) {
+    const char *fresh = cp >= 0x300 ? unicode_new_category(cp) : NULL;
+    if (fresh)
+        return fresh[0] == 'L' || fresh[0] == 'M' || strcmp(fresh, "Nd") == 0 ||
+               strcmp(fresh, "Pc") == 0;
     switch (utf8proc_category(cp)) {
     case UTF8PROC_CATEGORY_LU: case UTF8PROC_CATEGORY_LL: case UTF8PROC_CATEGORY_LT:
     case UTF8PROC_CATEGORY_LM: case UTF8PROC_CATEGORY_LO: case UTF8PROC_CATEGORY_MN:
@@ -138,23 +142,39 @@ static bool reorder(CodePoints *c) {
     return true;
 }
 
-static bool decompose(CodePoints *c, const char *s, size_t n, int options) {
+/* 把 [from, n) 的一段分解到 c，遇到不动的字符停下。返回: 停下的位置，出错则 SIZE_MAX。 */
+static size_t decompose(CodePoints *c, const char *s, size_t from, size_t n, int options) {
     size_t len;
-    for (size_t i = 0; i < n; i += len) {
+    for (size_t i = from; i < n; i += len) {
         int32_t cp = utf8_next(s + i, n - i, &len);
+        if (unicode_norm_inert(cp)) return i;
         int boundary = 0;
-        if (!reserve(c, 32)) return false; /* 最长的分解为 18 个码点 */
+        if (!reserve(c, 32)) return SIZE_MAX; /* 最长的分解为 18 个码点 */
         utf8proc_ssize_t got = utf8proc_decompose_char(
             cp, c->data + c->n, 32, (utf8proc_option_t)options, &boundary);
-        if (got < 0 || got > 32) return false;
+        if (got < 0 || got > 32) return SIZE_MAX;
         c->n += (size_t)got;
     }
-    return true;
+    return n;
+}
+
+/* 规范化从 from 起的一段并追加到 out。返回: 段末，出错则 SIZE_MAX。 */
+static size_t normalize_run(CodePoints *c, NormForm form, const char *s, size_t from, size_t n,
+                            Str *out) {
+    bool compat = form == NORM_NFKC || form == NORM_NFKD;
+    bool compose = form == NORM_NFC || form == NORM_NFKC;
+    int options = UTF8PROC_STABLE | UTF8PROC_DECOMPOSE | (compat ? UTF8PROC_COMPAT : 0);
+    c->n = 0;
+    size_t end = decompose(c, s, from, n, options);
+    if (end == SIZE_MAX || !reorder(c)) return SIZE_MAX;
+    utf8proc_ssize_t count = (utf8proc_ssize_t)c->n;
+    if (compose)
+        count = utf8proc_normalize_utf32(c->data, count, UTF8PROC_STABLE | UTF8PROC_COMPOSE);
+    for (utf8proc_ssize_t k = 0; k < count; k++) utf8_add(out, c->data[k]);
+    return count < 0 ? SIZE_MAX : end;
 }
 
 bool unicode_normalize(NormForm form, const char *s, size_t n, Str *out, Err *e) {
-    bool compose = form == NORM_NFC || form == NORM_NFKC;
-    bool compat = form == NORM_NFKC || form == NORM_NFKD;
     uint8_t limit = form == NORM_NFC ? 0xCC : 0x80; /* U+0300 之前的字符 NFC 不变 */
     size_t i = 0;
     while (i < n && (uint8_t)s[i] < limit) i++;
@@ -163,14 +183,16 @@ bool unicode_normalize(NormForm form, const char *s, size_t n, Str *out, Err *e)
         return true;
     }
     CodePoints c = {0};
-    int options = UTF8PROC_STABLE | UTF8PROC_DECOMPOSE | (compat ? UTF8PROC_COMPAT : 0);
-    bool ok = decompose(&c, s, n, options) && reorder(&c);
-    utf8proc_ssize_t count = (utf8proc_ssize_t)c.n;
-    if (ok && compose)
-        count = utf8proc_normalize_utf32(c.data, count, UTF8PROC_STABLE | UTF8PROC_COMPOSE);
-    for (utf8proc_ssize_t k = 0; ok && k < count; k++) utf8_add(out, c.data[k]);
+    for (i = 0; i < n && i != SIZE_MAX;) {
+        i = normalize_run(&c, form, s, i, n, out);
+        size_t len = 0;
+        if (i >= n) break;
+        utf8_next(s + i, n - i, &len); /* 不动的字符原样照抄 */
+        str_addn(out, s + i, len);
+        i += len;
+    }
     free(c.data);
-    if (!ok || count < 0 || out->failed)
+    if (i == SIZE_MAX || out->failed)
         return err_set(e, ERR_MEMORY, "内存不足：规范化 %zu 字节的文本", n);
     return true;
 }

@@ -33,6 +33,14 @@ typedef enum { NORM_NFC, NORM_NFD, NORM_NFKC, NORM_NFKD } NormForm;
 /* 把合法 UTF-8 规范化后追加到 out。长串组合符也不会变成平方时间。 */
 bool unicode_normalize(NormForm form, const char *s, size_t n, Str *out, Err *e);
 
+/* ---- unicode_age：补齐各库 Unicode 版本的差异 ---- */
+/* 把比 PCRE2 的 Unicode 更新、属于 category（"L"、"Nd"、"L&"、"Han"…）的字符按方括号内的写法追加到 out。 */
+void unicode_new_ranges(Str *out, const char *category);
+/* 新字符的类别，如 "Lo"；不是新字符则 NULL。 */
+const char *unicode_new_category(int32_t cp);
+/* HF 的规范化库不认识、因而不动的字符。 */
+bool unicode_norm_inert(int32_t cp);
+
 /* 字节级字母表（GPT-2）：字节 → 码点，码点 → 字节（不在表中为 -1）。 */
 int32_t byte_to_char(uint8_t b);
 int byte_from_char(int32_t cp);

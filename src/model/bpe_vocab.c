@@ -8,7 +8,7 @@
 #define POOL_BYTES ((size_t)1 << 18)
 #define MERGE_EMPTY UINT64_MAX
 
-static uint64_t hash_text(const char *s, size_t n) {
+static uint32_t hash_text(const char *s, size_t n) {
     uint64_t h = 0x9E3779B97F4A7C15u ^ n;
     for (; n >= 8; s += 8, n -= 8) {
         uint64_t x;
@@ -19,7 +19,7 @@ static uint64_t hash_text(const char *s, size_t n) {
     uint64_t x = 0;
     memcpy(&x, s, n);
     h = (h ^ x) * 0xD6E8FEB86659FD93u;
-    return h ^ h >> 32;
+    return (uint32_t)(h ^ h >> 32);
 }
 
 static size_t slots_for(size_t n) {
@@ -28,25 +28,28 @@ static size_t slots_for(size_t n) {
     return slots;
 }
 
-/* text 的槽：已有则是它所在的槽，否则是可用的空槽。 */
-static size_t find_slot(const Vocab *v, const char *text, size_t len) {
-    size_t mask = v->n_slots - 1, i = hash_text(text, len) & mask;
-    while (v->slots[i] >= 0) {
-        const VocabEntry *t = &v->by_id[v->slots[i]];
+/* text 的槽：已有则是它所在的槽，否则是可用的空槽。先比哈希，少碰词表的内存。 */
+static VocabSlot *find_slot(const Vocab *v, uint32_t hash, const char *text, size_t len) {
+    size_t mask = v->n_slots - 1, i = hash & mask;
+    for (; v->slots[i].id1; i = (i + 1) & mask) {
+        if (v->slots[i].hash != hash) continue;
+        const VocabEntry *t = &v->by_id[v->slots[i].id1 - 1];
         if (t->len == len && memcmp(t->text, text, len) == 0) break;
-        i = (i + 1) & mask;
     }
-    return i;
+    return &v->slots[i];
 }
 
 static bool rehash(Vocab *v, size_t n_slots, Err *e) {
-    int32_t *slots = ARENA_ARRAY(v->arena, int32_t, n_slots, e);
+    VocabSlot *slots = ARENA_ARRAY(v->arena, VocabSlot, n_slots, e);
     if (!slots) return false;
-    memset(slots, -1, n_slots * sizeof *slots);
+    for (size_t i = 0; i < v->n_slots; i++) {
+        if (!v->slots[i].id1) continue;
+        size_t k = v->slots[i].hash & (n_slots - 1);
+        while (slots[k].id1) k = (k + 1) & (n_slots - 1);
+        slots[k] = v->slots[i];
+    }
     v->slots = slots;
     v->n_slots = n_slots;
-    for (int32_t id = 0; id < v->n_ids; id++)
-        if (v->by_id[id].text) slots[find_slot(v, v->by_id[id].text, v->by_id[id].len)] = id;
     return true;
 }
 
@@ -94,23 +97,44 @@ bool vocab_add(Vocab *v, const char *name, const char *text, size_t len, int64_t
     if (t->text)
         return err_set(e, ERR_FORMAT, "%s: id %lld 重复：\"%.*s\" 与 \"%.*s\"", name, (long long)id,
                        t->len > 64 ? 64 : (int)t->len, t->text, show, text);
-    size_t slot = find_slot(v, text, len);
-    if (v->slots[slot] >= 0)
+    uint32_t hash = hash_text(text, len);
+    VocabSlot *slot = find_slot(v, hash, text, len);
+    if (slot->id1)
         return err_set(e, ERR_FORMAT, "%s: token \"%.*s\" 重复：id %d 与 %lld", name, show, text,
-                       v->slots[slot], (long long)id);
+                       slot->id1 - 1, (long long)id);
     if (!(t->text = pool_copy(v, text, len, e))) return false;
     t->len = (uint32_t)len;
-    v->slots[slot] = (int32_t)id;
+    *slot = (VocabSlot){hash, (int32_t)id + 1};
     v->n++;
     if (id >= v->n_ids) v->n_ids = (int32_t)id + 1;
     return true;
 }
 
 int32_t vocab_find(const Vocab *v, const char *text, size_t len) {
-    return v->slots[find_slot(v, text, len)];
+    return find_slot(v, hash_text(text, len), text, len)->id1 - 1;
 }
 
 /* ---- 合并表 ---- */
+
+static size_t merge_slot(const Bpe *b, uint64_t pair) {
+    uint64_t h = pair * 0x9E3779B97F4A7C15u;
+    size_t mask = b->n_slots - 1, i = (h ^ h >> 29) & mask;
+    while (b->merges[i].pair != MERGE_EMPTY && b->merges[i].pair != pair) i = (i + 1) & mask;
+    return i;
+}
+
+/* 换成 n_slots 个槽的新表。 */
+static bool resize_merges(Bpe *b, size_t n_slots, Err *e) {
+    Merge *old = b->merges;
+    size_t n_old = b->n_slots;
+    b->merges = ARENA_ARRAY(b->vocab.arena, Merge, n_slots, e);
+    if (!b->merges) return false;
+    b->n_slots = n_slots;
+    for (size_t i = 0; i < n_slots; i++) b->merges[i].pair = MERGE_EMPTY;
+    for (size_t i = 0; i < n_old; i++)
+        if (old[i].pair != MERGE_EMPTY) b->merges[merge_slot(b, old[i].pair)] = old[i];
+    return true;
+}
 
 bool bpe_init(Bpe *b, size_t n_merges, Err *e) {
     for (int i = 0; i < 256; i++) {
@@ -119,18 +143,7 @@ bool bpe_init(Bpe *b, size_t n_merges, Err *e) {
         b->byte_ids[i] = s.failed ? -1 : vocab_find(&b->vocab, s.data, s.len);
         str_free(&s);
     }
-    b->n_slots = slots_for(n_merges);
-    b->merges = ARENA_ARRAY(b->vocab.arena, Merge, b->n_slots, e);
-    if (!b->merges) return false;
-    for (size_t i = 0; i < b->n_slots; i++) b->merges[i].pair = MERGE_EMPTY;
-    return true;
-}
-
-static size_t merge_slot(const Bpe *b, uint64_t pair) {
-    uint64_t h = pair * 0x9E3779B97F4A7C15u;
-    size_t mask = b->n_slots - 1, i = (h ^ h >> 29) & mask;
-    while (b->merges[i].pair != MERGE_EMPTY && b->merges[i].pair != pair) i = (i + 1) & mask;
-    return i;
+    return resize_merges(b, slots_for(n_merges), e);
 }
 
 const Merge *bpe_find_merge(const Bpe *b, int32_t left, int32_t right) {
@@ -175,9 +188,12 @@ bool bpe_add_merge(Bpe *b, const char *name, size_t index, const char *left, siz
     else if (product < 0)
         why = "两者相接的 token 不在词表中";
     if (why) return merge_error(e, name, index, left, n_left, right, n_right, why);
+    if (index > INT32_MAX) return err_set(e, ERR_FORMAT, "%s: 归并过多", name);
+    if ((b->n_merges + 1) * 2 > b->n_slots && !resize_merges(b, b->n_slots * 2, e)) return false;
     uint64_t pair = (uint64_t)(uint32_t)l << 32 | (uint32_t)r;
-    b->merges[merge_slot(b, pair)] = /* 同一对出现两次时后者有效，与 HF 相同 */
-        (Merge){.pair = pair, .rank = (int32_t)index, .product = product};
+    Merge *m = &b->merges[merge_slot(b, pair)]; /* 同一对出现两次时后者有效，与 HF 相同 */
+    b->n_merges += m->pair == MERGE_EMPTY;
+    *m = (Merge){.pair = pair, .rank = (int32_t)index, .product = product};
     return true;
 }
 

@@ -52,11 +52,16 @@ typedef struct VocabEntry {
     int32_t added; /* 在 AddedTokens 中的下标 + 1，0 为不是添加的 token */
 } VocabEntry;
 
+typedef struct VocabSlot {
+    uint32_t hash;
+    int32_t id1; /* id + 1，0 为空 */
+} VocabSlot;
+
 typedef struct Vocab {
     Arena *arena;
     VocabEntry *by_id;
     int32_t n_ids, cap_ids; /* 最大 id + 1；by_id 的容量 */
-    int32_t *slots;         /* 按文本的开放寻址哈希；-1 为空 */
+    VocabSlot *slots;       /* 按文本的开放寻址哈希 */
     size_t n, n_slots;      /* token 数；槽数（2 的幂） */
     char *pool;
     size_t pool_left;
@@ -76,12 +81,12 @@ typedef struct Merge {
 typedef struct Bpe {
     Vocab vocab;
     Merge *merges;
-    size_t n_slots; /* 2 的幂；0 表示没有归并 */
+    size_t n_merges, n_slots; /* 条数；槽数（2 的幂） */
     int32_t byte_ids[256]; /* 单字节的 id，没有则 -1 */
     int32_t unk_id;        /* -1 表示没有 unk_token：词表外的字节被丢弃（与 HF 相同） */
     bool fuse_unk, ignore_merges;
 } Bpe;
-/* 词表就绪后：建字节表，预留 n 条归并。 */
+/* 词表就绪后：建字节表，预留 n 条归并（不够时自动增长）。 */
 bool bpe_init(Bpe *b, size_t n_merges, Err *e);
 /* 加入第 index 条归并（越早越优先）。错误: 左、右或产物不在词表中；一侧为空（循环）。 */
 bool bpe_add_merge(Bpe *b, const char *name, size_t index, const char *left, size_t n_left,
@@ -179,6 +184,16 @@ typedef struct AddedScan {
 /* 找下一个 token。返回: 没有了则 false。 */
 bool added_next(const AddedTokens *a, const Trie *trie, const char *s, size_t n, AddedScan *scan,
                 AddedHit *hit);
+
+/* ---- scan：tokenizer.json 的两块大数据 ---- */
+typedef struct ScanSpan {
+    size_t start, end; /* 在文件中的字节范围；end 为 0 表示没有 */
+} ScanSpan;
+/* 解析除 model.vocab、model.merges 之外的部分（两者在返回值中是空的），并给出两者的位置。 */
+json_t *scan_skeleton(const char *name, const char *text, size_t len, ScanSpan *vocab,
+                      ScanSpan *merges, Err *e);
+bool scan_vocab(Vocab *v, const char *name, const char *text, ScanSpan span, Err *e);
+bool scan_merges(Bpe *b, const char *name, const char *text, ScanSpan span, Err *e);
 
 /* ---- tokenizer ---- */
 #define NORM_MAX 4

@@ -1,5 +1,5 @@
 /* tokenizer_load — 从 tokenizer.json 打开：模型（词表与合并表）、添加的 token、整体的装配
- * 各部件的读取在 tokenizer_parts.c，transformers 的 tokenizer_config.json 规则在 tokenizer_config.c。
+ * 词表与合并表由 tokenizer_scan.c 直接扫描，各部件的读取在 tokenizer_parts.c，transformers 的 tokenizer_config.json 规则在 tokenizer_config.c。
  * 原则: 认得的就严格照做，不认得的组件报出名字，决不跳过。 */
 #include <stdlib.h>
 #include <string.h>
@@ -33,56 +33,30 @@ static bool check_model_options(const char *name, const json_t *m, Err *e) {
     return true;
 }
 
-static bool load_vocab(Bpe *b, Arena *arena, const char *name, const json_t *m, Err *e) {
-    const json_t *vocab = json_object_get(m, "vocab");
-    if (!json_is_object(vocab)) return err_set(e, ERR_FORMAT, "%s: model.vocab 应为对象", name);
-    size_t n = json_object_size(vocab);
-    if (n == 0) return err_set(e, ERR_FORMAT, "%s: model.vocab 是空的", name);
-    if (!vocab_init(&b->vocab, arena, n + 1024, e)) return false;
-    json_t *o = (json_t *)(uintptr_t)vocab; /* 迭代器的签名不带 const */
-    for (void *it = json_object_iter(o); it; it = json_object_iter_next(o, it)) {
-        const char *key = json_object_iter_key(it);
-        const json_t *id = json_object_iter_value(it);
-        if (!json_is_integer(id))
-            return err_set(e, ERR_FORMAT, "%s: token \"%.64s\" 的 id 不是整数", name, key);
-        if (!vocab_add(&b->vocab, name, key, strlen(key), json_integer_value(id), e)) return false;
-    }
-    return true;
-}
+/* 一份打开中的文件：原文、两块大数据的位置。 */
+typedef struct Source {
+    const char *name, *text;
+    ScanSpan vocab, merges;
+} Source;
 
-static bool load_merge(Bpe *b, const char *name, size_t index, const json_t *m, Err *e) {
-    if (json_is_string(m))
-        return bpe_add_merge_text(b, name, index, json_string_value(m), json_string_length(m), e);
-    const json_t *l = json_array_get(m, 0), *r = json_array_get(m, 1);
-    if (json_array_size(m) != 2 || !json_is_string(l) || !json_is_string(r))
-        return err_set(e, ERR_FORMAT, "%s: 第 %zu 条归并应是 \"a b\" 或 [\"a\", \"b\"]", name, index);
-    return bpe_add_merge(b, name, index, json_string_value(l), json_string_length(l),
-                         json_string_value(r), json_string_length(r), e);
-}
-
-static bool load_merges(Bpe *b, const char *name, const json_t *m, Err *e) {
-    const json_t *merges = json_object_get(m, "merges");
-    if (!json_is_array(merges)) return err_set(e, ERR_FORMAT, "%s: model.merges 应为数组", name);
-    size_t n = json_array_size(merges), index = 0;
-    if (n > INT32_MAX || !bpe_init(b, n, e)) return false;
-    for (size_t i = 0; i < n; i++) {
-        const json_t *k = json_array_get(merges, i);
-        if (json_is_string(k) && strncmp(json_string_value(k), "#version", 8) == 0) continue;
-        if (!load_merge(b, name, index++, k, e)) return false;
-    }
-    return true;
-}
-
-static bool load_model(Tokenizer *t, const char *name, const json_t *m, Err *e) {
+static bool load_model(Tokenizer *t, const Source *src, const json_t *m, Err *e) {
     Bpe *b = &t->bpe;
+    const char *name = src->name;
     const char *unk;
     if (!json_is_object(m)) return err_set(e, ERR_FORMAT, "%s: 缺少 model", name);
     if (!check_model_options(name, m, e) ||
         !json_get_bool_or(m, name, "ignore_merges", false, &b->ignore_merges, e) ||
         !json_get_bool_or(m, name, "fuse_unk", false, &b->fuse_unk, e) ||
-        !json_get_str_or(m, name, "unk_token", NULL, &unk, e) ||
-        !load_vocab(b, &t->arena, name, m, e) || !load_merges(b, name, m, e))
+        !json_get_str_or(m, name, "unk_token", NULL, &unk, e))
         return false;
+    if (src->vocab.end == 0)
+        return err_set(e, ERR_FORMAT, "%s: model 中应有对象 vocab 与数组 merges", name);
+    size_t guess = (src->vocab.end - src->vocab.start) / 16; /* 只影响初始的表有多大 */
+    if (!vocab_init(&b->vocab, &t->arena, guess, e) ||
+        !scan_vocab(&b->vocab, name, src->text, src->vocab, e) ||
+        !bpe_init(b, b->vocab.n, e) || !scan_merges(b, name, src->text, src->merges, e))
+        return false;
+    if (b->vocab.n == 0) return err_set(e, ERR_FORMAT, "%s: model.vocab 是空的", name);
     t->n_model = (int32_t)b->vocab.n;
     if (!unk) return true;
     b->unk_id = vocab_find(&b->vocab, unk, strlen(unk));
@@ -135,12 +109,13 @@ static bool load_added(Tokenizer *t, const char *name, const json_t *list, Err *
 
 /* ---- 装配 ---- */
 
-static bool load_root(Tokenizer *t, const char *name, const json_t *root, const json_t *config,
+static bool load_root(Tokenizer *t, const Source *src, const json_t *root, const json_t *config,
                       Err *e) {
+    const char *name = src->name;
     if (!json_is_object(root)) return err_set(e, ERR_FORMAT, "%s: 顶层应为对象", name);
     const json_t *post = json_object_get(root, "post_processor");
     bool has_post = post && !json_is_null(post);
-    return load_model(t, name, json_object_get(root, "model"), e) &&
+    return load_model(t, src, json_object_get(root, "model"), e) &&
            load_added(t, name, json_object_get(root, "added_tokens"), e) &&
            tokenizer_load_normalizer(t, name, json_object_get(root, "normalizer"), e) &&
            tokenizer_load_pretok(t, name, json_object_get(root, "pre_tokenizer"), e) &&
@@ -153,10 +128,11 @@ static bool load_root(Tokenizer *t, const char *name, const json_t *root, const 
 bool tokenizer_open_json(Tokenizer **out, const char *name, const void *text, size_t len,
                          const json_t *config, Err *e) {
     *out = NULL;
-    json_t *root = json_parse(name, text, len, e);
+    Source src = {.name = name, .text = text};
+    json_t *root = scan_skeleton(name, text, len, &src.vocab, &src.merges, e);
     if (!root) return false;
     Tokenizer *t = tokenizer_new(e);
-    bool ok = t && load_root(t, name, root, config, e);
+    bool ok = t && load_root(t, &src, root, config, e);
     json_decref(root);
     if (!ok) {
         tokenizer_close(t);

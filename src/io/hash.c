@@ -93,18 +93,26 @@ static bool cache_find(const char *text, const char *key, char hex[HASH_HEX]) {
     return false;
 }
 
+/* 完整的一行（含 '\n'）中路径的起点；残缺的行返回 NULL。 */
+static const char *row_path(const char *row, size_t n) {
+    if (n <= HASH_HEX || row[n - 1] != '\n' || !is_hex(row)) return NULL;
+    int tabs = 0;
+    const char *path = row;
+    for (size_t i = 0; i < n; i++)
+        if (row[i] == '\t') tabs++, path = row + i + 1;
+    return tabs == 6 ? path : NULL;
+}
+
 /* 写回缓存：去掉同一路径的旧行与残缺的行，加上新行。 */
 static void cache_store(const char *cache, const char *text, const char *path, const char *key,
                         const char *hex) {
     Str out = {0};
-    size_t path_len = strlen(path);
-    for (const char *p = text, *end; *p; p = end) {
-        end = next_line(p);
-        size_t n = (size_t)(end - p);
-        const char *tail = end - 1 - path_len; /* "\t<路径>\n" 中路径的起点 */
-        bool whole = n > HASH_HEX + path_len && end[-1] == '\n' && is_hex(p);
-        bool same = whole && tail[-1] == '\t' && memcmp(tail, path, path_len) == 0;
-        if (end[-1] == '\n' && n > HASH_HEX && is_hex(p) && !same) str_addn(&out, p, n);
+    size_t len = strlen(path);
+    for (const char *row = text, *end; *row; row = end) {
+        end = next_line(row);
+        const char *old = row_path(row, (size_t)(end - row));
+        bool same = old && (size_t)(end - 1 - old) == len && memcmp(old, path, len) == 0;
+        if (old && !same) str_addn(&out, row, (size_t)(end - row));
     }
     str_add(&out, hex);
     str_add(&out, key);

@@ -103,7 +103,7 @@ static void test_cache_broken(void **state) {
     hash_of('c', real);
     write_big(big, 'c', 1700000000);
     static const char *const TEXTS[] = {"", "\n", "\n\n\n", "垃圾", FAKE, FAKE "\t", FAKE "\t\n",
-                                        "x\t1\t2\n" FAKE, "\0\0\0"};
+                                        ("x\t1\t2\n" FAKE), "\0\0\0"};
     for (size_t i = 0; i < sizeof TEXTS / sizeof *TEXTS; i++) {
         tmp_write(cache_file, TEXTS[i], strlen(TEXTS[i]) + (i == 8 ? 3 : 0));
         must_hash(big, tmp_dir, real);

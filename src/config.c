@@ -258,7 +258,7 @@ static bool load_override(Loader *l, const char *text) {
     Arena *a = &l->c->arena;
     const char *eq = strchr(text, '=');
     if (!eq || eq == text)
-        return err_set(l->e, ERR_USAGE, "--override '%.200s' 应写成 键=值，如 weight.w_bits=3", text);
+        return err_set(l->e, ERR_CONFIG, "--override '%.200s' 应写成 键=值，如 weight.w_bits=3", text);
     char *key = arena_strndup(a, text, (size_t)(eq - text), l->e);
     YamlNode *v = key ? yaml_parse_value(a, eq + 1, "命令行 --override", l->e) : NULL;
     return v && merge_leaf(l, LAYER_CLI, key, v);

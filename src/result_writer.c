@@ -4,8 +4,15 @@
 #include "result_writer.h"
 
 #include <ctype.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -70,6 +77,16 @@ static char *base_path(const json_t *result, const char *dir, int k, Arena *a, E
     return out;
 }
 
+/* 取目录的锁；取不到（或文件系统不支持）返回 -1。用 close 放开。 */
+static int lock_dir(const char *dir, int how) {
+    int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd >= 0 && flock(fd, how) != 0) {
+        close(fd);
+        fd = -1;
+    }
+    return fd;
+}
+
 static bool write_pair(const char *base, const Str *md, const Str *json, Arena *a, bool *exists,
                        const char **path_out, Err *e) {
     char *md_path = arena_printf(a, e, "%s.md", base);
@@ -95,6 +112,7 @@ bool result_write(const json_t *result, const char *dir, Arena *a, const char **
     bool ok = result_markdown(result, &md, e);
     if (ok && json.failed) ok = err_set(e, ERR_MEMORY, "内存不足：生成结果的 JSON");
     bool done = false;
+    int lock = lock_dir(dir, LOCK_SH);
     for (int k = 1; ok && !done; k++) {
         bool exists = false;
         char *base = base_path(result, dir, k, a, e);
@@ -103,7 +121,44 @@ bool result_write(const json_t *result, const char *dir, Arena *a, const char **
         if (ok && !done && k >= MAX_SAME_SECOND)
             ok = err_set(e, ERR_IO, "%s: 同一秒已有 %d 个同名结果", dir, k);
     }
+    if (lock >= 0) close(lock);
     str_free(&md);
     str_free(&json);
     return ok;
+}
+
+/* 形如 YYYYMMDD_HHMMSS…__…__…__trackX.md 的名字。 */
+static bool is_result_md(const char *name) {
+    for (int i = 0; i < 15; i++)
+        if (i == 8 ? name[i] != '_' : !isdigit((unsigned char)name[i])) return false;
+    const char *track = strstr(name, "__track");
+    return track && track[7] && strcmp(track + 8, ".md") == 0;
+}
+
+/* ".ptq-tmp-进程号-…" 且那个进程已不在。 */
+static bool is_dead_temp(const char *name) {
+    static const char PREFIX[] = ".ptq-tmp-";
+    if (!str_starts(name, PREFIX)) return false;
+    long pid = strtol(name + sizeof PREFIX - 1, NULL, 10);
+    return pid > 0 && kill((pid_t)pid, 0) != 0 && errno == ESRCH;
+}
+
+void result_clean(const char *dir) {
+    int lock = lock_dir(dir, LOCK_EX | LOCK_NB);
+    if (lock < 0) return;
+    DIR *d = opendir(dir);
+    for (struct dirent *ent; d && (ent = readdir(d));) {
+        char path[PATH_MAX + 8];
+        int n = snprintf(path, sizeof path - 8, "%s/%s", dir, ent->d_name);
+        if (n < 0 || (size_t)n >= sizeof path - 8) continue;
+        bool drop = is_dead_temp(ent->d_name);
+        if (is_result_md(ent->d_name)) {
+            strcpy(path + n - 3, ".json");
+            drop = !file_exists(path);
+            strcpy(path + n - 3, ".md");
+        }
+        if (drop) unlink(path);
+    }
+    if (d) closedir(d);
+    close(lock);
 }

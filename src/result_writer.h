@@ -1,6 +1,7 @@
 /* result_writer — 结果的写出与读回
  * 一次运行 = 一个 JSON（全部事实，格式见 docs/result-format.md）+ 一个由它生成的 Markdown。
- * 先写 .md 再写 .json，都经临时文件、fsync、不覆盖的改名：有 .json 就是完整的结果。 */
+ * 先写 .md 再写 .json，都经临时文件、fsync、不覆盖的改名：有 .json 就是完整的结果。
+ * 写的时候持有目录的共享锁（flock），result_clean 取独占锁，因此不会误删正在写的。 */
 #ifndef PTQ_RESULT_WRITER_H
 #define PTQ_RESULT_WRITER_H
 #include "base/str.h"
@@ -12,6 +13,9 @@
  * 返回: 成功时 path_out（可为 NULL）得到 .json 路径（arena 内）。名字 YYYYMMDD_HHMMSS__{model}__{method}__track{T}，
  * 已存在时秒数后加 -2、-3…。 */
 bool result_write(const json_t *result, const char *dir, Arena *a, const char **path_out, Err *e);
+/* 收拾被强行终止的进程留下的东西：没有 .json 的结果 .md（写到一半）与临时文件。
+ * 只动名字是本程序写法的文件；别的进程正在写结果时什么也不做。 */
+void result_clean(const char *dir);
 /* 结果 → Markdown 文本（中文）。 */
 bool result_markdown(const json_t *result, Str *out, Err *e);
 

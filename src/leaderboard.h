@@ -1,0 +1,49 @@
+/* leaderboard — 全部结果的汇总：分榜、排序、排名组
+ * 一个榜 = 同一轨道、模型（权重与 dtype）、数据集（文本 SHA-256）、协议、窗口数、计算类型；绝不混排。
+ * 同一方法同样设置只留最新的结果。排名组：逐窗 NLL 成对块自助检验，整榜 Holm 校正，0.05 上分不开的同组。 */
+#ifndef PTQ_LEADERBOARD_H
+#define PTQ_LEADERBOARD_H
+#include "base/str.h"
+#include "result_writer.h"
+
+typedef struct BoardRow {
+    const ResultFile *file;
+    const char *method, *settings; /* settings: "W4 g128 sym" 之类的短写 */
+    double ppl, ppl_stderr;
+    double delta_ppl;                     /* 对同榜 fp16；没有 fp16 时为 NAN */
+    double delta_nll, delta_lo, delta_hi; /* 95 % 区间 */
+    double kl_mean, kl_p99, same_top1;
+    double bits_linear, bits_model, weights_mb, memory_mb;
+    double prefill, decode, quant_seconds;
+    int group;            /* 排名组，从 1 数；0 表示没有逐窗数据，无法检验 */
+    const double *window_nll; /* (n_windows)，没有时为 NULL */
+    size_t n_windows;
+} BoardRow;
+
+typedef struct Board {
+    char track;
+    const char *model, *dataset, *protocol, *compute, *dtype, *text_sha256;
+    int64_t n_windows, n_windows_total;
+    BoardRow *rows; /* 按 PPL 升序 */
+    size_t n_rows;
+} Board;
+
+typedef struct Leaderboard {
+    Arena arena;
+    Board *boards; /* 按轨道、模型、数据集、协议排序 */
+    size_t n_boards;
+    const ResultFile **failed; /* 失败且之后没有成功过的运行 */
+    size_t n_failed, n_results;
+} Leaderboard;
+
+/* 由读回的结果建榜。files 须比 lb 活得长。 */
+bool leaderboard_build(Leaderboard *lb, const ResultFile *files, size_t n, Err *e);
+void leaderboard_free(Leaderboard *lb);
+/* 设置的短写，如 "W4 g64 asym"；fp16 为权重的 dtype。 */
+const char *leaderboard_settings(const json_t *result, Arena *a, Err *e);
+
+/* 三种写法：Markdown 全表、CSV（一行一个结果，数字全精度）、终端上按显示宽度对齐的简表。 */
+bool leaderboard_markdown(const Leaderboard *lb, Str *out, Err *e);
+bool leaderboard_csv(const Leaderboard *lb, Str *out, Err *e);
+void leaderboard_screen(const Leaderboard *lb, Str *out);
+#endif

@@ -106,21 +106,33 @@ void result_free_all(ResultFile *files, size_t n) {
     for (size_t i = 0; i < n; i++) json_decref(files[i].json);
 }
 
-json_t *result_find(const char *dir, const char *run_key, const char **path_out, Arena *a) {
+/* 文件名以时刻开头，从最新的找起。 */
+static json_t *find(const char *dir, const char *run_key, bool need_ok, const char **path_out,
+                    Arena *a) {
     char **names;
     size_t n;
     if (!file_exists(dir) || !file_list(a, dir, ".json", &names, &n, NULL)) return NULL;
-    while (n-- > 0) { /* 文件名以时刻开头，从最新的找起 */
+    while (n-- > 0) {
         char *path = file_join(a, dir, names[n], NULL);
         ResultFile f;
         if (!path || !load_one(&f, path, NULL)) continue;
         const char *key = json_string_value(json_object_get(f.json, "run_key"));
         bool ok = json_is_true(json_object_get(json_object_get(f.json, "status"), "ok"));
-        if (ok && key && strcmp(key, run_key) == 0) {
+        if (key && strcmp(key, run_key) == 0 && (ok || !need_ok)) {
             if (path_out) *path_out = path;
             return f.json;
         }
         json_decref(f.json);
     }
     return NULL;
+}
+
+json_t *result_find(const char *dir, const char *run_key, const char **path_out, Arena *a) {
+    return find(dir, run_key, true, path_out, a);
+}
+
+const char *result_newest(const char *dir, const char *run_key, Arena *a) {
+    const char *path = NULL;
+    json_decref(find(dir, run_key, false, &path, a));
+    return path;
 }

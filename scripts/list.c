@@ -186,14 +186,14 @@ typedef struct Topic {
 } Topic;
 static const Topic TOPICS[] = {{"models", list_models}, {"methods", list_methods},
                                {"tracks", list_tracks}, {"tasks", list_tasks},
-                               {"options", list_options}};
+                               {"datasets", list_tasks}, {"options", list_options}};
 enum { N_TOPICS = sizeof TOPICS / sizeof *TOPICS };
 
 static int unknown_topic(const char *name) {
     const char *names[N_TOPICS];
     for (int i = 0; i < N_TOPICS; i++) names[i] = TOPICS[i].name;
     const char *near = str_nearest(name, names, N_TOPICS);
-    log_line(LOG_FAIL, "list: 没有 '%s'%s%s%s。可列出: models methods tracks tasks options", name,
+    log_line(LOG_FAIL, "list: 没有 '%s'%s%s%s。可列出: models methods tracks tasks datasets options", name,
              near ? "，是否想写 '" : "", near ? near : "", near ? "'？" : "");
     return err_exit_code(ERR_USAGE);
 }
@@ -232,14 +232,14 @@ int cmd_list(int argc, char **argv) {
          false},
         {0}};
     const CliSpec spec = {.command = "list", .about = "列出模型、方法、轨道、任务或全部设置",
-                          .flags = flags, .positional = "models|methods|tracks|tasks|options",
+                          .flags = flags, .positional = "models|methods|tracks|tasks|datasets|options",
                           .rest = &rest,
                           .epilog = "例: ptq-bench list methods"};
     if (!rest.items) return 1;
     CliResult parsed = cli_parse(&spec, argc, argv);
     int code = parsed == CLI_DONE ? 0 : err_exit_code(ERR_USAGE);
     if (parsed == CLI_GO && rest.n == 0)
-        log_line(LOG_FAIL, "list: 要列出什么？可列出: models methods tracks tasks options");
+        log_line(LOG_FAIL, "list: 要列出什么？可列出: models methods tracks tasks datasets options");
     else if (parsed == CLI_GO)
         for (size_t i = 0; i < rest.n; i++) {
             if (i) putchar('\n');

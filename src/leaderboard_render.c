@@ -61,26 +61,27 @@ typedef struct Column {
     void (*show)(const BoardRow *r, Str *out);
     bool right;
     int where;
+    bool link; /* Markdown 里链到同名的 .md */
 } Column;
 
 static const Column COLUMNS[] = {
-    {"排名组", show_group, true, IN_MARKDOWN | ON_SCREEN},
-    {"方法", show_method, false, IN_MARKDOWN | ON_SCREEN},
-    {"设置", show_settings, false, IN_MARKDOWN | ON_SCREEN},
-    {"PPL", show_ppl, true, IN_MARKDOWN | ON_SCREEN},
-    {"ΔPPL", show_delta_ppl, true, IN_MARKDOWN},
-    {"ΔNLL [95 %]", show_delta_nll, true, IN_MARKDOWN},
-    {"ΔNLL", show_delta_short, true, ON_SCREEN},
-    {"KL", show_kl, true, IN_MARKDOWN | ON_SCREEN},
-    {"KL p99", show_kl_p99, true, IN_MARKDOWN},
-    {"同 top-1", show_top1, true, IN_MARKDOWN | ON_SCREEN},
-    {"bit 线性", show_bits_linear, true, IN_MARKDOWN | ON_SCREEN},
-    {"bit 模型", show_bits_model, true, IN_MARKDOWN | ON_SCREEN},
-    {"权重 MB", show_weights, true, IN_MARKDOWN | ON_SCREEN},
-    {"峰值 MB", show_memory, true, IN_MARKDOWN | ON_SCREEN},
-    {"tok/s 预填/解码", show_speed, true, IN_MARKDOWN | ON_SCREEN},
-    {"量化 秒", show_quant, true, IN_MARKDOWN | ON_SCREEN},
-    {"结果文件", show_file, false, IN_MARKDOWN},
+    {"排名组", show_group, true, IN_MARKDOWN | ON_SCREEN, false},
+    {"方法", show_method, false, IN_MARKDOWN | ON_SCREEN, false},
+    {"设置", show_settings, false, IN_MARKDOWN | ON_SCREEN, false},
+    {"PPL", show_ppl, true, IN_MARKDOWN | ON_SCREEN, false},
+    {"ΔPPL", show_delta_ppl, true, IN_MARKDOWN, false},
+    {"ΔNLL [95 %]", show_delta_nll, true, IN_MARKDOWN, false},
+    {"ΔNLL", show_delta_short, true, ON_SCREEN, false},
+    {"KL", show_kl, true, IN_MARKDOWN | ON_SCREEN, false},
+    {"KL p99", show_kl_p99, true, IN_MARKDOWN, false},
+    {"同 top-1", show_top1, true, IN_MARKDOWN | ON_SCREEN, false},
+    {"bit 线性", show_bits_linear, true, IN_MARKDOWN | ON_SCREEN, false},
+    {"bit 模型", show_bits_model, true, IN_MARKDOWN | ON_SCREEN, false},
+    {"权重 MB", show_weights, true, IN_MARKDOWN | ON_SCREEN, false},
+    {"峰值 MB", show_memory, true, IN_MARKDOWN | ON_SCREEN, false},
+    {"tok/s 预填/解码", show_speed, true, IN_MARKDOWN | ON_SCREEN, false},
+    {"量化 秒", show_quant, true, IN_MARKDOWN | ON_SCREEN, false},
+    {"结果文件", show_file, false, IN_MARKDOWN, true},
 };
 enum { N_COLUMNS = sizeof COLUMNS / sizeof *COLUMNS };
 
@@ -93,6 +94,17 @@ static void board_title(const Board *b, Str *out) {
     else
         str_addf(out, "%lld 窗口", (long long)b->n_windows);
     str_addf(out, " · 权重 %s · 计算 %s", b->dtype, b->compute);
+}
+
+/* "x.json" → [x](x.md)；文件名由 result_write 写出，只含安全的字符，别的名字不加链接。 */
+static void add_link(const char *file, Str *out) {
+    static const char SAFE[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-";
+    size_t n = strlen(file);
+    if (!str_ends(file, ".json") || file[strspn(file, SAFE)]) {
+        md_text(out, file);
+        return;
+    }
+    str_addf(out, "[%.*s](%.*s.md)", (int)n - 5, file, (int)n - 5, file);
 }
 
 static void markdown_board(const Board *b, Str *out) {
@@ -118,7 +130,10 @@ static void markdown_board(const Board *b, Str *out) {
             Str cell = {0};
             COLUMNS[c].show(&b->rows[i], &cell);
             str_add(out, " ");
-            md_text(out, cell.data);
+            if (COLUMNS[c].link)
+                add_link(cell.data ? cell.data : "", out);
+            else
+                md_text(out, cell.data);
             str_add(out, " |");
             str_free(&cell);
         }

@@ -39,6 +39,8 @@ typedef struct Axis {
 typedef struct Chart {
     Point points[MAX_POINTS];
     size_t n;
+    size_t front[MAX_POINTS]; /* 前沿上的点，从左到右 */
+    size_t n_front;
     Axis x, y;
     const char *methods[MAX_POINTS]; /* 出现过的方法，次序即配色 */
     size_t n_methods;
@@ -109,7 +111,43 @@ static void layout(Chart *c) {
     }
 }
 
+/* 帕累托前沿：从左到右，PPL 每次都更低的点。 */
+static void find_frontier(Chart *c) {
+    size_t order[MAX_POINTS];
+    for (size_t i = 0; i < c->n; i++) {
+        size_t j = i;
+        for (; j > 0; j--) {
+            const Point *p = &c->points[order[j - 1]], *q = &c->points[i];
+            if (p->x < q->x || (p->x == q->x && p->y <= q->y)) break;
+            order[j] = order[j - 1];
+        }
+        order[j] = i;
+    }
+    double best = INFINITY;
+    for (size_t i = 0; i < c->n; i++)
+        if (c->points[order[i]].y < best) {
+            best = c->points[order[i]].y;
+            c->front[c->n_front++] = order[i];
+        }
+}
+
 /* ---------- 标签 ---------- */
+
+/* 前沿折线与基线横线穿过框 (x,y,w,h) 的长度（像素，近似）。 */
+static double crossing(const Chart *c, double x, double y, double w, double h) {
+    enum { STEPS = 200 };
+    double bad = 0;
+    for (size_t i = 0; i + 1 < c->n_front; i++) {
+        const Point *p = &c->points[c->front[i]], *q = &c->points[c->front[i + 1]];
+        double step = hypot(q->px - p->px, q->py - p->py) / STEPS;
+        for (int k = 0; k <= STEPS; k++) {
+            double px = p->px + (q->px - p->px) * k / STEPS, py = p->py + (q->py - p->py) * k / STEPS;
+            if (px > x && px < x + w && py > y && py < y + h) bad += step;
+        }
+    }
+    if (c->points[0].baseline && c->points[0].py > y && c->points[0].py < y + h) bad += w;
+    return bad;
+}
 
 /* 放在 (lx,ly) 时与已放好的标签、与各点、与边界的冲突面积。 */
 static double clash(const Chart *c, size_t placed, const Point *me, double lx, double ly) {
@@ -127,7 +165,7 @@ static double clash(const Chart *c, size_t placed, const Point *me, double lx, d
     }
     double out = fmax(0, lx + me->w - (WIDTH - RIGHT)) + fmax(0, LEFT + 4 - lx) +
                  fmax(0, BOTTOM + 4 - ly) + fmax(0, ly + h - (HEIGHT - TOP));
-    return bad + 50 * out;
+    return bad + 2 * crossing(c, lx, ly, me->w, h) + 50 * out;
 }
 
 /* 依次试右、左、上、下及更远处，取冲突最小者（先来的优先）。 */
@@ -198,23 +236,10 @@ static void add_axis(Str *out, const char *axis, const Axis *a, bool bits) {
     add_ticks(out, axis, a, bits);
 }
 
-static int by_x(const void *a, const void *b) {
-    const Point *p = a, *q = b;
-    return p->x != q->x ? (p->x < q->x ? -1 : 1) : (p->y > q->y) - (p->y < q->y);
-}
-
-/* 帕累托前沿：从左到右，PPL 每次都更低的点。 */
 static void add_frontier(Str *out, const Chart *c) {
-    Point sorted[MAX_POINTS];
-    memcpy(sorted, c->points, c->n * sizeof *sorted);
-    qsort(sorted, c->n, sizeof *sorted, by_x);
-    double best = INFINITY;
     str_add(out, "$front << EOD\n");
-    for (size_t i = 0; i < c->n; i++)
-        if (sorted[i].y < best) {
-            best = sorted[i].y;
-            str_addf(out, "%.10g %.10g\n", sorted[i].x, sorted[i].y);
-        }
+    for (size_t i = 0; i < c->n_front; i++)
+        str_addf(out, "%.10g %.10g\n", c->points[c->front[i]].x, c->points[c->front[i]].y);
     str_add(out, "EOD\n");
 }
 
@@ -294,6 +319,7 @@ bool plot_script(const Board *b, bool memory, bool chinese, Str *out) {
     bool enough = c->n >= 2;
     if (enough) {
         layout(c);
+        find_frontier(c);
         place_labels(c);
         str_addf(out,
                  "set lmargin at screen %.5f\nset rmargin at screen %.5f\n"

@@ -64,6 +64,14 @@ static int find_text(const char *name) {
     return -1;
 }
 
+bool text_registered(const char *name, const char **file, const char **sha256) {
+    int i = find_text(name);
+    if (i < 0) return false;
+    *file = TEXTS[i].file;
+    *sha256 = TEXTS[i].sha256;
+    return true;
+}
+
 static bool not_found(const char *name, const char *path, int known, Err *e) {
     if (known >= 0)
         return err_set(e, ERR_MISSING, "数据集 '%s' 不在 %s。取得方法：%s", name, path,

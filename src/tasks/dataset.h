@@ -22,6 +22,8 @@ void text_close(TextData *t);
 /* 登记的名字，NULL 结尾；以及一句说明。 */
 const char *const *text_names(void);
 const char *text_describe(const char *name);
+/* 登记的文件（相对数据目录）与 SHA-256；没有登记返回 false。 */
+bool text_registered(const char *name, const char **file, const char **sha256);
 /* 已知 (文本, 分词器) 的 token 数；未知为 -1。 */
 int64_t text_expected_tokens(const char *text_sha256, const char *tokenizer_sha256);
 #endif

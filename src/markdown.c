@@ -2,6 +2,7 @@
  * 只处理表格会用到的那点语法；目标是任何输入都不越出自己的单元格。 */
 #include "markdown.h"
 
+#include <ctype.h>
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -18,6 +19,9 @@ void md_text(Str *out, const char *text) {
             str_add(out, "&lt;");
         else if (*p == '>')
             str_add(out, "&gt;");
+        else if (*p == '_' && p > text && isalnum((unsigned char)p[-1]) &&
+                 isalnum((unsigned char)p[1]))
+            str_add(out, "_"); /* 词中的下划线没有语法含义 */
         else if (strchr("|\\`*_", *p))
             str_addf(out, "\\%c", *p);
         else if ((unsigned char)*p >= 0x20)

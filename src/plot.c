@@ -18,8 +18,8 @@
 #include "io/file.h"
 
 /* 画布（像素）与绘图区 */
-enum { WIDTH = 960, HEIGHT = 600, LEFT = 86, RIGHT = 28, TOP = 84, BOTTOM = 72, MAX_POINTS = 64 };
-enum { FONT = 14, LABEL_FONT = 13 };
+enum { WIDTH = 960, HEIGHT = 600, LEFT = 98, RIGHT = 28, TOP = 84, BOTTOM = 72, MAX_POINTS = 64 };
+enum { FONT = 14, LABEL_FONT = 12, LABEL_H = 17 }; /* LABEL_FONT 是磅，约合 17 像素高 */
 
 typedef struct Point {
     double x, y;     /* 数据坐标 */
@@ -107,7 +107,7 @@ static void layout(Chart *c) {
         Point *p = &c->points[i];
         p->px = LEFT + place(&c->x, p->x) * (WIDTH - LEFT - RIGHT);
         p->py = BOTTOM + place(&c->y, p->y) * (HEIGHT - TOP - BOTTOM);
-        p->w = (double)str_width(p->label) * LABEL_FONT * 0.56;
+        p->w = (double)str_width(p->label) * LABEL_FONT * 0.70;
     }
 }
 
@@ -151,7 +151,7 @@ static double crossing(const Chart *c, double x, double y, double w, double h) {
 
 /* 放在 (lx,ly) 时与已放好的标签、与各点、与边界的冲突面积。 */
 static double clash(const Chart *c, size_t placed, const Point *me, double lx, double ly) {
-    const double h = LABEL_FONT * 1.15;
+    const double h = LABEL_H;
     double bad = 0;
     for (size_t i = 0; i < c->n; i++) {
         const Point *p = &c->points[i];
@@ -170,7 +170,7 @@ static double clash(const Chart *c, size_t placed, const Point *me, double lx, d
 
 /* 依次试右、左、上、下及更远处，取冲突最小者（先来的优先）。 */
 static void place_labels(Chart *c) {
-    const double h = LABEL_FONT;
+    const double h = LABEL_H;
     for (size_t i = 0; i < c->n; i++) {
         Point *p = &c->points[i];
         double best = INFINITY;
@@ -277,8 +277,15 @@ static void add_points(Str *out, const Chart *c) {
         str_addf(out, "set label %zu ", i + 1);
         quoted(out, p->label);
         str_addf(out, " at screen %.5f,%.5f left font ',%d' textcolor rgb '%s' front\n",
-                 p->lx / WIDTH, (p->ly + LABEL_FONT * 0.5) / HEIGHT, LABEL_FONT,
+                 p->lx / WIDTH, (p->ly + LABEL_H * 0.5) / HEIGHT, LABEL_FONT,
                  COLORS[p->color % N_COLORS]);
+        /* 标签离点较远时连一条细线到框的最近处 */
+        double nx = fmin(fmax(p->px, p->lx), p->lx + p->w);
+        double ny = fmin(fmax(p->py, p->ly + 2), p->ly + LABEL_H - 2);
+        if (hypot(nx - p->px, ny - p->py) > 18)
+            str_addf(out, "set arrow %zu from screen %.5f,%.5f to screen %.5f,%.5f nohead "
+                          "linewidth 0.8 linecolor rgb '#aab2bd' back\n",
+                     i + 2, p->px / WIDTH, p->py / HEIGHT, nx / WIDTH, ny / HEIGHT);
     }
     for (size_t m = 0; m < c->n_methods; m++) {
         str_addf(out, "$m%zu << EOD\n", m);

@@ -75,7 +75,8 @@ static void add_run(Str *out, const json_t *r) {
     table_head(out, "运行");
     row(out, "开始时间", json_text_at(r, "time.started", NULL));
     row_number(out, "总用时（秒）", "%.2f", json_at(r, "time.seconds"));
-    row_number(out, "其中评测（秒）", "%.2f", json_at(r, "time.eval_seconds"));
+    if (json_at(r, "time.eval_seconds"))
+        row_number(out, "其中评测（秒）", "%.2f", json_at(r, "time.eval_seconds"));
     row_number(out, "其中量化（秒）", "%.3f", json_at(r, "quant_time_seconds"));
     row_value(out, "方法", json_at(r, "config.display_name"));
     row_value(out, "计算类型", json_at(r, "compute.mode"));

@@ -211,10 +211,10 @@ static bool bracket(Translator *t) {
     return true;
 }
 
-/* "(?imx-imx" 之后是 ':' 或 ')'。Ruby 的 m 是 PCRE2 的 s。 */
+/* "(?im-im" 之后是 ':' 或 ')'。Ruby 的 m 是 PCRE2 的 s。 */
 static bool options(Translator *t) {
     size_t k = t->i + 2;
-    while (k < t->n && strchr("imx-", t->p[k])) k++;
+    while (k < t->n && strchr("im-", t->p[k])) k++;
     bool scoped = k < t->n && t->p[k] == ':';
     if (!scoped && (t->i > 0 || k >= t->n || t->p[k] != ')'))
         return unsupported(t, "(?选项)（只能在开头）");
@@ -232,13 +232,14 @@ static bool options(Translator *t) {
 
 static bool open_group(Translator *t) {
     if (t->depth == GROUP_DEPTH_MAX) return unsupported(t, "过深的括号");
+    if (peek(t, 1) == '*') return unsupported(t, "(*");
     t->groups[t->depth++] = t->out->len;
     if (peek(t, 1) != '?') {
         copy(t, 1);
         return true;
     }
     char c = peek(t, 2);
-    if (c && strchr("imx-", c)) return options(t);
+    if (c && strchr("im-", c)) return options(t);
     if (!c || !strchr(":=!><#", c)) return unsupported(t, "(?…");
     if (c == '#') {
         while (t->i < t->n && t->p[t->i] != ')') t->i++;

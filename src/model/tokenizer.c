@@ -175,8 +175,8 @@ static void describe(Str *s, const Tokenizer *t, const TokenList *l) {
     }
 }
 
-bool tokenizer_finish(Tokenizer *t, Err *e) {
-    if (!added_build(&t->added, &t->arena, t->norms, t->n_norms, e)) return false;
+bool tokenizer_finish(Tokenizer *t, const char *name, Err *e) {
+    if (!added_build(&t->added, &t->arena, t->norms, t->n_norms, e)) return err_wrap(e, "%s", name);
     Str s = {0};
     if (t->prefix.n) {
         str_add(&s, "按模型文件在开头添加 ");

@@ -142,7 +142,7 @@ static bool load_all(Tokenizer *t, const char *name, const Gguf *g, Hash *h, Err
     hash_add(h, rule->names, strlen(rule->names) + 1);
     return load_tokens(t, name, g, h, e) && load_merges(t, name, g, h, e) &&
            load_types(t, name, g, e) && load_pre(t, name, rule, e) &&
-           load_special(t, g, rule, e) && tokenizer_finish(t, e);
+           load_special(t, g, rule, e) && tokenizer_finish(t, name, e);
 }
 
 bool tokenizer_open_gguf(Tokenizer **out, const Gguf *g, Err *e) {

@@ -235,5 +235,5 @@ Tokenizer *tokenizer_new(Err *e);
 /* 登记添加的 token：文本已在词表则用其 id，否则取下一个 id（HF 的规则），写入 token->id。 */
 bool tokenizer_add_token(Tokenizer *t, const char *name, AddedToken *token, Err *e);
 /* 全部就绪后：建字典树、写 BOS 说明。 */
-bool tokenizer_finish(Tokenizer *t, Err *e);
+bool tokenizer_finish(Tokenizer *t, const char *name, Err *e);
 #endif

@@ -1,7 +1,7 @@
 /* tokenizer_load — 从 tokenizer.json 打开：模型（词表与合并表）、添加的 token、整体的装配
  * 词表与合并表由 tokenizer_scan.c 直接扫描，各部件的读取在 tokenizer_parts.c，transformers 的 tokenizer_config.json 规则在 tokenizer_config.c。
  * 原则: 认得的就严格照做，不认得的组件报出名字，决不跳过。 */
-#include <stdlib.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "base/log.h"
@@ -86,18 +86,18 @@ static bool load_added(Tokenizer *t, const char *name, const json_t *list, Err *
         const json_t *v = json_array_get(list, i);
         AddedToken token;
         int64_t id;
-        if (!tokenizer_read_added(&token, name, v, e) ||
-            !json_get_int(v, name, "id", 0, TOKEN_ID_MAX, &id, e))
-            return err_wrap(e, "added_tokens 第 %zu 项", i);
+        char where[512];
+        snprintf(where, sizeof where, "%s: added_tokens 第 %zu 项", name, i);
+        if (!tokenizer_read_added(&token, where, v, e) ||
+            !json_get_int(v, where, "id", 0, TOKEN_ID_MAX, &id, e))
+            return false;
         if (token.len == 0) continue; /* HF 忽略空的添加 token */
         const char *text = token.text;
         if (id < t->bpe.vocab.n_ids && t->bpe.vocab.by_id[id].text) {
             const VocabEntry *old = &t->bpe.vocab.by_id[id];
             if (old->added || old->len != token.len || memcmp(old->text, text, token.len) != 0)
-                return err_set(e, ERR_FORMAT,
-                               "%s: added_tokens 第 %zu 项 \"%.64s\" 的 id %lld 已属于 \"%.*s\"", name,
-                               i, text, (long long)id, old->len > 64 ? 64 : (int)old->len,
-                               old->text);
+                return err_set(e, ERR_FORMAT, "%s: \"%.64s\" 的 id %lld 已属于 \"%.*s\"", where, text,
+                               (long long)id, old->len > 64 ? 64 : (int)old->len, old->text);
         }
         if (!tokenizer_add_token(t, name, &token, e)) return false;
         if (token.id != id)
@@ -122,7 +122,7 @@ static bool load_root(Tokenizer *t, const Source *src, const json_t *root, const
            tokenizer_load_decoder(name, json_object_get(root, "decoder"), e) &&
            tokenizer_load_post(t, name, post, e) &&
            (!config || tokenizer_apply_config(t, name, config, has_post, e)) &&
-           tokenizer_finish(t, e);
+           tokenizer_finish(t, name, e);
 }
 
 bool tokenizer_open_json(Tokenizer **out, const char *name, const void *text, size_t len,

@@ -11,6 +11,7 @@
 #include "io/gguf.h"
 #include "io/json.h"
 #include "io/yaml.h"
+#include "model/tokenizer_internal.h"
 
 /* 打开文件。返回: 顶层项数；出错为 -1 并置 e。 */
 typedef long (*OpenFn)(const char *path, Err *e);
@@ -46,6 +47,27 @@ static long open_gguf(const char *path, Err *e) {
     return n;
 }
 
+static long open_tokenizer(const char *path, Err *e) {
+    FileMap m;
+    Tokenizer *t = NULL;
+    if (!file_map(&m, path, e)) return -1;
+    bool ok = tokenizer_open_json(&t, path, m.data, m.size, NULL, e);
+    long n = ok ? tokenizer_vocab_size(t) : -1;
+    tokenizer_close(t);
+    file_unmap(&m);
+    return n;
+}
+
+static long open_gguf_tokenizer(const char *path, Err *e) {
+    Gguf g;
+    Tokenizer *t = NULL;
+    if (!gguf_open(&g, path, e)) return -1;
+    long n = tokenizer_open_gguf(&t, &g, e) ? tokenizer_vocab_size(t) : -1;
+    tokenizer_close(t);
+    gguf_close(&g);
+    return n;
+}
+
 static const struct {
     const char *kind;
     OpenFn open;
@@ -54,6 +76,8 @@ static const struct {
     {"json", open_json},
     {"safetensors", open_safetensors},
     {"gguf", open_gguf},
+    {"tokenizer", open_tokenizer},
+    {"tokenizer_gguf", open_gguf_tokenizer},
 };
 
 static OpenFn opener(const char *kind) {

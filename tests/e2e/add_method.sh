@@ -21,7 +21,7 @@ run() { # 模型 方法 输出
     "$tree/build/ptq-bench" run_one --model "$1" --method "$2" --track A --limit 2 --json \
         --results "$work/results" >"$3" 2>"$3.err"
 }
-ppl() { "$build/tests/tools/json_get" "$1" results.ppl.demo.ppl; }
+ppl() { "$json_get" "$1" results.ppl.demo.ppl; }
 
 if run demo nearest "$work/nearest.json" && run demo rtn "$work/rtn.json"; then
     a=$(ppl "$work/nearest.json") b=$(ppl "$work/rtn.json")

@@ -6,7 +6,7 @@
 while IFS=$'\t' read -r code pattern arguments; do
     case $code in '' | '#'*) continue ;; esac
     eval "set -- $arguments"
-    case $1 in run_one) set -- "$@" --results "$work/results" ;; esac
+    case $1 in run_one) set -- "$@" --results "$work/results" --override "data_dir='$data'" ;; esac
     "$ptq" "$@" >"$work/out" 2>"$work/err"
     rc=$?
     what="ptq-bench $arguments → $code"

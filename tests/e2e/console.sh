@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # console — 控制台约定：每行以约定的 emoji 开头；--json 时 stdout 只有 JSON；NO_COLOR 与非终端没有颜色
 . "$(dirname "$0")/lib.sh"
-json_get=$build/tests/tools/json_get
-args=(run_one --model demo --method rtn --track A --limit 2 --results "$work/results")
+args=(run_one --model demo --method rtn --track A --limit 2 --results "$work/results"
+    --override "data_dir='$data'")
 
 if "$ptq" "${args[@]}" --json >"$work/out" 2>"$work/err"; then
     ok "run_one --json 成功"
@@ -26,7 +26,7 @@ bad=$(grep -vE '^(❌|⚠️)' "$work/err")
 if [ -z "$bad" ]; then ok "--quiet 只留警告与失败"; else not_ok "--quiet 只留警告与失败" "$bad"; fi
 
 if command -v script >/dev/null; then
-    tty_run() { script -qec "$1 '$ptq' list methods; '$ptq' run_one --model demo --method fp16 --track A --limit 1 --results '$work/results'" /dev/null; }
+    tty_run() { script -qec "$1 '$ptq' list methods; '$ptq' run_one --model demo --method fp16 --track A --limit 1 --results '$work/results' --override data_dir='$data'" /dev/null; }
     tty_run "NO_COLOR=1; export NO_COLOR;" >"$work/plain" 2>&1
     if grep -qE "$esc\[[0-9;]*m" "$work/plain"; then not_ok "NO_COLOR：终端上也没有颜色"; else ok "NO_COLOR：终端上也没有颜色"; fi
 else

@@ -1,5 +1,6 @@
 # lib — 端到端测试的公共部分（由各脚本 source）
-# 提供: $ptq（被测程序）、$work（本测试专用的空目录，退出时删除）、ok / not_ok / skip / check。
+# 提供: $ptq（被测程序）、$json_get、$work（本测试专用的空目录，退出时删除）、$data（替代 data/ 的文件夹，
+# 使测试不往树里写缓存）、ok / not_ok / skip / check。
 # 每个脚本末行调用 done_testing；任何一项失败则退出码 1。
 set -u
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 2
@@ -7,7 +8,10 @@ root=$PWD
 build=${PTQ_TEST_BUILD:-build}
 ptq=$root/$build/ptq-bench
 work=${PTQ_TEST_TMP:-$root/build/tmp}/$(basename "$0" .sh).$$
-mkdir -p "$work"
+json_get=$root/$build/tests/tools/json_get
+data=$work/data
+mkdir -p "$data"
+ln -s "$root/data/raw" "$data/raw"
 trap 'rm -rf "$work"' EXIT
 n=0 failures=0
 

@@ -2,6 +2,7 @@
  * 对照数: $PTQ_SHARED/goldens/methods/demo.json 与 demo.tensors/（transformers、GPTQ 的 quant.py，f32）。
  * 每一行按其 settings 化为本程序的设置，跑完整的 200 个 512 窗口，PPL 须在行内的相对容差以内；
  * 抽样层 k_proj 的 scale、zero、code、w 须相等。ASan 构建下只跑 2 个窗口，仍对照张量。 */
+#include <errno.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -9,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -23,6 +25,7 @@
 static json_t *golden;      /* demo.json；没有对照数据时为 NULL */
 static char golden_dir[512];
 static char tmp_dir[512];
+static char data_dir[600]; /* 替代 data/，使测试不往树里写缓存 */
 static bool quick;          /* 插桩构建：少跑窗口、不比 PPL */
 
 typedef struct Overrides {
@@ -52,6 +55,7 @@ static void add_common(Overrides *o, int64_t limit) {
     add(o, "eval.kl_windows", "0");
     add(o, "eval.speed", "false");
     add(o, "results_dir", tmp_dir);
+    add(o, "data_dir", data_dir);
     add_int(o, "eval.limit", limit);
 }
 
@@ -188,7 +192,15 @@ int main(void) {
     snprintf(golden_dir, sizeof golden_dir, "%s/goldens/methods", shared ? shared : "../shared");
     snprintf(tmp_dir, sizeof tmp_dir, "%s/demo_ppl-%s", tmp ? tmp : "build/tmp",
              quick ? "quick" : "full");
-    char path[1024];
+    char path[1024], raw[4096];
+    Err e = {0};
+    snprintf(data_dir, sizeof data_dir, "%s/data", tmp_dir);
+    snprintf(path, sizeof path, "%s/raw", data_dir);
+    if (!file_mkdirs(data_dir, &e) || !realpath("data/raw", raw) ||
+        (symlink(raw, path) != 0 && errno != EEXIST)) {
+        fprintf(stderr, "备不好 %s\n", data_dir);
+        return 1;
+    }
     snprintf(path, sizeof path, "%s/demo.json", golden_dir);
     golden = file_exists(path) ? json_load(path, NULL) : NULL;
 

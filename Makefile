@@ -33,7 +33,9 @@ CFLAGS  := -std=c11 -ffp-contract=off -D_GNU_SOURCE -Isrc -I. $(OPT) $(WARN) $(S
            $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
 LIBS    := $(PKG_LIBS) -lm -lpthread
 
-# 内核源码（src/compute/cpu/isa/）按指令集各编译一次，运行时选用
+# 内核源码（src/compute/cpu/isa/）按指令集各编译一次，运行时选用。
+# 展开得很大，插桩时只用 -O1；模糊测试只关心解析器，内核不插桩（否则编译要几分钟）
+KERNEL_OPT      := $(if $(SAN),-O1,-O3) $(if $(findstring fuzzer,$(SAN)),-fno-sanitize=all)
 ISAS            := generic avx2 avx512 avx512_bf16
 ISA_generic     :=
 ISA_avx2        := -mavx2 -mfma -mf16c
@@ -83,7 +85,7 @@ $(BUILD)/obj/%.o: src/%.c $(BUILD)/gen/flags.txt
 	$(call compile)
 define KERNEL_RULE
 $(BUILD)/obj/%.$(1).o: src/%.c $(BUILD)/gen/flags.txt
-	$$(call compile,-O3 $(ISA_$(1)) -DKERNEL_ISA=$(1) -DKERNEL_ISA_$(1))
+	$$(call compile,$(KERNEL_OPT) $(ISA_$(1)) -DKERNEL_ISA=$(1) -DKERNEL_ISA_$(1))
 endef
 $(foreach i,$(ISAS),$(eval $(call KERNEL_RULE,$(i))))
 
@@ -109,7 +111,7 @@ $(BUILD)/obj/method_table.o: $(BUILD)/gen/method_table.c $(BUILD)/gen/flags.txt
 # 内容变了才更新的记录：编译参数、源文件清单、方法清单变了，依赖它们的就重做
 remember = @mkdir -p $(@D); printf '%s\n' '$(1)' | cmp -s - $@ || printf '%s\n' '$(1)' > $@
 $(BUILD)/gen/flags.txt: FORCE
-	$(call remember,$(CC) $(CFLAGS) $(foreach i,$(ISAS),[$(i) $(ISA_$(i))]))
+	$(call remember,$(CC) $(CFLAGS) $(foreach i,$(ISAS),[$(i) $(ISA_$(i)) $(KERNEL_OPT)]))
 $(BUILD)/gen/sources.txt: FORCE
 	$(call remember,$(LIB_SRC) $(KERNEL_SRC))
 $(BUILD)/gen/methods.txt: FORCE

@@ -1,10 +1,12 @@
 /* err — 错误值的实现
- * 消息定长，过长则截断在 UTF-8 字符边界上，不会留下半个汉字。 */
+ * 消息定长，过长则截断在 UTF-8 字符边界上，不会留下半个汉字；其中来自文件的控制字符与坏字节换成 '?'。 */
 #include "base/err.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "base/str.h"
 
 /* 把 buf 末尾不完整的 UTF-8 序列去掉。 */
 static void trim_utf8(char *buf) {
@@ -24,6 +26,7 @@ bool err_set(Err *e, ErrCode code, const char *fmt, ...) {
     vsnprintf(e->msg, sizeof e->msg, fmt, ap);
     va_end(ap);
     trim_utf8(e->msg);
+    str_clean(e->msg);
     return false;
 }
 
@@ -38,6 +41,7 @@ bool err_wrap(Err *e, const char *fmt, ...) {
     if (n >= 0 && (size_t)n < sizeof e->msg)
         snprintf(e->msg + n, sizeof e->msg - (size_t)n, ": %s", old);
     trim_utf8(e->msg);
+    str_clean(e->msg);
     return false;
 }
 

@@ -62,6 +62,7 @@ void log_line(LogKind kind, const char *fmt, ...) {
     int n = vasprintf(&text, fmt, ap);
     va_end(ap);
     if (n < 0) return;
+    str_clean(text);
     Str out = {0};
     if (progress_on_screen) {
         str_add(&out, "\r\033[K");

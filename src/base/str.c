@@ -121,6 +121,20 @@ const char *str_nearest(const char *want, const char *const *names, size_t n) {
     return name;
 }
 
+void str_clean(char *text) {
+    utf8proc_uint8_t *p = (utf8proc_uint8_t *)text;
+    utf8proc_ssize_t left = (utf8proc_ssize_t)strlen(text);
+    while (left > 0) {
+        utf8proc_int32_t c;
+        utf8proc_ssize_t n = utf8proc_iterate(p, left, &c);
+        bool bad = n <= 0 || (c < 0x20 && c != '\n' && c != '\t') || (c >= 0x7F && c < 0xA0);
+        if (n <= 0) n = 1;
+        if (bad) memset(p, '?', (size_t)n);
+        p += n;
+        left -= n;
+    }
+}
+
 bool str_starts(const char *s, const char *prefix) {
     return strncmp(s, prefix, strlen(prefix)) == 0;
 }

@@ -25,6 +25,10 @@ void str_add_padded(Str *s, const char *text, size_t width, bool right);
 /* 在 n 个名字中找与 want 编辑距离最小者。返回: 名字；距离超过 max(2, len/2) 时返回 NULL。 */
 const char *str_nearest(const char *want, const char *const *names, size_t n);
 
+/* 就地把控制字符（换行、制表除外）与坏 UTF-8 的每个字节换成 '?'：
+ * 来自文件的文字显示在终端、写进 JSON 之前都经过它，不能借转义序列操纵终端。 */
+void str_clean(char *text);
+
 bool str_starts(const char *s, const char *prefix);
 bool str_ends(const char *s, const char *suffix);
 /* 人类可读的字节数，如 "14.0 MB"（MB=10^6）。写入 buf 并返回 buf。 */

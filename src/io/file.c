@@ -37,9 +37,10 @@ static const char *why(int err) {
     }
 }
 
-/* 打开来读。返回: 描述符，失败为 -1；*st 为其状态。O_NONBLOCK：管道不会卡在 open。 */
-static int open_read(const char *path, struct stat *st, Err *e) {
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+/* 打开来读。返回: 描述符，失败为 -1；*st 为其状态。
+ * flags 为 O_NONBLOCK 时遇到命名管道不等写者；为 0 时像 cat 那样等。 */
+static int open_read(const char *path, int flags, struct stat *st, Err *e) {
+    int fd = open(path, O_RDONLY | O_CLOEXEC | flags);
     if (fd < 0) {
         err_set(e, ERR_IO, "打不开 %s: %s", path, why(errno));
         return -1;
@@ -60,7 +61,7 @@ static int open_read(const char *path, struct stat *st, Err *e) {
 bool file_map(FileMap *m, const char *path, Err *e) {
     *m = (FileMap){0};
     struct stat st;
-    int fd = open_read(path, &st, e);
+    int fd = open_read(path, O_NONBLOCK, &st, e);
     if (fd < 0) return false;
     bool ok = true;
     if (!S_ISREG(st.st_mode)) {
@@ -127,11 +128,10 @@ static char *read_stream(Arena *a, int fd, const char *path, size_t limit, size_
 
 char *file_read(Arena *a, const char *path, size_t limit, size_t *len, Err *e) {
     struct stat st;
-    int fd = open_read(path, &st, e);
+    int fd = open_read(path, 0, &st, e);
     if (fd < 0) return NULL;
     char *out = NULL;
     if (!S_ISREG(st.st_mode) || st.st_size == 0) {
-        fcntl(fd, F_SETFL, 0); /* 管道读时应当等待 */
         out = read_stream(a, fd, path, limit, len, e);
     } else if ((uintmax_t)st.st_size > limit) {
         too_big(path, limit, e);

@@ -165,7 +165,7 @@ static bool hash_cached(int fd, const char *path, const struct stat *st, const c
 }
 
 bool hash_file(const char *path, const char *cache_dir, char hex[HASH_HEX], Err *e) {
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0) return err_set(e, ERR_IO, "打不开 %s: %s", path, strerror(errno));
     struct stat st;
     bool ok;

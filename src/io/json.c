@@ -9,6 +9,8 @@
 #include "io/file.h"
 
 #define JSON_LIMIT ((size_t)256 << 20)
+#define SMALL_BYTES ((size_t)4 << 20) /* 不大于此的文件不估计内存 */
+#define WEIGHT_LIMIT ((size_t)16 << 20) /* 逗号计 1、括号计 4；每 1 约占 40 至 70 字节 */
 #define BIG_INTS_MAX 16 /* 一个文件中允许的超大整数个数 */
 
 /* 中文说明；没有对应时用 jansson 的原文。 */
@@ -59,6 +61,14 @@ static json_t *parse_wide(const char *text, size_t len, size_t flags, json_error
     return v;
 }
 
+/* 解析后的内存会不会过大：一个空数组在文件里 3 字节，在内存里一百多字节。 */
+static bool too_many_values(const char *p, size_t len) {
+    size_t weight = 0;
+    for (size_t i = 0; i < len; i++)
+        weight += (size_t)(p[i] == ',') + 4 * (size_t)(p[i] == '[' || p[i] == '{');
+    return weight > WEIGHT_LIMIT;
+}
+
 json_t *json_parse(const char *name, const void *text, size_t len, Err *e) {
     const size_t flags = JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL | JSON_DECODE_ANY;
     const char *p = text;
@@ -68,6 +78,10 @@ json_t *json_parse(const char *name, const void *text, size_t len, Err *e) {
     }
     if (len > JSON_LIMIT) {
         err_set(e, ERR_FORMAT, "%s: %zu 字节，超过 JSON 的上限 %zu 字节", name, len, JSON_LIMIT);
+        return NULL;
+    }
+    if (len > SMALL_BYTES && too_many_values(p, len)) {
+        err_set(e, ERR_FORMAT, "%s: JSON 中的值过多，解析需要的内存超过上限", name);
         return NULL;
     }
     if (len >= 3 && memcmp(p, "\xEF\xBB\xBF", 3) == 0) p += 3, len -= 3; /* BOM */

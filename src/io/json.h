@@ -8,7 +8,7 @@
 #include "base/str.h"
 
 /* 读入文件。超出 int64 的整数按实数读；字符串可含 NUL（用 json_string_length）。
- * 错误: 打不开；大于 256 MB；语法、重复键、坏 UTF-8、嵌套超过 2048 层。 */
+ * 错误: 打不开；大于 256 MB；值过多（解析要用约 1 GB 以上内存）；语法、重复键、坏 UTF-8、嵌套超过 2048 层。 */
 json_t *json_load(const char *path, Err *e);
 /* 解析内存中的文本；name 只用于错误信息。 */
 json_t *json_parse(const char *name, const void *text, size_t len, Err *e);

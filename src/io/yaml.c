@@ -310,12 +310,25 @@ static YamlNode *read_stream(Reader *r) {
     return empty ? &empty->node : NULL;
 }
 
+/* 行首的 %TAG 指令。libyaml 逐个两两比较，几十万行就会卡住；标签本来也不支持。 */
+static bool no_tag_directive(const char *name, const char *text, size_t len, Err *e) {
+    int line = 1;
+    for (const char *p = text, *end = text + len; p && p < end; line++) {
+        if (end - p >= 4 && memcmp(p, "%TAG", 4) == 0)
+            return err_set(e, ERR_CONFIG, "%s:%d: 不支持 %%TAG 指令", name, line);
+        p = memchr(p, '\n', (size_t)(end - p));
+        if (p) p++;
+    }
+    return true;
+}
+
 YamlNode *yaml_parse(Arena *a, const char *name, const char *text, size_t len, Err *e) {
     if (len > BYTES_MAX) {
         err_set(e, ERR_CONFIG, "%s: %zu 字节，超过 YAML 的上限 8 MB", name, len);
         return NULL;
     }
     if (len >= 3 && memcmp(text, "\xEF\xBB\xBF", 3) == 0) text += 3, len -= 3; /* BOM */
+    if (!no_tag_directive(name, text, len, e)) return NULL;
     Reader r = {.arena = a, .text = text, .len = len, .e = e};
     r.name = arena_strdup(a, name, e);
     if (!r.name) return NULL;

@@ -39,6 +39,17 @@ static void test_err_truncation(void **state) {
     }
 }
 
+/* 来自文件的控制字符、坏 UTF-8 不会原样出现在消息里。 */
+static void test_err_clean(void **state) {
+    (void)state;
+    Err e = {0};
+    err_set(&e, ERR_FORMAT, "键 %s", "a\x1b[2J\r\xff\xe9\x87\xc2\x9b\x7f\t量\n二");
+    assert_string_equal(e.msg, "键 a?[2J???????\t量\n二");
+    char text[] = "";
+    str_clean(text);
+    assert_string_equal(text, "");
+}
+
 static void test_err_codes(void **state) {
     (void)state;
     assert_string_equal(err_code_name(ERR_NONE), "none");
@@ -229,6 +240,7 @@ static void test_rng_ranges(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_err_messages),   cmocka_unit_test(test_err_truncation),
+        cmocka_unit_test(test_err_clean),
         cmocka_unit_test(test_err_codes),      cmocka_unit_test(test_arena_alignment),
         cmocka_unit_test(test_arena_rewind),   cmocka_unit_test(test_arena_failure),
         cmocka_unit_test(test_arena_text),     cmocka_unit_test(test_str_growth),

@@ -100,6 +100,28 @@ static int feed_fifo(const char *path) {
     return close(fd);
 }
 
+/* 命名管道的写者晚来，也读得全。 */
+static void test_read_late_writer(void **state) {
+    (void)state;
+    char path[600];
+    snprintf(path, sizeof path, "%s/late", tmp_dir);
+    assert_int_equal(mkfifo(path, 0600), 0);
+    fflush(NULL);
+    pid_t pid = fork();
+    if (pid == 0) {
+        usleep(50000);
+        _exit(feed_fifo(path));
+    }
+    Arena a = {0};
+    Err e = {0};
+    size_t len;
+    if (!file_read(&a, path, 1 << 20, &len, &e)) fail_msg("%s", e.msg);
+    assert_int_equal(len, 10000);
+    waitpid(pid, NULL, 0);
+    unlink(path);
+    arena_free(&a);
+}
+
 /* 管道中一段段到来的内容读得全。 */
 static void test_read_pipe(void **state) {
     (void)state;
@@ -372,6 +394,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_read),       cmocka_unit_test(test_read_errors),
         cmocka_unit_test(test_read_pipe),  cmocka_unit_test(test_map),
+        cmocka_unit_test(test_read_late_writer),
         cmocka_unit_test(test_stale_temp), cmocka_unit_test(test_write_new),
         cmocka_unit_test(test_write_new_race), cmocka_unit_test(test_size_limit),
         cmocka_unit_test(test_disk_full),  cmocka_unit_test(test_kill),

@@ -101,6 +101,24 @@ static void test_wide_integers(void **state) {
     json_decref(v);
 }
 
+/* 几个字节换一百多字节内存的输入在解析前就被拒绝。 */
+static void test_too_many_values(void **state) {
+    (void)state;
+    size_t n = 5000000;
+    char *text = malloc(3 * n + 2);
+    text[0] = '[';
+    for (size_t i = 0; i < n; i++) memcpy(text + 1 + 3 * i, "[],", 3);
+    text[3 * n] = ']';
+    Err e = {0};
+    assert_null(json_parse("t", text, 3 * n + 1, &e));
+    assert_string_equal(e.msg, "t: JSON 中的值过多，解析需要的内存超过上限");
+    memset(text + 1, ' ', 3 * n - 1); /* 大而简单的没有问题 */
+    json_t *v = json_parse("t", text, 3 * n + 1, &e);
+    assert_true(v && json_array_size(v) == 0);
+    json_decref(v);
+    free(text);
+}
+
 static void test_get_int(void **state) {
     (void)state;
     json_t *o = parse("{\"i\": 5, \"r\": 5.0, \"s\": \"5\", \"n\": null}");
@@ -191,7 +209,7 @@ int main(void) {
         cmocka_unit_test(test_layout),        cmocka_unit_test(test_reals),
         cmocka_unit_test(test_reals_round_trip), cmocka_unit_test(test_save_load),
         cmocka_unit_test(test_wide_integers), cmocka_unit_test(test_get_int),
-        cmocka_unit_test(test_get_others),    cmocka_unit_test(test_out_of_memory),
+        cmocka_unit_test(test_too_many_values), cmocka_unit_test(test_get_others),    cmocka_unit_test(test_out_of_memory),
     };
     return cmocka_run_group_tests(tests, tmp_make, tmp_done);
 }

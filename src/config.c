@@ -146,7 +146,6 @@ static const char *name_of_path(Arena *a, const char *path, Err *e) {
     while (n > 1 && p[n - 1] == '/') p[--n] = '\0';
     char *slash = strrchr(p, '/');
     char *name = slash && slash[1] ? slash + 1 : p;
-    if (str_ends(name, ".gguf")) name[strlen(name) - 5] = '\0';
     for (char *q = name; *q; q++) {
         bool keep = (*q >= 'a' && *q <= 'z') || (*q >= '0' && *q <= '9') || strchr("._-", *q);
         if (*q >= 'A' && *q <= 'Z')
@@ -154,6 +153,7 @@ static const char *name_of_path(Arena *a, const char *path, Err *e) {
         else if (!keep)
             *q = '-';
     }
+    if (str_ends(name, ".gguf")) name[strlen(name) - 5] = '\0';
     while (*name == '.') name++;
     return *name ? name : "model";
 }

@@ -12,6 +12,7 @@
 #include "io/json.h"
 #include "io/yaml.h"
 #include "model/tokenizer_internal.h"
+#include "result_writer.h"
 
 /* 打开文件。返回: 顶层项数；出错为 -1 并置 e。 */
 typedef long (*OpenFn)(const char *path, Err *e);
@@ -68,6 +69,16 @@ static long open_gguf_tokenizer(const char *path, Err *e) {
     return n;
 }
 
+/* 结果还要过内容的检查；项数为数据集的个数。 */
+static long open_result(const char *path, Err *e) {
+    json_t *v = json_load(path, e);
+    bool ok = v && result_check(v, path, e);
+    json_t *ppl = json_object_get(json_object_get(v, "results"), "ppl");
+    long n = ok ? (long)json_object_size(ppl) : -1;
+    json_decref(v);
+    return n;
+}
+
 static const struct {
     const char *kind;
     OpenFn open;
@@ -78,6 +89,7 @@ static const struct {
     {"gguf", open_gguf},
     {"tokenizer", open_tokenizer},
     {"tokenizer_gguf", open_gguf_tokenizer},
+    {"result", open_result},
 };
 
 static OpenFn opener(const char *kind) {

@@ -86,6 +86,14 @@ static const char *expand_block(const LinearJob *j, float *scratch, int64_t pane
     return (const char *)scratch;
 }
 
+/* 把下一个激活小块的第 part/parts 份预取到二级缓存。 */
+static void prefetch_rows(const LinearJob *j, int64_t first, int rows, int64_t s0, int64_t s1,
+                          int64_t part, int64_t parts) {
+    int64_t lines = ceil_div(s1 - s0, 16), all = rows * lines;
+    for (int64_t i = all * part / parts; i < all * (part + 1) / parts; i++)
+        __builtin_prefetch(j->x + ((first + i / lines) * j->x_stride + s0 + i % lines * 16) * 4, 0, 2);
+}
+
 /* 一段 k：所有行 × 块内所有面板。panel 从本次调用的首面板算起。 */
 static void run_segment(const LinearJob *j, char *scratch, int64_t row0, int64_t row1,
                         int64_t panel, int64_t panels, int64_t s0, int64_t s1) {
@@ -106,6 +114,11 @@ static void run_segment(const LinearJob *j, char *scratch, int64_t row0, int64_t
             run_tile(j, j->y + first * j->ldy + col, rows, (int)min_i64(per, panels - p),
                      j->n_out - col, x_tile, w + p * stride * 4, stride, s1 - s0,
                      s0 > 0 || j->bias, edge);
+            if (t + 1 < n_tiles) {
+                int64_t next = first + rows;
+                int next_rows = (int)(row0 + (row1 - row0) * (t + 2) / n_tiles - next);
+                prefetch_rows(j, next, next_rows, s0, s1, p / per, ceil_div(panels, per));
+            }
         }
     }
 }

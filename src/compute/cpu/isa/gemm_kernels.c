@@ -25,6 +25,9 @@ VEC_INLINE vf step_f32(vf acc, const float *x, vf w) {
     VEC_UNROLL for (int r = 0; r < rows; r++)                                                      \
         VEC_UNROLL for (int p = 0; p < panels; p++)                                                \
             acc[r][p] = accumulate ? vf_load(y + r * ldy + 16 * p) : vf_zero();                    \
+    VEC_UNROLL for (int r = 0; r < rows; r++) /* 右邻小块的输出，下一次就要用 */                   \
+        VEC_UNROLL for (int p = 0; p < panels; p++)                                                \
+            __builtin_prefetch(y + r * ldy + 16 * (panels + p), 1, 2);                             \
     for (int64_t k = 0; k < steps; k++) {                                                          \
         vf b[TILE_PANELS];                                                                         \
         VEC_UNROLL for (int p = 0; p < panels; p++) b[p] = vf_load(w + p * w_stride + 16 * k);     \

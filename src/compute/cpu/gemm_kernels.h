@@ -27,7 +27,7 @@ struct GemmKernels {
     void (*round_bf16)(uint16_t *dst, const float *x, int64_t n);
     /* 单行：y[0, n_out) = W[panel·16 起]·x，n_out 个输出（最后一个面板可以不满）。 */
     void (*gemv)(float *y, const float *x, const QTensor *w, int64_t panel, int64_t n_out);
-    /* 同上，x 为 bf16，只用于 BF16 的权重；无则为 NULL。 */
+    /* 同上，x 为舍入后的 bf16（补到偶数个）；无原生 bf16 时为 NULL。 */
     void (*gemv_bf16)(float *y, const uint16_t *x, const QTensor *w, int64_t panel, int64_t n_out);
     /* 以下按面板：w 是整个 (rows, cols) 的 f32 矩阵，scale、zero 是 (rows, n_groups)。 */
     void (*pack_panel)(QTensor *q, const float *w, int64_t panel);

@@ -235,7 +235,7 @@ static void linear_run(Backend *b, float *y, int64_t ldy, const float *x, int64_
     j.direct = w->dense == (bf16 ? DT_BF16 : DT_F32);
     j.steps = bf16 ? w->cols / 2 + w->cols % 2 : w->cols;
     if (bf16 && !round_input(b, &j, x)) return;
-    if (n == 1 && !bias && (!bf16 || j.direct))
+    if (n == 1 && !bias)
         run_gemv(&j);
     else
         run_gemm(b, &j);

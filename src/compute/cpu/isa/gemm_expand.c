@@ -9,21 +9,23 @@
             vf_store(dst + 16 * j, block_code(block, bits, j));                                    \
     }
 /* 一个 32 块整个属于一组：展开并反量化。 */
-#define DEFINE_BLOCK(bits)                                                                         \
-    static void block_##bits(float *dst, const uint32_t *block, const GroupParams *g) {            \
+#define DEFINE_BLOCK(bits, kind)                                                                   \
+    static void block_##bits##_##kind(float *dst, const uint32_t *block, const GroupParams *g) {   \
         GroupParams local = *g;                                                                    \
         VEC_UNROLL for (int j = 0; j < QT_KBLOCK; j++)                                             \
-            vf_store(dst + 16 * j, dequantize(block_code(block, bits, j), local));                 \
+            vf_store(dst + 16 * j, dequantize(block_code(block, bits, j), local, kind));           \
     }
 #define EACH_BITS(X) X(2) X(3) X(4) X(5) X(6) X(7) X(8)
 #define DEFINE_ALL(bits)                                                                           \
     DEFINE_CODES(bits)                                                                             \
-    DEFINE_BLOCK(bits)
+    DEFINE_BLOCK(bits, DEQUANT_FUSED)                                                              \
+    DEFINE_BLOCK(bits, DEQUANT_PLAIN)
 EACH_BITS(DEFINE_ALL)
 #define LIST_CODES(bits) [bits] = codes_##bits,
 static void (*const CODES[9])(float *, const uint32_t *) = {EACH_BITS(LIST_CODES)};
-#define LIST_BLOCK(bits) [bits] = block_##bits,
-static void (*const BLOCKS[9])(float *, const uint32_t *, const GroupParams *) = {
+#define LIST_BLOCK(bits)                                                                           \
+    [bits] = {block_##bits##_DEQUANT_FUSED, block_##bits##_DEQUANT_PLAIN},
+static void (*const BLOCKS[9][2])(float *, const uint32_t *, const GroupParams *) = {
     EACH_BITS(LIST_BLOCK)};
 
 /* 块跨越组界：先取编码，再逐组反量化。k 是块首的列号。 */
@@ -36,7 +38,7 @@ static void expand_mixed(float *dst, const QTensor *w, int64_t panel, int64_t k,
         GroupParams g = group_params(w, panel, group);
         for (stop = stop < end ? stop : end; i < stop; i++) {
             float *d = dst + 16 * (i - k);
-            vf_store(d, dequantize(vf_load(d), g));
+            vf_store(d, dequantize(vf_load(d), g, dequant_kind(w)));
         }
     }
 }
@@ -44,7 +46,7 @@ static void expand_mixed(float *dst, const QTensor *w, int64_t panel, int64_t k,
 static void expand_int(float *dst, const QTensor *w, int64_t panel, int64_t k0, int64_t k1) {
     int64_t blocks = (w->cols - 1) / QT_KBLOCK + 1, size = w->spec.group_size, group = -1;
     void (*const expand_block)(float *, const uint32_t *, const GroupParams *) =
-        BLOCKS[w->spec.bits];
+        BLOCKS[w->spec.bits][dequant_kind(w)];
     GroupParams g = {vf_zero(), vf_zero()};
     for (int64_t k = k0; k < k1; k += QT_KBLOCK, dst += 16 * QT_KBLOCK) {
         const uint32_t *block = (const uint32_t *)w->data +
@@ -87,15 +89,6 @@ void KERNEL_NAME(gemm_expand)(float *dst, const QTensor *w, int64_t panel, int64
 }
 
 #if defined(KERNEL_ISA_avx512_bf16)
-/* 两个 f32 向量 → 16 对 bf16（lo 在低半）。 */
-VEC_INLINE __m512i round_pairs(vf lo, vf hi) {
-    const __m512i interleave = _mm512_set_epi16(
-        31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4,
-        19, 3, 18, 2, 17, 1, 16, 0);
-    return _mm512_permutexvar_epi16(
-        interleave, (__m512i)_mm512_cvtne2ps_pbh((__m512)hi.p[0], (__m512)lo.p[0]));
-}
-
 void KERNEL_NAME(gemm_expand_bf16)(uint32_t *dst, const QTensor *w, int64_t panel, int64_t k0,
                                    int64_t k1) {
     int64_t pairs = w->cols / 2 + w->cols % 2;
@@ -110,8 +103,7 @@ void KERNEL_NAME(gemm_expand_bf16)(uint32_t *dst, const QTensor *w, int64_t pane
         KERNEL_NAME(gemm_expand)(block, w, panel, k, end);
         if ((end - k) % 2) vf_store(block + 16 * (end - k), vf_zero());
         for (int64_t i = 0; i < end - k; i += 2, dst += 16)
-            _mm512_storeu_si512(dst, round_pairs(vf_load(block + 16 * i),
-                                                 vf_load(block + 16 * i + 16)));
+            vu_store(dst, vu_round_pairs(vf_load(block + 16 * i), vf_load(block + 16 * i + 16)));
     }
 }
 

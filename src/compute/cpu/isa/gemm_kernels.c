@@ -53,9 +53,7 @@ static TileFn *const TILES[] = {EACH_TILE(LIST_TILE)};
 
 #if defined(KERNEL_ISA_avx512_bf16)
 VEC_INLINE vf step_bf16(vf acc, const float *x, vf w) {
-    acc.p[0] = (vec_nf)_mm512_dpbf16_ps((__m512)acc.p[0], (__m512bh)vf_set1(*x).p[0],
-                                        (__m512bh)w.p[0]);
-    return acc;
+    return vf_dot_pairs(acc, vu_bits(vf_set1(*x)), vu_bits(w));
 }
 VEC_INLINE void tile_bf16(float *y, int64_t ldy, const float *x, const float *w, int64_t w_stride,
                           int64_t steps, bool accumulate, const int rows, const int panels) {

@@ -4,7 +4,17 @@
 #include "compute/cpu/gemm_kernels.h"
 #include "compute/cpu/isa/vec16.h"
 
-/* 一个面板的一组的缩放与零点（SYM 时零点为 2^(b-1)）。 */
+/* 反量化的两种算法，结果都与 qtensor.h 的定义逐位相同。
+ * FUSED: 缩放是 f16、零点是整数时，scale·code 与 scale·zero 至多 19 位有效数字，在 f32 中精确，
+ *        scale·(code−zero) 因而等于一次乘加 scale·code+offset，offset = −scale·zero。 */
+typedef enum { DEQUANT_FUSED, DEQUANT_PLAIN } DequantKind;
+
+VEC_INLINE DequantKind dequant_kind(const QTensor *w) {
+    return w->spec.scale_dtype == DT_F16 && w->spec.zero != ZERO_FLOAT ? DEQUANT_FUSED
+                                                                       : DEQUANT_PLAIN;
+}
+
+/* 一个面板的一组的缩放与零点（FUSED 时 zero 是 offset）。 */
 typedef struct GroupParams {
     vf scale, zero;
 } GroupParams;
@@ -15,43 +25,61 @@ VEC_INLINE GroupParams group_params(const QTensor *w, int64_t panel, int64_t gro
     GroupParams g;
     g.scale = half ? vf_load_f16((const uint16_t *)w->scales + at)
                    : vf_load((const float *)w->scales + at);
-    if (w->spec.zero == ZERO_SYM) {
-        g.zero = vf_set1((float)(1 << (w->spec.bits - 1)));
-    } else if (w->spec.zero == ZERO_FLOAT) {
+    if (w->spec.zero == ZERO_FLOAT) {
         g.zero = half ? vf_load_f16((const uint16_t *)w->zeros + at)
                       : vf_load((const float *)w->zeros + at);
-    } else {
-        const uint8_t *z = (const uint8_t *)w->zeros + (w->spec.bits > 4 ? at : at / 2);
-        float f[16];
-        for (int i = 0; i < 16; i++)
-            f[i] = (float)(w->spec.bits > 4 ? z[i] : z[i / 2] >> i % 2 * 4 & 15);
-        g.zero = vf_load(f);
+        return g;
     }
+    if (w->spec.zero == ZERO_SYM)
+        g.zero = vf_set1((float)(1 << (w->spec.bits - 1)));
+    else if (w->spec.bits > 4)
+        g.zero = vf_load_u8((const uint8_t *)w->zeros + at);
+    else
+        g.zero = vf_load_u4((const uint8_t *)w->zeros + at / 2);
+    if (dequant_kind(w) == DEQUANT_FUSED) g.zero = vf_sub(vf_zero(), vf_mul(g.scale, g.zero));
     return g;
 }
 
 /* 块内第 j 个 k 的 16 个编码（转成 f32）；bits、j 应为编译期常数。 */
-VEC_INLINE vf block_code(const uint32_t *block, int bits, int j) {
+VEC_INLINE vf block_code(const uint32_t *block, const int bits, const int j) {
+    if (bits == 8)
+        return vf_from_int(vu_and(vu_shr(vu_load(block + j / 4 * 16), j % 4 * 8), vu_set1(255)));
+    if (bits == 4) return vf_from_u4(vu_shr(vu_load(block + j / 8 * 16), j % 8 * 4));
     vu code = vu_set1(0);
-    int first = 0, left = bits;
-    if (bits == 8) {
-        code = vu_and(vu_shr(vu_load(block + j / 4 * 16), j % 4 * 8), vu_set1(255));
-        left = 0;
-    }
+    int first = 0;
     VEC_UNROLL for (int p = 4; p >= 1; p /= 2) {
-        if (!(left & p)) continue;
+        if (!(bits & p)) continue;
         int per_word = 32 / p, shift = j % per_word * p - first;
         vu word = vu_load(block + (first + j / per_word) * 16);
         word = shift >= 0 ? vu_shr(word, shift) : vu_shl(word, -shift);
         code = vu_or(code, vu_and(word, vu_set1(((1u << p) - 1) << first)));
         first += p;
     }
-    return vf_from_int(code);
+    return bits < 4 ? vf_from_u4(code) : vf_from_int(code);
 }
 
-VEC_INLINE vf dequantize(vf code, GroupParams g) {
+VEC_INLINE vf dequantize(vf code, GroupParams g, const DequantKind kind) {
+    if (kind == DEQUANT_FUSED) return vf_fma(g.scale, code, g.zero);
     return vf_mul(g.scale, vf_sub(code, g.zero));
 }
+
+#if defined(KERNEL_ISA_avx512_bf16)
+/* 两个 f32 向量 → 16 对 bf16（lo 在低半）。 */
+VEC_INLINE vu vu_round_pairs(vf lo, vf hi) {
+    const __m512i interleave = _mm512_set_epi16(
+        31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4,
+        19, 3, 18, 2, 17, 1, 16, 0);
+    __m512i halves = (__m512i)_mm512_cvtne2ps_pbh((__m512)hi.p[0], (__m512)lo.p[0]);
+    vu r;
+    r.p[0] = (vec_nu)_mm512_permutexvar_epi16(interleave, halves);
+    return r;
+}
+/* acc + 成对点积；x 是一对 bf16。 */
+VEC_INLINE vf vf_dot_pairs(vf acc, vu x, vu w) {
+    acc.p[0] = (vec_nf)_mm512_dpbf16_ps((__m512)acc.p[0], (__m512bh)x.p[0], (__m512bh)w.p[0]);
+    return acc;
+}
+#endif
 
 void KERNEL_NAME(gemm_expand)(float *dst, const QTensor *w, int64_t panel, int64_t k0, int64_t k1);
 void KERNEL_NAME(gemm_expand_bf16)(uint32_t *dst, const QTensor *w, int64_t panel, int64_t k0,

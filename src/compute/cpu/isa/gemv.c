@@ -2,9 +2,9 @@
  * 同时推进几个面板以掩盖乘加的延迟；每个输出仍是一个累加器沿 k 依次累加，与 GEMM 逐位相同。 */
 #include "compute/cpu/isa/gemm_parts.h"
 
-enum { DENSE_PANELS = 32 / VEC_PARTS / 4, INT_PANELS = VEC_PARTS == 1 ? 2 : 1 };
+enum { DENSE_PANELS = 8 / VEC_PARTS, INT_PANELS = VEC_PARTS == 1 ? 2 : 1 };
 
-/* 写出一个面板的结果，valid 为有效的输出数。 */
+/* 写出一个面板的结果，valid 为有效的输出数（不大于 0 时不写）。 */
 VEC_INLINE void store_panel(float *y, vf acc, int64_t valid) {
     if (valid >= QT_PANEL) {
         vf_store(y, acc);
@@ -12,7 +12,12 @@ VEC_INLINE void store_panel(float *y, vf acc, int64_t valid) {
     }
     float t[QT_PANEL];
     vf_store(t, acc);
-    memcpy(y, t, (size_t)valid * sizeof *y);
+    if (valid > 0) memcpy(y, t, (size_t)valid * sizeof *y);
+}
+
+/* 预取多远（字节）：下一组面板的同一处；面板很长时硬件预取已够，只取近处。 */
+VEC_INLINE int64_t prefetch_distance(int64_t group_bytes) {
+    return group_bytes <= 192 * 1024 ? group_bytes : 2048;
 }
 
 /* 稠密类型：w 是首面板，stride 是面板间距（字节）。一步一个 k（BF16 一步一对）。 */
@@ -22,14 +27,17 @@ VEC_INLINE vf load_f32(const char *w, int64_t k) {
 VEC_INLINE vf load_f16(const char *w, int64_t k) {
     return vf_load_f16((const uint16_t *)w + 16 * k);
 }
-#define DEFINE_DENSE(name, load)                                                                   \
+#define DEFINE_DENSE(name, load, step_bytes)                                                       \
     VEC_INLINE void name##_n(float *y, const float *x, const char *w, int64_t stride,              \
                              int64_t cols, int64_t n_out, const int panels) {                      \
         vf acc[DENSE_PANELS];                                                                      \
+        int64_t ahead = prefetch_distance(panels * stride);                                        \
         VEC_UNROLL for (int p = 0; p < panels; p++) acc[p] = vf_zero();                            \
         for (int64_t k = 0; k < cols; k++)                                                         \
-            VEC_UNROLL for (int p = 0; p < panels; p++)                                            \
+            VEC_UNROLL for (int p = 0; p < panels; p++) {                                          \
+                __builtin_prefetch(w + p * stride + k * step_bytes + ahead, 0, 2);                 \
                 acc[p] = vf_fma(vf_set1(x[k]), load(w + p * stride, k), acc[p]);                   \
+            }                                                                                      \
         VEC_UNROLL for (int p = 0; p < panels; p++)                                                \
             store_panel(y + 16 * p, acc[p], n_out - 16 * p);                                       \
     }                                                                                              \
@@ -45,16 +53,18 @@ VEC_INLINE vf load_f16(const char *w, int64_t k) {
         for (; n_out > 0; n_out -= 16, y += 16, w += stride)                                       \
             name##_n(y, x, w, stride, cols, n_out, 1);                                             \
     }
-DEFINE_DENSE(gemv_f32, load_f32)
-DEFINE_DENSE(gemv_f16, load_f16)
+DEFINE_DENSE(gemv_f32, load_f32, 64)
+DEFINE_DENSE(gemv_f16, load_f16, 32)
 
 VEC_INLINE void gemv_pairs_n(float *y, const float *x, const char *w, int64_t stride, int64_t cols,
                              int64_t n_out, const int panels) {
     vf acc[DENSE_PANELS];
+    int64_t ahead = prefetch_distance(panels * stride);
     VEC_UNROLL for (int p = 0; p < panels; p++) acc[p] = vf_zero();
     for (int64_t k = 0; k < cols / 2; k++) {
         vf lo = vf_set1(x[2 * k]), hi = vf_set1(x[2 * k + 1]);
         VEC_UNROLL for (int p = 0; p < panels; p++) {
+            __builtin_prefetch(w + p * stride + 64 * k + ahead, 0, 2);
             vu pair = vu_load(w + p * stride + 64 * k);
             acc[p] = vf_fma(lo, vf_bits(vu_shl(pair, 16)), acc[p]);
             acc[p] = vf_fma(hi, vf_bits(vu_and(pair, vu_set1(0xFFFF0000u))), acc[p]);
@@ -69,59 +79,8 @@ VEC_INLINE void gemv_pairs_n(float *y, const float *x, const char *w, int64_t st
 }
 DEFINE_WALK(gemv_pairs, const float)
 
-/* INT：每个 32 块整个属于一组时（组宽是 32 的倍数或整行），编码在寄存器里反量化。 */
-VEC_INLINE void gemv_int_n(float *y, const float *x, const QTensor *w, int64_t panel,
-                           int64_t n_out, const int bits, const int panels) {
-    int64_t blocks = (w->cols - 1) / QT_KBLOCK + 1, full = w->cols / QT_KBLOCK;
-    int64_t per_group = (w->spec.group_size + QT_KBLOCK - 1) / QT_KBLOCK;
-    int64_t block_words = (int64_t)bits * QT_PANEL;
-    const uint32_t *data = (const uint32_t *)w->data + panel * blocks * block_words;
-    vf acc[INT_PANELS];
-    GroupParams g[INT_PANELS];
-    VEC_UNROLL for (int p = 0; p < panels; p++) acc[p] = vf_zero();
-    for (int64_t group = 0, block = 0; block < full; group++) {
-        VEC_UNROLL for (int p = 0; p < panels; p++) g[p] = group_params(w, panel + p, group);
-        int64_t stop = block + per_group < full ? block + per_group : full;
-        for (; block < stop; block++) {
-            const uint32_t *d = data + block * block_words;
-            VEC_UNROLL for (int j = 0; j < QT_KBLOCK; j++)
-                VEC_UNROLL for (int p = 0; p < panels; p++)
-                    acc[p] = vf_fma(vf_set1(x[QT_KBLOCK * block + j]),
-                                    dequantize(block_code(d + p * blocks * block_words, bits, j),
-                                               g[p]),
-                                    acc[p]);
-        }
-    }
-    VEC_UNROLL for (int p = 0; p < panels; p++) {
-        if (w->cols % QT_KBLOCK) {
-            float tail[QT_KBLOCK * QT_PANEL];
-            int64_t k0 = full * QT_KBLOCK;
-            KERNEL_NAME(gemm_expand)(tail, w, panel + p, k0, w->cols);
-            for (int64_t k = k0; k < w->cols; k++)
-                acc[p] = vf_fma(vf_set1(x[k]), vf_load(tail + 16 * (k - k0)), acc[p]);
-        }
-        store_panel(y + 16 * p, acc[p], n_out - 16 * p);
-    }
-}
-#define DEFINE_INT(bits)                                                                           \
-    static void int_##bits(float *y, const float *x, const QTensor *w, int64_t panel,              \
-                           int64_t n_out) {                                                        \
-        for (; n_out > 16 * (INT_PANELS - 1); n_out -= 16 * INT_PANELS) {                          \
-            gemv_int_n(y, x, w, panel, n_out, bits, INT_PANELS);                                   \
-            y += 16 * INT_PANELS;                                                                  \
-            panel += INT_PANELS;                                                                   \
-        }                                                                                          \
-        for (; n_out > 0; n_out -= 16, y += 16, panel++)                                           \
-            gemv_int_n(y, x, w, panel, n_out, bits, 1);                                            \
-    }
-#define EACH_BITS(X) X(2) X(3) X(4) X(5) X(6) X(7) X(8)
-EACH_BITS(DEFINE_INT)
-#define LIST_INT(bits) [bits] = int_##bits,
-static void (*const INTS[9])(float *, const float *, const QTensor *, int64_t, int64_t) = {
-    EACH_BITS(LIST_INT)};
-
-/* 组界不在块界上的少见情形：逐块展开到栈上再乘。 */
-static void gemv_mixed(float *y, const float *x, const QTensor *w, int64_t panel, int64_t n_out) {
+/* 任何类型：逐块展开到栈上再乘。编码的组界不在块界上、或位宽少见时用它。 */
+static void gemv_any(float *y, const float *x, const QTensor *w, int64_t panel, int64_t n_out) {
     float block[QT_KBLOCK * QT_PANEL];
     for (; n_out > 0; n_out -= 16, y += 16, panel++) {
         vf acc = vf_zero();
@@ -135,10 +94,117 @@ static void gemv_mixed(float *y, const float *x, const QTensor *w, int64_t panel
     }
 }
 
+#if VEC_PARTS <= 2
+/* 一个 32 块：x 是 f32。 */
+VEC_INLINE vf int_block_f32(vf acc, const float *x, const uint32_t *d, GroupParams g,
+                            const int bits, const DequantKind kind, const int j) {
+    acc = vf_fma(vf_set1(x[j]), dequantize(block_code(d, bits, j), g, kind), acc);
+    return vf_fma(vf_set1(x[j + 1]), dequantize(block_code(d, bits, j + 1), g, kind), acc);
+}
+/* 尾块（不满 32 列）展开后逐列乘。 */
+VEC_INLINE vf int_tail_f32(vf acc, const float *x, const float *tail, int64_t n) {
+    for (int64_t k = 0; k < n; k++)
+        acc = vf_fma(vf_set1(x[k]), vf_load(tail + 16 * k), acc);
+    return acc;
+}
+#if defined(KERNEL_ISA_avx512_bf16)
+VEC_INLINE vf int_block_bf16(vf acc, const uint16_t *x, const uint32_t *d, GroupParams g,
+                             const int bits, const DequantKind kind, const int j) {
+    uint32_t pair;
+    memcpy(&pair, x + j, sizeof pair);
+    vf lo = dequantize(block_code(d, bits, j), g, kind);
+    vf hi = dequantize(block_code(d, bits, j + 1), g, kind);
+    return vf_dot_pairs(acc, vu_set1(pair), vu_round_pairs(lo, hi));
+}
+VEC_INLINE vf int_tail_bf16(vf acc, const uint16_t *x, const float *tail, int64_t n) {
+    for (int64_t k = 0; k < n; k += 2) {
+        uint32_t pair;
+        memcpy(&pair, x + k, sizeof pair);
+        vf hi = k + 1 < n ? vf_load(tail + 16 * k + 16) : vf_zero();
+        acc = vf_dot_pairs(acc, vu_set1(pair), vu_round_pairs(vf_load(tail + 16 * k), hi));
+    }
+    return acc;
+}
+#endif
+
+/* 编码的每个 32 块整个属于一组（组宽是 32 的倍数或整行）：在寄存器里反量化。
+ * 一次 INT_PANELS 个面板；面板不够时重复最后一个，多算的不写出。 */
+#define DEFINE_INT_WALK(name, X, step, end_step)                                                   \
+    VEC_INLINE void name(float *y, const X *x, const QTensor *w, int64_t panel, int64_t n_out,     \
+                         const int bits, const DequantKind kind) {                                 \
+        int64_t blocks = (w->cols - 1) / QT_KBLOCK + 1, full = w->cols / QT_KBLOCK;                \
+        int64_t per_group = (w->spec.group_size + QT_KBLOCK - 1) / QT_KBLOCK;                      \
+        int64_t ahead = prefetch_distance(INT_PANELS * blocks * bits * QT_PANEL * 4);              \
+        for (; n_out > 0; n_out -= 16 * INT_PANELS, y += 16 * INT_PANELS, panel += INT_PANELS) {   \
+            vf acc[INT_PANELS];                                                                    \
+            GroupParams g[INT_PANELS];                                                             \
+            int64_t at[INT_PANELS];                                                                \
+            const uint32_t *d[INT_PANELS];                                                         \
+            VEC_UNROLL for (int p = 0; p < INT_PANELS; p++) {                                      \
+                at[p] = n_out > 16 * p ? panel + p : panel;                                        \
+                d[p] = (const uint32_t *)w->data + at[p] * blocks * bits * QT_PANEL;               \
+                acc[p] = vf_zero();                                                                \
+            }                                                                                      \
+            for (int64_t group = 0, block = 0; block < full; group++) {                            \
+                VEC_UNROLL for (int p = 0; p < INT_PANELS; p++)                                    \
+                    g[p] = group_params(w, at[p], group);                                          \
+                int64_t stop = block + per_group < full ? block + per_group : full;                \
+                for (; block < stop; block++) {                                                    \
+                    VEC_UNROLL for (int i = 0; i < bits; i++)                                      \
+                        VEC_UNROLL for (int p = 0; p < INT_PANELS; p++)                            \
+                            __builtin_prefetch((const char *)(d[p] + 16 * i) + ahead, 0, 2);       \
+                    VEC_UNROLL for (int j = 0; j < QT_KBLOCK; j += 2)                              \
+                        VEC_UNROLL for (int p = 0; p < INT_PANELS; p++)                            \
+                            acc[p] = step(acc[p], x + QT_KBLOCK * block, d[p], g[p], bits, kind,   \
+                                          j);                                                      \
+                    VEC_UNROLL for (int p = 0; p < INT_PANELS; p++) d[p] += bits * QT_PANEL;       \
+                }                                                                                  \
+            }                                                                                      \
+            VEC_UNROLL for (int p = 0; p < INT_PANELS; p++) {                                      \
+                float tail[QT_KBLOCK * QT_PANEL];                                                  \
+                int64_t k = full * QT_KBLOCK;                                                      \
+                if (k < w->cols) {                                                                 \
+                    KERNEL_NAME(gemm_expand)(tail, w, at[p], k, w->cols);                          \
+                    acc[p] = end_step(acc[p], x + k, tail, w->cols - k);                           \
+                }                                                                                  \
+                store_panel(y + 16 * p, acc[p], n_out - 16 * p);                                   \
+            }                                                                                      \
+        }                                                                                          \
+    }
+#define DEFINE_INT(walk, X, bits, kind)                                                            \
+    static void walk##_##bits##_##kind(float *y, const X *x, const QTensor *w, int64_t panel,      \
+                                       int64_t n_out) {                                            \
+        walk(y, x, w, panel, n_out, bits, kind);                                                   \
+    }
+DEFINE_INT_WALK(walk_f32, float, int_block_f32, int_tail_f32)
+DEFINE_INT(walk_f32, float, 2, DEQUANT_FUSED)
+DEFINE_INT(walk_f32, float, 3, DEQUANT_FUSED)
+DEFINE_INT(walk_f32, float, 4, DEQUANT_FUSED)
+DEFINE_INT(walk_f32, float, 8, DEQUANT_FUSED)
+DEFINE_INT(walk_f32, float, 4, DEQUANT_PLAIN)
+/* 常见的组合才各编一份；其余走 gemv_any。 */
+static void (*const WALKS[9][2])(float *, const float *, const QTensor *, int64_t, int64_t) = {
+    [2] = {walk_f32_2_DEQUANT_FUSED, NULL},
+    [3] = {walk_f32_3_DEQUANT_FUSED, NULL},
+    [4] = {walk_f32_4_DEQUANT_FUSED, walk_f32_4_DEQUANT_PLAIN},
+    [8] = {walk_f32_8_DEQUANT_FUSED, NULL},
+};
+#endif
+
+static void gemv_int(float *y, const float *x, const QTensor *w, int64_t panel, int64_t n_out) {
+#if VEC_PARTS <= 2
+    bool aligned = w->n_groups == 1 || w->spec.group_size % QT_KBLOCK == 0;
+    if (aligned && WALKS[w->spec.bits][dequant_kind(w)]) {
+        WALKS[w->spec.bits][dequant_kind(w)](y, x, w, panel, n_out);
+        return;
+    }
+#endif
+    gemv_any(y, x, w, panel, n_out);
+}
+
 void KERNEL_NAME(gemv)(float *y, const float *x, const QTensor *w, int64_t panel, int64_t n_out) {
     if (w->dense == DT_NONE) {
-        bool aligned = w->n_groups == 1 || w->spec.group_size % QT_KBLOCK == 0;
-        (aligned ? INTS[w->spec.bits] : gemv_mixed)(y, x, w, panel, n_out);
+        gemv_int(y, x, w, panel, n_out);
         return;
     }
     int64_t steps = w->dense == DT_BF16 ? w->cols / 2 + w->cols % 2 : w->cols;
@@ -153,23 +219,50 @@ void KERNEL_NAME(gemv)(float *y, const float *x, const QTensor *w, int64_t panel
 VEC_INLINE void gemv_dot_n(float *y, const uint16_t *x, const char *w, int64_t stride, int64_t cols,
                            int64_t n_out, const int panels) {
     vf acc[DENSE_PANELS];
+    int64_t ahead = prefetch_distance(panels * stride);
     VEC_UNROLL for (int p = 0; p < panels; p++) acc[p] = vf_zero();
     for (int64_t k = 0; k < (cols + 1) / 2; k++) {
         uint32_t pair;
         memcpy(&pair, x + 2 * k, sizeof pair);
-        VEC_UNROLL for (int p = 0; p < panels; p++)
-            acc[p].p[0] = (vec_nf)_mm512_dpbf16_ps(
-                (__m512)acc[p].p[0], (__m512bh)_mm512_set1_epi32((int)pair),
-                (__m512bh)_mm512_loadu_si512(w + p * stride + 64 * k));
+        VEC_UNROLL for (int p = 0; p < panels; p++) {
+            __builtin_prefetch(w + p * stride + 64 * k + ahead, 0, 2);
+            acc[p] = vf_dot_pairs(acc[p], vu_set1(pair), vu_load(w + p * stride + 64 * k));
+        }
     }
     VEC_UNROLL for (int p = 0; p < panels; p++)
         store_panel(y + 16 * p, acc[p], n_out - 16 * p);
 }
 DEFINE_WALK(gemv_dot, const uint16_t)
 
+/* BF16 以外的类型：逐块展开、舍入成对，再点积。 */
+static void gemv_any_bf16(float *y, const uint16_t *x, const QTensor *w, int64_t panel,
+                          int64_t n_out) {
+    float block[QT_KBLOCK * QT_PANEL];
+    for (; n_out > 0; n_out -= 16, y += 16, panel++) {
+        vf acc = vf_zero();
+        for (int64_t k = 0; k < w->cols; k += QT_KBLOCK) {
+            int64_t end = k + QT_KBLOCK < w->cols ? k + QT_KBLOCK : w->cols;
+            KERNEL_NAME(gemm_expand)(block, w, panel, k, end);
+            acc = int_tail_bf16(acc, x + k, block, end - k);
+        }
+        store_panel(y, acc, n_out);
+    }
+}
+DEFINE_INT_WALK(walk_bf16, uint16_t, int_block_bf16, int_tail_bf16)
+DEFINE_INT(walk_bf16, uint16_t, 4, DEQUANT_FUSED)
+DEFINE_INT(walk_bf16, uint16_t, 8, DEQUANT_FUSED)
+
 void KERNEL_NAME(gemv_bf16)(float *y, const uint16_t *x, const QTensor *w, int64_t panel,
                             int64_t n_out) {
-    int64_t stride = (w->cols / 2 + w->cols % 2) * QT_PANEL * 4;
-    gemv_dot(y, x, (const char *)w->data + panel * stride, stride, w->cols, n_out);
+    if (w->dense == DT_BF16) {
+        int64_t stride = (w->cols / 2 + w->cols % 2) * QT_PANEL * 4;
+        gemv_dot(y, x, (const char *)w->data + panel * stride, stride, w->cols, n_out);
+        return;
+    }
+    bool aligned = w->dense == DT_NONE && dequant_kind(w) == DEQUANT_FUSED &&
+                   (w->n_groups == 1 || w->spec.group_size % QT_KBLOCK == 0);
+    (aligned && w->spec.bits == 4   ? walk_bf16_4_DEQUANT_FUSED
+     : aligned && w->spec.bits == 8 ? walk_bf16_8_DEQUANT_FUSED
+                                    : gemv_any_bf16)(y, x, w, panel, n_out);
 }
 #endif

@@ -112,6 +112,17 @@ static void pack_codes(uint32_t *block, const uint32_t *code, int bits) {
     }
 }
 
+/* 存下的缩放与零点（零点不换成 offset）。 */
+static GroupParams stored_params(const QTensor *q, int64_t panel, int64_t group) {
+    float s[QT_PANEL] = {0}, z[QT_PANEL] = {0};
+    int64_t row = panel * QT_PANEL, n_rows = min_i64(q->rows - row, QT_PANEL);
+    for (int64_t r = 0; r < n_rows; r++) {
+        s[r] = qtensor_scale(q, row + r, group);
+        z[r] = qtensor_zero(q, row + r, group);
+    }
+    return (GroupParams){vf_load(s), vf_load(z)};
+}
+
 VEC_INLINE vu round_code(vf w, GroupParams g, ZeroKind kind, vf top) {
     vf steps = vf_div(w, g.scale);
     vf code = kind == ZERO_FLOAT ? vf_rint(vf_add(steps, g.zero)) : vf_add(vf_rint(steps), g.zero);
@@ -134,7 +145,7 @@ void KERNEL_NAME(quantize_panel)(QTensor *q, const float *w, const float *scale,
         memset(code, 0, sizeof code);
         for (int64_t i = 0; i < n; i++) {
             int64_t want = (k + i) / q->spec.group_size;
-            if (want != group) g = group_params(q, panel, group = want);
+            if (want != group) g = stored_params(q, panel, group = want);
             vu c = round_code(vf_load(t + 16 * i), g, q->spec.zero, top);
             vu_store(code + 16 * i, vu_and(c, vu_load(live)));
         }

@@ -196,6 +196,44 @@ VEC_INLINE vf vf_load_f16(const uint16_t *h) {
 #endif
     return r;
 }
+/* 16 个 u8 → f32 */
+VEC_INLINE vf vf_from_u8(__m128i b) {
+    vf r;
+#if defined(VEC_AVX512)
+    r.p[0] = (vec_nf)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(b));
+#elif defined(VEC_AVX2)
+    r.p[0] = (vec_nf)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(b));
+    r.p[1] = (vec_nf)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(b, 8)));
+#else
+    __m128i zero = _mm_setzero_si128();
+    __m128i lo = _mm_unpacklo_epi8(b, zero), hi = _mm_unpackhi_epi8(b, zero);
+    r.p[0] = (vec_nf)_mm_cvtepi32_ps(_mm_unpacklo_epi16(lo, zero));
+    r.p[1] = (vec_nf)_mm_cvtepi32_ps(_mm_unpackhi_epi16(lo, zero));
+    r.p[2] = (vec_nf)_mm_cvtepi32_ps(_mm_unpacklo_epi16(hi, zero));
+    r.p[3] = (vec_nf)_mm_cvtepi32_ps(_mm_unpackhi_epi16(hi, zero));
+#endif
+    return r;
+}
+VEC_INLINE vf vf_load_u8(const uint8_t *a) {
+    return vf_from_u8(_mm_loadu_si128((const __m128i *)a));
+}
+/* 16 个半字节（8 字节，低半在前）→ f32 */
+VEC_INLINE vf vf_load_u4(const uint8_t *a) {
+    __m128i b = _mm_loadl_epi64((const __m128i *)a), mask = _mm_set1_epi8(15);
+    return vf_from_u8(_mm_unpacklo_epi8(_mm_and_si128(b, mask),
+                                        _mm_and_si128(_mm_srli_epi16(b, 4), mask)));
+}
+/* 每个 u32 的低 4 位 → f32（AVX-512 上一次查表，高位不必清） */
+VEC_INLINE vf vf_from_u4(vu a) {
+#if defined(VEC_AVX512)
+    const __m512 table = _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    vf r;
+    r.p[0] = (vec_nf)_mm512_permutexvar_ps((__m512i)a.p[0], table);
+    return r;
+#else
+    return vf_from_int(vu_and(a, vu_set1(15)));
+#endif
+}
 /* f32 → f16（就近取偶） */
 VEC_INLINE void vf_store_f16(uint16_t *h, vf a) {
 #if defined(VEC_AVX512)

@@ -6,13 +6,13 @@
 while IFS=$'\t' read -r code pattern arguments; do
     case $code in '' | '#'*) continue ;; esac
     eval "set -- $arguments"
-    case $1 in run_one) set -- "$@" --results "$work/results" --override "data_dir='$data'" ;; esac
+    case $1 in run_one) shift; set -- run_one --results "$work/results" --override "data_dir=$data" "$@" ;; esac
     "$ptq" "$@" >"$work/out" 2>"$work/err"
     rc=$?
     what="ptq-bench $arguments → $code"
     if [ $rc -ne "$code" ]; then
         not_ok "$what" "退出码 $rc；$(cat "$work/err")"
-    elif ! grep -qE "$pattern" "$work/err"; then
+    elif ! grep -qE -e "$pattern" "$work/err"; then
         not_ok "$what" "没有说「$pattern」；$(cat "$work/err")"
     elif [ -s "$work/out" ]; then
         not_ok "$what" "stdout 应为空：$(head -c 300 "$work/out")"

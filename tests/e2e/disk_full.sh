@@ -14,7 +14,7 @@ run_with_pages() { # 页数 stderr文件
     $ns bash -c '
         mkdir -p "$1" && mount -t tmpfs -o size=$(($2 * 4096)) none "$1" || exit 99
         "$3" run_one --model demo --method fp16 --track A --limit 1 --results "$1" \
-            --override "data_dir='$5'" 2>"$4" >/dev/null
+            --override "data_dir=$5" 2>"$4" >/dev/null
         echo "$? $(ls -A "$1" | tr "\n" " ")"' bash "$work/results" "$1" "$ptq" "$2" "$data"
 }
 

@@ -4,10 +4,10 @@
 #ifndef PTQ_MODEL_TOKENIZER_INTERNAL_H
 #define PTQ_MODEL_TOKENIZER_INTERNAL_H
 #define PCRE2_CODE_UNIT_WIDTH 8
-#include <jansson.h>
 #include <pcre2.h>
 
 #include "io/hash.h"
+#include "io/json.h"
 #include "model/tokenizer.h"
 
 #define TOKEN_ID_MAX ((1 << 22) - 1) /* 词表 id 的上限，防止坏文件要求巨大的表 */

@@ -17,7 +17,7 @@ typedef struct TokenIds {
 void token_ids_free(TokenIds *t);
 
 /* 从文件夹打开：tokenizer.json（必需），tokenizer_config.json、special_tokens_map.json（可有可无，
- * 决定 add_bos_token 等）。错误: 缺文件、JSON 坏、合并表循环或引用不存在的 token、正则无法编译、不支持的组件（报出其名）。 */
+ * 补充特殊 token）。是否加 BOS/EOS 只看 tokenizer.json 的 post_processor，与 transformers 5 相同。错误: 缺文件、JSON 坏、合并表循环或引用不存在的 token、正则无法编译、不支持的组件（报出其名）。 */
 bool tokenizer_open_dir(Tokenizer **t, const char *dir, Err *e);
 /* 从 GGUF 元数据打开（tokenizer.ggml.model = gpt2；pre 决定预切分正则）。g 只在调用期间使用。 */
 bool tokenizer_open_gguf(Tokenizer **t, const Gguf *g, Err *e);

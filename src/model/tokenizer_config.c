@@ -1,7 +1,6 @@
 /* tokenizer_config — transformers 的 tokenizer_config.json 规则（按 transformers 5 的 TokenizersBackend）
- * 1. added_tokens_decoder 中的 token 按 id 次序登记；2. bos、eos 等具名特殊 token 补登记为特殊；
- * 3. 写明 add_bos_token 或 add_eos_token（哪怕是 false），或 tokenizer.json 没有 post_processor 时，
- *    模板由这两个值决定，否则用 tokenizer.json 的 post_processor。 */
+ * 1. added_tokens_decoder 中的 token 按 id 次序登记；2. bos、eos 等具名特殊 token 补登记为特殊。
+ * add_bos_token、add_eos_token 不起作用：有 tokenizer.json 时 transformers 只认其中的 post_processor。 */
 #include <stdlib.h>
 #include <string.h>
 
@@ -58,18 +57,33 @@ static bool apply_special(Tokenizer *t, const char *name, const json_t *v, Err *
     return tokenizer_add_token(t, name, &token, e);
 }
 
+/* 数组的各项，或对象的各值。 */
+static bool apply_list(Tokenizer *t, const char *name, const json_t *list, Err *e) {
+    for (size_t k = 0; k < json_array_size(list); k++)
+        if (!apply_special(t, name, json_array_get(list, k), e)) return false;
+    json_t *o = (json_t *)(uintptr_t)list;
+    for (void *it = json_object_iter(o); it; it = json_object_iter_next(o, it))
+        if (!apply_special(t, name, json_object_iter_value(it), e)) return false;
+    return true;
+}
+
+/* 具名的、列表中的、以及其他模型专有的（键以 _token 结尾的字符串）特殊 token。 */
 static bool apply_specials(Tokenizer *t, const char *name, const json_t *config, Err *e) {
     static const char *const NAMED[] = {"bos_token", "eos_token", "unk_token", "sep_token",
                                         "pad_token", "cls_token", "mask_token"};
-    static const char *const LISTS[] = {"additional_special_tokens", "extra_special_tokens"};
     for (size_t i = 0; i < sizeof NAMED / sizeof *NAMED; i++)
         if (!apply_special(t, name, json_object_get(config, NAMED[i]), e)) return false;
-    for (size_t i = 0; i < 2; i++) {
-        const json_t *list = json_object_get(config, LISTS[i]);
-        for (size_t k = 0; k < json_array_size(list); k++)
-            if (!apply_special(t, name, json_array_get(list, k), e)) return false;
+    const json_t *extra = json_object_get(config, "extra_special_tokens");
+    if (!json_array_size(extra) && !json_object_size(extra))
+        extra = json_object_get(config, "additional_special_tokens");
+    json_t *o = (json_t *)(uintptr_t)config;
+    for (void *it = json_object_iter(o); it; it = json_object_iter_next(o, it)) {
+        const json_t *v = json_object_iter_value(it);
+        if (json_is_string(v) && str_ends(json_object_iter_key(it), "_token") &&
+            !apply_special(t, name, v, e))
+            return false;
     }
-    return true;
+    return apply_list(t, name, extra, e);
 }
 
 static int32_t find_special(const Tokenizer *t, const json_t *config, const char *key) {
@@ -78,22 +92,11 @@ static int32_t find_special(const Tokenizer *t, const json_t *config, const char
     return vocab_find(&t->bpe.vocab, json_string_value(s), json_string_length(s));
 }
 
-bool tokenizer_apply_config(Tokenizer *t, const char *name, const json_t *config, bool has_post,
-                            Err *e) {
+bool tokenizer_apply_config(Tokenizer *t, const char *name, const json_t *config, Err *e) {
     if (!apply_decoder(t, name, json_object_get(config, "added_tokens_decoder"), e) ||
         !apply_specials(t, name, config, e))
         return false;
     t->bos = find_special(t, config, "bos_token");
     t->eos = find_special(t, config, "eos_token");
-    bool add_bos, add_eos;
-    if (!json_get_bool_or(config, name, "add_bos_token", false, &add_bos, e) ||
-        !json_get_bool_or(config, name, "add_eos_token", false, &add_eos, e))
-        return false;
-    bool explicit_rule = json_object_get(config, "add_bos_token") ||
-                         json_object_get(config, "add_eos_token");
-    if (has_post && !explicit_rule) return true;
-    t->prefix.n = t->suffix.n = 0;
-    if (add_bos && t->bos >= 0) t->prefix.ids[t->prefix.n++] = t->bos;
-    if (add_eos && t->eos >= 0) t->suffix.ids[t->suffix.n++] = t->eos;
     return true;
 }

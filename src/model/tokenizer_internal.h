@@ -226,10 +226,8 @@ bool tokenizer_load_decoder(const char *name, const json_t *v, Err *e);
 bool tokenizer_load_post(Tokenizer *t, const char *name, const json_t *v, Err *e);
 /* added_tokens 的一项（或 tokenizer_config.json 中的 AddedToken）→ token；name、where 用于错误消息。 */
 bool tokenizer_read_added(AddedToken *token, const char *name, const json_t *v, Err *e);
-/* 按 transformers 的规则应用 tokenizer_config.json：补特殊 token、bos/eos、add_bos_token。
- * has_post 表示 tokenizer.json 自带 post_processor。 */
-bool tokenizer_apply_config(Tokenizer *t, const char *name, const json_t *config, bool has_post,
-                            Err *e);
+/* 按 transformers 的规则应用 tokenizer_config.json：补特殊 token，定 bos、eos。 */
+bool tokenizer_apply_config(Tokenizer *t, const char *name, const json_t *config, Err *e);
 /* 新的空分词器（bos、eos 为 -1）。 */
 Tokenizer *tokenizer_new(Err *e);
 /* 登记添加的 token：文本已在词表则用其 id，否则取下一个 id（HF 的规则），写入 token->id。 */

@@ -113,15 +113,13 @@ static bool load_root(Tokenizer *t, const Source *src, const json_t *root, const
                       Err *e) {
     const char *name = src->name;
     if (!json_is_object(root)) return err_set(e, ERR_FORMAT, "%s: 顶层应为对象", name);
-    const json_t *post = json_object_get(root, "post_processor");
-    bool has_post = post && !json_is_null(post);
     return load_model(t, src, json_object_get(root, "model"), e) &&
            load_added(t, name, json_object_get(root, "added_tokens"), e) &&
            tokenizer_load_normalizer(t, name, json_object_get(root, "normalizer"), e) &&
            tokenizer_load_pretok(t, name, json_object_get(root, "pre_tokenizer"), e) &&
            tokenizer_load_decoder(name, json_object_get(root, "decoder"), e) &&
-           tokenizer_load_post(t, name, post, e) &&
-           (!config || tokenizer_apply_config(t, name, config, has_post, e)) &&
+           tokenizer_load_post(t, name, json_object_get(root, "post_processor"), e) &&
+           (!config || tokenizer_apply_config(t, name, config, e)) &&
            tokenizer_finish(t, name, e);
 }
 

@@ -156,7 +156,8 @@ def deep(key, inner):
 
 def template(pieces, ids):
     single = [{"SpecialToken": {"id": p, "type_id": 0}} if p else {"Sequence": {"id": "A", "type_id": 0}} for p in pieces]
-    return {"type": "TemplateProcessing", "single": single,
+    pair = single + [{"Sequence": {"id": "B", "type_id": 1}}]
+    return {"type": "TemplateProcessing", "single": single, "pair": pair,
             "special_tokens": {k: {"id": k, "ids": v, "tokens": [k] * len(v)} for k, v in ids.items()}}
 
 

@@ -251,19 +251,16 @@ static void test_template(void **state) {
     tokenizer_close(t);
 }
 
-/* tokenizer_config.json 的 add_bos_token 胜过 post_processor；不写则以 post_processor 为准。 */
+/* 有 tokenizer.json 时 transformers 不理会 add_bos_token、add_eos_token，只看 post_processor。 */
 static void test_config_rules(void **state) {
     (void)state;
     static const struct {
         const char *file, *config, *want;
     } CASES[] = {
         {"template.json", "{\"bos_token\": \"<s>\"}", "<s>|a|</s>"},
-        {"template.json", "{\"bos_token\": \"<s>\", \"add_bos_token\": false}", "a"},
-        {"template.json", "{\"bos_token\": {\"content\": \"<s>\"}, \"add_bos_token\": true}", "<s>|a"},
-        {"template.json", "{\"add_bos_token\": true}", "a"},
-        {"template.json", "{\"eos_token\": \"</s>\", \"add_eos_token\": true}", "a|</s>"},
+        {"template.json", "{\"bos_token\": \"<s>\", \"add_bos_token\": false}", "<s>|a|</s>"},
         {"gpt2.json", "{\"bos_token\": \"<s>\"}", "a"},
-        {"gpt2.json", "{\"bos_token\": \"<s>\", \"add_bos_token\": true}", "<s>|a"},
+        {"gpt2.json", "{\"bos_token\": {\"content\": \"<s>\"}, \"add_bos_token\": true}", "a"},
     };
     for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) {
         char path[128];
@@ -280,12 +277,13 @@ static void test_config_tokens(void **state) {
     (void)state;
     Tokenizer *t = open_json(
         OK "tokenizer/gpt2.json",
-        "{\"pad_token\": \"[PAD]\", \"added_tokens_decoder\": {"
+        "{\"pad_token\": \"[PAD]\", \"image_token\": \"<i>\", \"add_bos_token\": true,"
+        "\"extra_special_tokens\": [\"[X]\"], \"added_tokens_decoder\": {"
         "\"265\": {\"content\": \"<r>\", \"rstrip\": true, \"normalized\": false},"
         "\"264\": {\"content\": \"<l>\", \"lstrip\": true, \"special\": true},"
         "\"266\": {\"content\": \"one\", \"single_word\": true}}}");
-    assert_int_equal(tokenizer_vocab_size(t), 268);
-    check_pieces(t, "a \n<l> <r>  b[PAD]", false, "a|<l>|Ġ|<r>|b|[PAD]");
+    assert_int_equal(tokenizer_vocab_size(t), 270);
+    check_pieces(t, "a \n<l> <r>  b[PAD]<i>[X]", false, "a|<l>|Ġ|<r>|b|[PAD]|<i>|[X]");
     check_pieces(t, "one ones one", false, "one|Ġ|o|n|e|s|Ġ|one");
     int32_t ids[] = {264, 265, 267};
     Str s = {0};

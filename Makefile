@@ -140,11 +140,10 @@ deps:
 deps-test:
 	@bash scripts/install_deps.sh run test
 
-# 一条命令看到全貌：装依赖 → 编译 → 演示矩阵 → 排行榜与图
+# 一条命令看到全貌：装依赖 → 编译 → 演示矩阵（run_all 结束时更新排行榜与图）
 demo: deps
 	+@$(MAKE) --no-print-directory all
 	@$(BUILD)/ptq-bench run_all $(DEMO)
-	@$(BUILD)/ptq-bench leaderboard
 
 # 全部测试：gcc、clang、ASan+UBSan 三种构建，单元/算子/对照/端到端。末行 N passed, N failed
 test: deps-test

@@ -55,6 +55,7 @@ static json_t *parse_wide(const char *text, size_t len, size_t flags, json_error
         if (json_error_code(je) != json_error_numeric_overflow || je->position < 0 ||
             !widen_integer(copy, len, (size_t)je->position))
             break;
+        *je = (json_error_t){0};
         v = json_loadb(copy, len, flags, je);
     }
     free(copy);
@@ -85,7 +86,7 @@ json_t *json_parse(const char *name, const void *text, size_t len, Err *e) {
         return NULL;
     }
     if (len >= 3 && memcmp(p, "\xEF\xBB\xBF", 3) == 0) p += 3, len -= 3; /* BOM */
-    json_error_t je;
+    json_error_t je = {0}; /* jansson 在最早的内存不足时不写错误码 */
     json_t *v = json_loadb(p, len, flags, &je);
     if (!v && json_error_code(&je) == json_error_numeric_overflow)
         v = parse_wide(p, len, flags, &je);

@@ -22,7 +22,9 @@
 #define VEC_PARTS (16 / VEC_LANES)
 
 #define VEC_INLINE static inline __attribute__((always_inline, unused))
-#if defined(__clang__)
+#if defined(VEC_NO_UNROLL) /* 插桩构建：展开后的插桩代码要编译几分钟 */
+#define VEC_UNROLL
+#elif defined(__clang__)
 #define VEC_UNROLL _Pragma("clang loop unroll(full)")
 #else
 #define VEC_UNROLL _Pragma("GCC unroll 64")

@@ -166,6 +166,10 @@ bench: deps
 	+@$(MAKE) --no-print-directory all $(BUILD)/tests/tools/json_get
 	@bash tests/bench/bench.sh
 
+# 用 results/ 里的真实结果更新 README.md、summary.md 与 docs/images/
+readme: all
+	@bash scripts/update_docs.sh
+
 format:
 	clang-format -i $(SOURCES)
 tidy: compile_commands.json
@@ -189,6 +193,7 @@ help:
 	@echo '  deps          只装编译与运行的依赖；deps-test 连同测试工具'
 	@echo '  fuzz          模糊测试，FUZZ_S=每个秒数（60），FUZZ=名字'
 	@echo '  bench         与 transformers、llama.cpp 并排测速'
+	@echo '  readme        用 results/ 的结果更新 README、summary 与图'
 	@echo '  test-smollm2  真实模型 SmolLM2 的数值对照（慢）'
 	@echo '  format tidy   clang-format、clang-tidy'
 	@echo '  compile_commands.json   供编辑器与 clangd'
@@ -196,5 +201,5 @@ help:
 	@echo '变量: CC=clang SAN=address,undefined OPT="-O0 -g" BUILD=目录 V=1'
 
 FORCE:
-.PHONY: all tests bench-kernels fuzzers deps deps-test demo test test-smollm2 fuzz bench format tidy clean help FORCE
+.PHONY: all tests bench-kernels fuzzers deps deps-test demo test test-smollm2 fuzz bench readme format tidy clean help FORCE
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

@@ -30,29 +30,29 @@ finish() {
     exit
 }
 
-# ---- 构建（每种是一项测试）。san 之外只有 gcc 的产物拿来跑，clang 管编译告警
-build() { # 名字 make参数…
-    local name=$1 log=$logs/build_$1.log started=$SECONDS
-    shift
-    if "${MAKE:-make}" --no-print-directory "$@" all tests >"$log" 2>&1; then
+# ---- 构建（每种是一项测试）。编成的 gcc 与插桩产物拿来跑，clang 管编译告警
+runs=()
+build() { # 名字 构建目录 make参数…
+    local name=$1 dir=$2 log=$logs/build_$1.log started=$SECONDS
+    shift 2
+    if "${MAKE:-make}" --no-print-directory -k BUILD="$dir" "$@" all tests >"$log" 2>&1; then
         echo "✅ 构建 $name（$((SECONDS - started)) 秒）"
         echo "1 0 0" >"${log%.log}.count"
+        [ "$name" = clang ] || runs+=("$dir")
     else
         echo "❌ 构建 $name 失败"
         grep -vE '^  (CC|LD|AR) ' "$log" | tail -n 60 | sed 's/^/     | /'
         echo "0 1 0" >"${log%.log}.count"
-        finish
     fi
 }
 if [ -n "$SAN" ]; then
-    build "SAN=$SAN" BUILD=build-san SAN="$SAN"
-    runs=(build-san)
+    build san build-san SAN="$SAN"
 else
-    build gcc BUILD=build CC=gcc SAN=
-    build clang BUILD=build-clang CC=clang SAN=
-    build sanitizer BUILD=build-san CC=gcc SAN=address,undefined
-    runs=(build build-san)
+    build gcc build CC=gcc SAN=
+    build clang build-clang CC=clang SAN=
+    build san build-san CC=gcc SAN=address,undefined
 fi
+[ ${#runs[@]} -gt 0 ] || finish
 
 # ---- 收集: 每行「名字 秒数 命令…」
 jobs_file=$tmp/jobs

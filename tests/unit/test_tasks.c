@@ -128,7 +128,7 @@ static void demo_open(Demo *d, int threads) {
     Err e = {0};
     Arena a = {0};
     TextData t;
-    Tokenizer *tok;
+    Tokenizer *tok = NULL;
     QuantJob job = {0};
     d->ids = (TokenIds){0};
     if (!backend_open_cpu(&d->backend, threads, COMPUTE_F32, NULL, &e) ||

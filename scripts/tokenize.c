@@ -68,12 +68,11 @@ static bool run_file(const Tokenizer *t, const Args *a, Err *e) {
 
 static bool run_line(const Tokenizer *t, const Args *a, const char *line, size_t len, size_t number,
                      Err *e) {
-    char name[4096];
-    snprintf(name, sizeof name, "%s 第 %zu 行", a->jsonl, number);
-    json_t *v = json_parse(name, line, len, e);
-    if (!v) return false;
+    json_t *v = json_parse("JSON", line, len, e);
+    if (!v) return err_wrap(e, "%s:%zu", a->jsonl, number);
     TokenIds ids = {0};
-    bool ok = json_is_string(v) || err_set(e, ERR_FORMAT, "%s: 应是一个 JSON 字符串", name);
+    bool ok = json_is_string(v) ||
+              err_set(e, ERR_FORMAT, "%s:%zu: 应是一个 JSON 字符串", a->jsonl, number);
     ok = ok && tokenizer_encode(t, json_string_value(v), json_string_length(v), !a->no_special, &ids,
                                 e);
     if (ok) print_ids(&ids);

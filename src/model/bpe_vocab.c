@@ -66,7 +66,7 @@ static bool grow_ids(Vocab *v, size_t need, Err *e) {
 
 /* 文本成块存放：arena 的每次分配都按 64 字节对齐，逐个存太费。 */
 static char *pool_copy(Vocab *v, const char *text, size_t len, Err *e) {
-    if (v->pool_left < len) {
+    if (!v->pool || v->pool_left < len) {
         size_t bytes = len > POOL_BYTES ? len : POOL_BYTES;
         if (!(v->pool = arena_alloc(v->arena, bytes, e))) return NULL;
         v->pool_left = bytes;

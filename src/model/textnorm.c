@@ -55,6 +55,7 @@ bool utf8_valid(const char *s, size_t n) {
 
 void utf8_add_lossy(Str *out, const char *s, size_t n) {
     size_t good = 0, i = 0, len;
+    if (n == 0) return; /* s 可能是 NULL */
     for (; i < n; i += len) {
         if (utf8_next(s + i, n - i, &len) >= 0) continue;
         str_addn(out, s + good, i - good);

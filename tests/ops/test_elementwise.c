@@ -79,7 +79,8 @@ static void rope_case(Backend *b, const RefTarget *t) {
             const float *in = x + r * dim, *out = y + r * dim;
             const float *cr = c + (first + r / heads) * half, *sr = s + (first + r / heads) * half;
             for (int64_t i = 0; i < half; i++) {
-                double p = (double)in[i], q = (double)in[i + half], bound = 2e-7 * (fabs(p) + fabs(q));
+                double p = (double)in[i], q = (double)in[i + half];
+                double bound = 2e-7 * (fabs(p) + fabs(q));
                 double ci = (double)cr[i], si = (double)sr[i];
                 ref_near((double)out[i], p * ci - q * si, bound, t->name, "rope 前半");
                 ref_near((double)out[i + half], q * ci + p * si, bound, t->name, "rope 后半");

@@ -24,7 +24,8 @@ VEC_INLINE __m512i pair(const uint32_t *p) {
 static void pack_q(float *dst, const float *q, int64_t dim) {
     uint32_t *w = (uint32_t *)dst;
     for (int64_t d = 0; d < dim; d += 32)
-        _mm512_mask_storeu_epi32(w + d / 2, attn_mask((dim - d + 1) / 2), load_bf16(q + d, dim - d));
+        _mm512_mask_storeu_epi32(w + d / 2, attn_mask((dim - d + 1) / 2),
+                                 load_bf16(q + d, dim - d));
 }
 
 /* [维度对][16 键][2] */

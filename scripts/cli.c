@@ -48,8 +48,8 @@ static CliResult unknown_flag(const CliSpec *s, const char *arg, size_t len) {
     char want[128];
     snprintf(want, sizeof want, "%.*s", (int)len, arg);
     const char *near = str_nearest(want, names, n);
-    log_line(LOG_FAIL, "%s: 未知的选项 '%s'%s%s%s。全部选项: ptq-bench %s --help", s->command, want,
-             near ? "，是否想写 '" : "", near ? near : "", near ? "'？" : "", s->command);
+    log_line(LOG_FAIL, "%s: 未知的选项 '%s'%s%s%s全部选项: ptq-bench %s --help", s->command, want,
+             near ? "，是否想写 '" : "", near ? near : "", near ? "'？" : "。", s->command);
     return CLI_BAD;
 }
 

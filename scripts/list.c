@@ -193,8 +193,8 @@ static int unknown_topic(const char *name) {
     const char *names[N_TOPICS];
     for (int i = 0; i < N_TOPICS; i++) names[i] = TOPICS[i].name;
     const char *near = str_nearest(name, names, N_TOPICS);
-    log_line(LOG_FAIL, "list: 没有 '%s'%s%s%s。可列出: models methods tracks tasks datasets options", name,
-             near ? "，是否想写 '" : "", near ? near : "", near ? "'？" : "");
+    log_line(LOG_FAIL, "list: 没有 '%s'%s%s%s可列出: models methods tracks tasks datasets options", name,
+             near ? "，是否想写 '" : "", near ? near : "", near ? "'？" : "。");
     return err_exit_code(ERR_USAGE);
 }
 

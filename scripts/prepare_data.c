@@ -212,8 +212,8 @@ static bool prepare_text(Job *j, const char *name, Err *e) {
         size_t n = 0;
         while (text_names()[n]) n++;
         const char *near = str_nearest(name, text_names(), n);
-        return err_set(e, ERR_USAGE, "没有登记的文本 '%s'%s%s%s。全部名字: ptq-bench list tasks", name,
-                       near ? "，是否想写 '" : "", near ? near : "", near ? "'？" : "");
+        return err_set(e, ERR_USAGE, "没有登记的文本 '%s'%s%s%s全部名字: ptq-bench list tasks", name,
+                       near ? "，是否想写 '" : "", near ? near : "", near ? "'？" : "。");
     }
     char *target = file_join(&j->arena, j->data, file, e);
     if (!target) return false;

@@ -155,7 +155,10 @@ static void markdown_failed(const Leaderboard *lb, Str *out) {
         str_add(out, "|");
         for (size_t k = 0; k < sizeof cells / sizeof *cells; k++) {
             str_add(out, " ");
-            md_text(out, cells[k]);
+            if (k + 1 < sizeof cells / sizeof *cells)
+                md_text(out, cells[k]);
+            else
+                add_link(cells[k], out);
             str_add(out, " |");
         }
         str_add(out, "\n");
@@ -283,8 +286,9 @@ void leaderboard_screen(const Leaderboard *lb, Str *out) {
     str_add(out, "\n失败的运行\n");
     for (size_t i = 0; i < lb->n_failed; i++) {
         const json_t *r = lb->failed[i]->json;
-        str_addf(out, "  %s × %s × Track %s: %s\n", json_text_at(r, "config.model", "?"),
+        const char *why = json_text_at(r, "status.message", "没有记下原因");
+        str_addf(out, "  %s × %s × Track %s: %.*s\n", json_text_at(r, "config.model", "?"),
                  json_text_at(r, "config.method", "?"), json_text_at(r, "config.track", "?"),
-                 json_text_at(r, "status.message", "没有记下原因"));
+                 (int)strcspn(why, "\n"), why);
     }
 }

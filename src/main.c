@@ -46,8 +46,8 @@ static int unknown_command(const char *name) {
     const char *names[N_COMMANDS];
     for (int i = 0; i < N_COMMANDS; i++) names[i] = COMMANDS[i].name;
     const char *near = str_nearest(name, names, N_COMMANDS);
-    log_line(LOG_FAIL, "没有命令 '%s'%s%s%s。全部命令: ptq-bench --help", name,
-             near ? "，是否想写 '" : "", near ? near : "", near ? "'？" : "");
+    log_line(LOG_FAIL, "没有命令 '%s'%s%s%s全部命令: ptq-bench --help", name,
+             near ? "，是否想写 '" : "", near ? near : "", near ? "'？" : "。");
     return err_exit_code(ERR_USAGE);
 }
 

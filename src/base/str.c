@@ -27,7 +27,7 @@ static bool reserve(Str *s, size_t more) {
 
 void str_addn(Str *s, const char *text, size_t n) {
     if (!reserve(s, n)) return;
-    memcpy(s->data + s->len, text, n);
+    if (n) memcpy(s->data + s->len, text, n);
     s->len += n;
     s->data[s->len] = '\0';
 }

@@ -72,7 +72,7 @@ static char *pool_copy(Vocab *v, const char *text, size_t len, Err *e) {
         v->pool_left = bytes;
     }
     char *p = v->pool;
-    memcpy(p, text, len);
+    if (len) memcpy(p, text, len);
     v->pool += len;
     v->pool_left -= len;
     return p;

@@ -2,17 +2,22 @@
  * f32: [k][16]；bf16: [k/2][16][2]。反量化严格按 qtensor.h 的次序以 f32 计算。 */
 #include "compute/cpu/isa/gemm_parts.h"
 
+#if VEC_PARTS == 4 /* generic 展开成直线代码只会拖慢编译 */
+#define BLOCK_UNROLL
+#else
+#define BLOCK_UNROLL VEC_UNROLL
+#endif
 /* 一个 32 块的编码 → f32（未反量化）。 */
 #define DEFINE_CODES(bits)                                                                         \
     static void codes_##bits(float *dst, const uint32_t *block) {                                  \
-        VEC_UNROLL for (int j = 0; j < QT_KBLOCK; j++)                                             \
+        BLOCK_UNROLL for (int j = 0; j < QT_KBLOCK; j++)                                           \
             vf_store(dst + 16 * j, block_code(block, bits, j));                                    \
     }
 /* 一个 32 块整个属于一组：展开并反量化。 */
 #define DEFINE_BLOCK(bits, kind)                                                                   \
     static void block_##bits##_##kind(float *dst, const uint32_t *block, const GroupParams *g) {   \
         GroupParams local = *g;                                                                    \
-        VEC_UNROLL for (int j = 0; j < QT_KBLOCK; j++)                                             \
+        BLOCK_UNROLL for (int j = 0; j < QT_KBLOCK; j++)                                           \
             vf_store(dst + 16 * j, dequantize(block_code(block, bits, j), local, kind));           \
     }
 #define EACH_BITS(X) X(2) X(3) X(4) X(5) X(6) X(7) X(8)

@@ -12,6 +12,7 @@
 #define ALIGN 64
 #define CHUNK_BYTES ((size_t)1 << 16)
 #define MMAP_BYTES ((size_t)1 << 18) /* 不小于此的块直接 mmap，释放后立即归还系统 */
+#define HUGE_BYTES ((size_t)2 << 20) /* 不小于此的块请求 2 MiB 大页：少缺页、少 TLB 未命中 */
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
@@ -25,6 +26,7 @@ static void *default_alloc(Allocator *self, size_t bytes) {
     if (bytes >= MMAP_BYTES) {
         p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (p == MAP_FAILED) return NULL;
+        if (bytes >= HUGE_BYTES) madvise(p, bytes, MADV_HUGEPAGE); /* 只是建议，不成也无妨 */
     } else {
         if (posix_memalign(&p, ALIGN, bytes)) return NULL;
         memset(p, 0, bytes);

@@ -4,6 +4,7 @@
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "compute/cpu/cpu.h"
 #include "compute/cpu/kernels.h"
@@ -83,6 +84,14 @@ static int online_cpus(void) {
     return n < 1 ? 1 : n;
 }
 
+/* 权重块留在二级缓存里，余下的给激活与输出；查不到大小时按 512 KiB。 */
+static int64_t block_bytes(void) {
+    long l2 = sysconf(_SC_LEVEL2_CACHE_SIZE);
+    if (l2 <= 0) l2 = 512 * 1024;
+    if (l2 > 2048 * 1024) l2 = 2048 * 1024;
+    return l2 / 5 * 4;
+}
+
 bool backend_open_cpu(Backend *b, int n_threads, ComputeMode compute, const char *isa, Err *e) {
     memset(b, 0, sizeof *b);
     if (n_threads < 0 || n_threads > MAX_THREADS)
@@ -100,6 +109,7 @@ bool backend_open_cpu(Backend *b, int n_threads, ComputeMode compute, const char
     *b = (Backend){.ops = &CPU_OPS, .name = "cpu", .isa = kernels->isa, .compute = compute,
                    .n_threads = n, .impl = c};
     c->kernels = kernels;
+    c->block_bytes = block_bytes();
     c->n_slots = 2 * n + 1;
     c->scratch = calloc((size_t)c->n_slots, sizeof *c->scratch);
     c->scratch_bytes = calloc((size_t)c->n_slots, sizeof *c->scratch_bytes);

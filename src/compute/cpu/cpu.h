@@ -16,6 +16,7 @@ typedef struct CpuKernels CpuKernels; /* 某一指令集的内核表，见 kerne
 typedef struct CpuBackend {
     CpuPool *pool;
     const CpuKernels *kernels;
+    int64_t block_bytes; /* 矩阵乘的权重块的大小上限：二级缓存的五分之四 */
     int n_slots;    /* 2·线程数+1：每线程工作区、矩阵乘的每线程工作区、矩阵乘共用的一块 */
     void **scratch; /* 按需增长 */
     size_t *scratch_bytes;

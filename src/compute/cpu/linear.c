@@ -8,7 +8,6 @@
 #include "compute/cpu/gemm_kernels.h"
 
 enum {
-    BLOCK_BYTES = 400 * 1024, /* 展开块的大小上限，留在二级缓存（1 MiB）里 */
     SMALL_STEPS = 128,        /* 行数很少时的分段：展开块留在一级缓存 */
     SMALL_ROWS = 28,
     TASKS_PER_THREAD = 6,
@@ -145,7 +144,7 @@ static void plan_gemm(LinearJob *j) {
     bool small = j->n <= SMALL_ROWS && !j->direct;
     int64_t limit = small ? SMALL_STEPS : TILE_STEPS_MAX;
     j->kc = ceil_div(ceil_div(j->steps, ceil_div(j->steps, limit)), QT_KBLOCK) * QT_KBLOCK;
-    int64_t fit = BLOCK_BYTES / (j->kc * QT_PANEL * 4) / per * per;
+    int64_t fit = j->cpu->block_bytes / (j->kc * QT_PANEL * 4) / per * per;
     if (small) fit = per;
     j->panels_per_block = min_i64(max_i64(fit, per), ceil_div(panels, per) * per);
     /* 均分成块，免得最后一块很小 */

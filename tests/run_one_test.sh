@@ -27,5 +27,5 @@ summary="$mark $name 通过 $passed"
 [ "$skipped" -eq 0 ] || summary+="，跳过 $skipped"
 summary+=$(awk -v a="$started" -v b="$EPOCHREALTIME" 'BEGIN { printf "（%.1f 秒）", b - a }')
 [ "$skipped" -eq 0 ] || summary+=$'\n'$(grep -aE '^(not )?ok .*# SKIP' "$log" | sed -E 's/^(not )?ok [0-9]* ?-? ?/     跳过: /')
-[ "$failed" -eq 0 ] || [ "$skipped" -eq 0 ] || summary+=$'\n'$(grep -avE '^ok ' "$log" | tail -n 40 | sed 's/^/     | /')
+[ "$failed" -eq 0 ] || summary+=$'\n'$(grep -avE '^ok ' "$log" | tail -n 40 | sed 's/^/     | /')
 printf '%s\n' "$summary"

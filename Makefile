@@ -35,8 +35,7 @@ LIBS    := $(PKG_LIBS) -lm -lpthread
 
 # 内核源码（src/compute/cpu/isa/）按指令集各编译一次，运行时选用。
 # 展开得很大，插桩时只用 -O1；模糊测试只关心解析器，内核不插桩（否则编译要几分钟）
-KERNEL_OPT      := $(if $(SAN),-O1,-O3) $(if $(findstring fuzzer,$(SAN)),-fno-sanitize=all)
-KERNEL_OPT      := $(if $(SAN),-O1 -DVEC_NO_UNROLL,-O3)
+KERNEL_OPT      := $(if $(SAN),-O1 -DVEC_NO_UNROLL,-O3) $(if $(findstring fuzzer,$(SAN)),-fno-sanitize=all)
 ISAS            := generic avx2 avx512 avx512_bf16
 ISA_generic     :=
 ISA_avx2        := -mavx2 -mfma -mf16c

@@ -19,6 +19,9 @@ fi
 [ -n "${PTQ_SHARED:-}" ] || echo "⚠️ 没有 PTQ_SHARED 或 ../shared，与外部对照数的比较将跳过"
 SAN=${SAN:-}
 
+# 树里的文件（不含构建目录），用来看测试有没有留下东西
+tree() { find . \( -path ./.git -o -path './build*' \) -prune -o -type f -print | sort; }
+
 finish() {
     cat "$logs"/*.count 2>/dev/null | awk -v began="$SECONDS" '
         { passed += $1; failed += $2; skipped += $3 }
@@ -71,5 +74,14 @@ jobs_file=$tmp/jobs
     done
 } | grep -E -- "${ONLY:-.}" >"$jobs_file"
 
+before=$(tree)
 xargs -r -a "$jobs_file" -P "${JOBS:-$(nproc)}" -L 1 bash tests/run_one_test.sh "$logs"
+if [ "$before" = "$(tree)" ]; then
+    echo "✅ 测试没有在树里留下文件"
+    echo "1 0 0" >"$logs/tree.count"
+else
+    echo "❌ 测试在树里留下了文件"
+    diff <(echo "$before") <(tree) | sed 's/^/     | /'
+    echo "0 1 0" >"$logs/tree.count"
+fi
 finish

@@ -5,7 +5,7 @@
 
 tree=$work/tree
 mkdir -p "$tree/data" "$tree/tests"
-cp -r Makefile src scripts configs .ci "$tree/"
+cp -a Makefile src scripts configs .ci "$tree/" # 保留时间，只重编新加的
 cp -r tests/data "$tree/tests/"
 ln -s "$root/data/raw" "$tree/data/raw"
 cp -a "$build" "$tree/build" && rm -rf "$tree/build/tmp" "$tree/build/tests"

@@ -76,7 +76,7 @@ static bool run(const ConfigRequest *r, const char *ids_text, const char *output
         if (ok) {
             QuantJob job = {0};
             ok = session_check_ids(&m.config, ids, n, e) &&
-                 job_run(&job, c.method, c.method_options, &m, e) &&
+                 job_run(&job, c.method, c.method_options, &m, NULL, e) &&
                  compute_logits(&m, ids, n, output, e);
             job_close(&job);
             if (ok)

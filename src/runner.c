@@ -125,7 +125,8 @@ static bool run_stages(Experiment *x, const RunRequest *r, json_t *result, Err *
     QuantJob job = {0};
     double started = clock_seconds(), quantized, decode = 0;
     json_t *ppl = NULL;
-    bool ok = job_run(&job, x->config.method, x->config.method_options, &x->model, e);
+    bool ok = job_run(&job, x->config.method, x->config.method_options, &x->model,
+                      x->has_calib ? &x->calib : NULL, e);
     quantized = clock_seconds();
     for (size_t i = 0; i < job.n_fallbacks; i++) {
         log_line(LOG_WARN, "退让：%s", job.fallbacks[i]);
@@ -133,13 +134,14 @@ static bool run_stages(Experiment *x, const RunRequest *r, json_t *result, Err *
     }
     if (ok && r->dump_linear) ok = dump_linear(x, r->dump_linear, r->dump_dir, e);
     if (ok) {
-        double total = quantized - started - x->model.load_seconds - job.stats_seconds;
+        double total = quantized - started - x->model.load_seconds - job.check_seconds;
         json_object_set_new(result, "model", model_json(x));
         json_object_set_new(result, "quantization", quantization_json(x, &job));
         json_object_set_new(result, "quant_time_seconds", json_real(total > 0 ? total : 0));
         json_object_set_new(result, "quant_time",
-                            json_pack("{s:f, s:f, s:f}", "load", x->model.load_seconds, "quantize",
-                                      total > 0 ? total : 0, "statistics", job.stats_seconds));
+                            json_pack("{s:f, s:f, s:f, s:f}", "load", x->model.load_seconds,
+                                      "quantize", total > 0 ? total : 0, "calibration",
+                                      job.calib_seconds, "error_check", job.check_seconds));
         Evaluation v = {.options = &x->config.run, .model = &x->model, .tokenizer = x->tokenizer,
                         .texts = x->texts, .n_texts = x->n_texts, .protocol = x->protocol,
                         .reference_dir = x->reference_dir, .run_key = x->run_key,

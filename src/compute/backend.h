@@ -66,6 +66,12 @@ typedef struct BackendOps {
                      const float *zero);
     /* 反量化（或解包稠密）到 f32 (rows,cols) */
     void (*dequantize)(Backend *b, float *w, const QTensor *q);
+    /* y(n,out) = x(n,in)·Wᵀ，恒为 f32（不受 compute 影响），供求解器 */
+    void (*linear_exact)(Backend *b, float *y, const float *x, int64_t n, const QTensor *w);
+    /* 并行执行 fn(ctx, 0..n-1)；各任务互不相干 */
+    void (*parallel)(Backend *b, int64_t n, void (*fn)(void *ctx, int64_t task), void *ctx);
+    /* g(d,d) 的上三角 += x(n,d)ᵀ·x，恒为 f32（不受 compute 影响）；下三角的值不定 */
+    void (*gram)(Backend *b, float *g, const float *x, int64_t n, int64_t d);
 } BackendOps;
 
 struct Backend {

@@ -157,3 +157,20 @@ void op_dequantize(Backend *b, Tensor w, const QTensor *q) {
     if (failed(b)) return;
     b->ops->dequantize(b, w.data, q);
 }
+
+void op_linear_exact(Backend *b, Tensor y, Tensor x, const QTensor *w) {
+    check_weight(w);
+    CHECK(x.n_dims >= 1);
+    check_2d(x, x.shape[0], w->cols);
+    check_2d(y, x.shape[0], w->rows);
+    if (failed(b) || x.shape[0] == 0) return;
+    b->ops->linear_exact(b, y.data, x.data, x.shape[0], w);
+}
+
+void op_gram(Backend *b, Tensor g, Tensor x) {
+    CHECK(x.n_dims == 2);
+    check_2d(x, x.shape[0], x.shape[1]);
+    check_2d(g, x.shape[1], x.shape[1]);
+    if (failed(b) || x.shape[0] == 0) return;
+    b->ops->gram(b, g.data, x.data, x.shape[0], x.shape[1]);
+}

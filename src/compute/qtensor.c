@@ -98,7 +98,20 @@ bool qtensor_new(QTensor *q, Arena *a, QSpec spec, int64_t rows, int64_t cols, E
 }
 
 size_t qtensor_bytes(const QTensor *q) {
-    return q->data_bytes + q->scale_bytes + q->zero_bytes;
+    return q->data_bytes + q->scale_bytes + q->zero_bytes + q->perm_bytes;
+}
+
+bool qtensor_set_perm(QTensor *q, Arena *a, const int32_t *perm, Err *e) {
+    int32_t *copy = ARENA_ARRAY(a, int32_t, q->cols, e);
+    if (!copy) return false;
+    for (int64_t i = 0; i < q->cols; i++) { /* 借 copy 的值作「见过」的标记 */
+        CHECK(perm[i] >= 0 && perm[i] < q->cols && !copy[perm[i]]);
+        copy[perm[i]] = 1;
+    }
+    for (int64_t i = 0; i < q->cols; i++) copy[i] = perm[i];
+    q->perm = copy;
+    q->perm_bytes = (size_t)q->cols * sizeof *copy;
+    return true;
 }
 
 static void check_index(const QTensor *q, int64_t row, int64_t col) {

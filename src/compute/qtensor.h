@@ -38,7 +38,8 @@ typedef struct QTensor {
     QSpec spec;         /* 量化时有效，group_size 已化为正数（<=cols） */
     int64_t n_groups;   /* 每行的组数 */
     void *data, *scales, *zeros;
-    size_t data_bytes, scale_bytes, zero_bytes;
+    int32_t *perm; /* (cols) 存放的第 k 列是原来的第 perm[k] 列；NULL 为原序（act-order 用） */
+    size_t data_bytes, scale_bytes, zero_bytes, perm_bytes;
 } QTensor;
 
 /* 组宽化为正数且不大于 cols：-1 或过大的一律是整行。参数: group_size 为 -1 或 >=1，cols>=1。 */
@@ -51,6 +52,8 @@ bool qtensor_new(QTensor *q, Arena *a, QSpec spec, int64_t rows, int64_t cols, E
 bool qtensor_measure(QTensor *q, DType dense_or_none, QSpec spec, int64_t rows, int64_t cols,
                      Err *e);
 size_t qtensor_bytes(const QTensor *q);
+/* 记下列的排列（复制到 a）。perm 须是 0..cols-1 的一个排列（否则 CHECK）。 */
+bool qtensor_set_perm(QTensor *q, Arena *a, const int32_t *perm, Err *e);
 /* 写入一个数所需的面板寻址，供装包与测试：逐元素、慢而直白。 */
 int qtensor_code(const QTensor *q, int64_t row, int64_t col);
 void qtensor_set_code(QTensor *q, int64_t row, int64_t col, int code);
@@ -58,6 +61,7 @@ float qtensor_scale(const QTensor *q, int64_t row, int64_t group);
 float qtensor_zero(const QTensor *q, int64_t row, int64_t group); /* SYM 返回 2^(b-1) */
 void qtensor_set_scale(QTensor *q, int64_t row, int64_t group, float scale);
 void qtensor_set_zero(QTensor *q, int64_t row, int64_t group, float zero);
-/* 单个元素的（反量化后的）值，任何类型。 */
+/* 以上的 col 与 group 都按存放的次序；qtensor_at 亦然。
+ * 单个元素的（反量化后的）值，任何类型。 */
 float qtensor_at(const QTensor *q, int64_t row, int64_t col);
 #endif

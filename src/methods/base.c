@@ -20,6 +20,11 @@ Arena *job_model_arena(QuantJob *job) {
     return &job->model->arena;
 }
 
+void job_parallel(QuantJob *job, int64_t n, void (*fn)(void *ctx, int64_t task), void *ctx) {
+    Backend *b = job->model->backend;
+    b->ops->parallel(b, n, fn, ctx);
+}
+
 void job_fallback(QuantJob *job, const char *fmt, ...) {
     char text[512];
     va_list ap;
@@ -41,7 +46,7 @@ void job_fallback(QuantJob *job, const char *fmt, ...) {
 }
 
 bool job_keep_dense(QuantJob *job, Linear *l, Tensor w, Err *e) {
-    return model_pack_linear(job->model, l, tensor_data_f32(w), e);
+    return model_pack_linear(job->model, l, tensor_data_f32(w), &job->model->arena, e);
 }
 
 /* 由存放形式反量化，与原权重比较。 */
@@ -62,43 +67,99 @@ static bool measure_error(QuantJob *job, Linear *l, const float *w, Err *e) {
     return true;
 }
 
-static bool quantize_linear(QuantJob *job, Linear *l, LinearFn fn, Err *e) {
+void job_note_remainder(QuantJob *job, const QSpec *spec, int64_t cols) {
+    int64_t g = spec->group_size, rest = g > 0 && g < cols ? cols % g : 0;
+    if (rest)
+        job_fallback(job, "组宽 %lld 不整除 %lld 列，每行末组取 %lld 列", (long long)g, (long long)cols,
+                     (long long)rest);
+}
+
+static bool quantize_linear(QuantJob *job, Linear *l, const InputStats *st, LinearFn fn, Err *e) {
     int64_t n = l->rows * l->cols;
     float *w = ARENA_ARRAY(&job->scratch, float, n, e);
     float *original = ARENA_ARRAY(&job->scratch, float, n, e); /* fn 可能改写 w */
     if (!w || !original || !model_load_linear(job->model, l, w, e)) return false;
     memcpy(original, w, (size_t)n * sizeof *w);
-    if (!fn(job, l, tensor_f32(w, l->rows, l->cols), e)) return false;
+    l->q = (QTensor){0}; /* 校准用的稠密形式到此为止 */
+    if (!fn(job, l, tensor_f32(w, l->rows, l->cols), st, e)) return false;
     CHECK(l->q.data != NULL);
     if (l->q.dense != DT_NONE) return true;
     double t = clock_seconds();
     bool ok = measure_error(job, l, original, e);
-    job->stats_seconds += clock_seconds() - t;
+    job->check_seconds += clock_seconds() - t;
     return ok;
 }
 
-bool quantize_each_linear(QuantJob *job, LinearFn fn, Err *e) {
+/* 把第 layer 块以稠密形式装进 a，供校准前向。 */
+static bool load_dense_block(Model *m, int64_t layer, Arena *a, Err *e) {
+    if (!model_load_norms(m, layer, e)) return false;
+    Arena tmp = {0};
+    bool ok = true;
+    for (LinearRole r = 0; ok && r < ROLE_COUNT; r++) {
+        Linear *l = &m->blocks[layer].linears[r];
+        ArenaMark mark = arena_mark(&tmp);
+        float *w = ARENA_ARRAY(&tmp, float, l->rows * l->cols, e);
+        ok = w && model_load_linear(m, l, w, e) && model_pack_linear(m, l, w, a, e);
+        arena_rewind(&tmp, mark);
+    }
+    arena_free(&tmp);
+    return ok;
+}
+
+static bool quantize_block(QuantJob *job, int64_t layer, CalibStream *s, unsigned kinds,
+                           LinearFn fn, Err *e) {
     Model *m = job->model;
+    Arena block = {0};
+    InputStats stats[INPUT_COUNT];
+    bool ok = true;
+    if (kinds) {
+        double t = clock_seconds();
+        ok = load_dense_block(m, layer, &block, e) &&
+             calib_stream_pass(s, layer, kinds, stats, &block, false, e);
+        job->calib_seconds += clock_seconds() - t;
+    }
+    for (LinearRole r = 0; ok && r < ROLE_COUNT; r++) {
+        Linear *l = &m->blocks[layer].linears[r];
+        ArenaMark mark = arena_mark(&job->scratch);
+        ok = interrupt_check(e) &&
+             quantize_linear(job, l, kinds ? &stats[input_group(r)] : NULL, fn, e);
+        if (!ok && e->code != ERR_INTERRUPTED) err_wrap(e, "%s", l->name);
+        arena_rewind(&job->scratch, mark);
+    }
+    if (ok && kinds && layer + 1 < m->config.n_layers) {
+        double t = clock_seconds();
+        ok = calib_stream_pass(s, layer, 0, NULL, NULL, true, e);
+        job->calib_seconds += clock_seconds() - t;
+    }
+    arena_free(&block);
+    return ok;
+}
+
+bool quantize_each_linear(QuantJob *job, unsigned stats, LinearFn fn, Err *e) {
+    Model *m = job->model;
+    CalibStream s = {0};
+    if (stats) {
+        CHECK(job->calib != NULL);
+        if (!model_load_embed(m, e) || !calib_stream_open(&s, m, job->calib, e)) return false;
+    }
     Progress p = progress_start(LOG_QUANT, "量化", "块", m->config.n_layers);
     bool ok = true;
     for (int64_t i = 0; ok && i < m->config.n_layers; i++) {
-        for (LinearRole r = 0; ok && r < ROLE_COUNT; r++) {
-            Linear *l = &m->blocks[i].linears[r];
-            ArenaMark mark = arena_mark(&job->scratch);
-            ok = interrupt_check(e) && quantize_linear(job, l, fn, e);
-            if (!ok && e->code != ERR_INTERRUPTED) err_wrap(e, "%s", l->name);
-            arena_rewind(&job->scratch, mark);
-        }
+        ok = quantize_block(job, i, &s, stats, fn, e);
         progress_step(&p, i + 1);
     }
     progress_end(&p);
+    if (stats) calib_stream_close(&s);
     return ok;
 }
 
-bool job_run(QuantJob *job, const Method *method, const void *options, Model *model, Err *e) {
+bool job_run(QuantJob *job, const Method *method, const void *options, Model *model,
+             const CalibSet *calib, Err *e) {
     job->method = method;
     job->options = options;
     job->model = model;
+    job->calib = calib;
+    CHECK(!method->calibrated || calib);
     return method->quantize(job, e) && backend_check(model->backend, e) && model_finish(model, e);
 }
 

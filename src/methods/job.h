@@ -8,16 +8,19 @@ struct QuantJob {
     const Method *method;
     const void *options;
     Model *model;
+    const CalibSet *calib; /* 不需要校准时为 NULL */
     Arena scratch;
     Arena notes;           /* fallbacks 的文字 */
     const char **fallbacks;
     size_t n_fallbacks, cap_fallbacks;
     double squared_error;  /* 各量化层误差平方和 */
     int64_t n_quantized;   /* 量化的权重个数 */
-    double stats_seconds;  /* 算误差等统计的用时 */
+    double calib_seconds;  /* 校准前向与统计的用时 */
+    double check_seconds;  /* 算量化误差的用时（不计入量化时间） */
 };
 
-/* 量化整个模型：method->quantize，然后 model_finish。job 由调用者清零；用完 job_close。 */
-bool job_run(QuantJob *job, const Method *method, const void *options, Model *model, Err *e);
+/* 量化整个模型：method->quantize，然后 model_finish。job 由调用者清零；calib 可为 NULL；用完 job_close。 */
+bool job_run(QuantJob *job, const Method *method, const void *options, Model *model,
+             const CalibSet *calib, Err *e);
 void job_close(QuantJob *job);
 #endif

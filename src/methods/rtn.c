@@ -50,7 +50,8 @@ static bool rtn_spec(const RtnOptions *o, QSpec *spec, Err *e) {
 }
 
 /* 定 scale/zero → 就近取整装包 → 换上。 */
-static bool rtn_linear(QuantJob *job, Linear *l, Tensor w, Err *e) {
+static bool rtn_linear(QuantJob *job, Linear *l, Tensor w, const InputStats *st, Err *e) {
+    (void)st;
     const RtnOptions *o = job_options(job);
     QSpec spec;
     if (!rtn_spec(o, &spec, e)) return false;
@@ -58,9 +59,7 @@ static bool rtn_linear(QuantJob *job, Linear *l, Tensor w, Err *e) {
     if (rest && o->group_remainder == REMAINDER_ERROR)
         return err_set(e, ERR_CONFIG, "组宽 %lld 不整除 %lld 列（weight.group_remainder=error）",
                        (long long)spec.group_size, (long long)l->cols);
-    if (rest)
-        job_fallback(job, "组宽 %lld 不整除 %lld 列，每行末组取 %lld 列",
-                     (long long)spec.group_size, (long long)l->cols, (long long)rest);
+    job_note_remainder(job, &spec, l->cols);
 
     QTensor q;
     if (!qtensor_new(&q, job_model_arena(job), spec, l->rows, l->cols, e)) return false;
@@ -74,7 +73,7 @@ static bool rtn_linear(QuantJob *job, Linear *l, Tensor w, Err *e) {
 }
 
 static bool rtn_quantize(QuantJob *job, Err *e) {
-    return quantize_each_linear(job, rtn_linear, e);
+    return quantize_each_linear(job, STAT_NONE, rtn_linear, e);
 }
 
 PTQ_METHOD(rtn) = {.name = "rtn", .tracks = "A", .options = OPTIONS,

@@ -81,24 +81,37 @@ static bool all_finite(const float *x, int64_t n) {
     return bad == 0;
 }
 
+InputGroup input_group(LinearRole role) {
+    return role <= ROLE_V ? INPUT_QKV : role == ROLE_O ? INPUT_O
+         : role == ROLE_DOWN ? INPUT_DOWN : INPUT_GATE_UP;
+}
+
+static void show(const BlockTap *tap, InputGroup group, const float *x, int64_t n, int64_t cols) {
+    if (tap) tap->see(tap->ctx, group, x, n, cols);
+}
+
 bool block_forward(Model *m, int64_t layer, Workspace *w, int64_t n, const Segment *segments,
-                   size_t n_segments, Err *e) {
+                   size_t n_segments, const BlockTap *tap, Err *e) {
     const Block *b = &m->blocks[layer];
     Backend *be = m->backend;
     int64_t d = m->config.hidden, ff = m->config.intermediate;
     norm(m, w->h, w->x, b->attn_norm, n);
+    show(tap, INPUT_QKV, w->h, n, d);
     linear(m, &b->linears[ROLE_Q], w->q, w->h, n);
     linear(m, &b->linears[ROLE_K], w->k, w->h, n);
     linear(m, &b->linears[ROLE_V], w->v, w->h, n);
     for (size_t i = 0; i < n_segments; i++) attend(m, layer, w, &segments[i]);
+    show(tap, INPUT_O, w->att, n, b->linears[ROLE_O].cols);
     linear(m, &b->linears[ROLE_O], w->h, w->att, n);
     op_add(be, tensor_f32(w->x, n, d), tensor_f32(w->h, n, d));
 
     norm(m, w->h, w->x, b->mlp_norm, n);
+    show(tap, INPUT_GATE_UP, w->h, n, d);
     linear(m, &b->linears[ROLE_GATE], w->gate, w->h, n);
     linear(m, &b->linears[ROLE_UP], w->up, w->h, n);
     op_silu_mul(be, tensor_f32(w->gate, n, ff), tensor_f32(w->gate, n, ff),
                 tensor_f32(w->up, n, ff));
+    show(tap, INPUT_DOWN, w->gate, n, ff);
     linear(m, &b->linears[ROLE_DOWN], w->h, w->gate, n);
     op_add(be, tensor_f32(w->x, n, d), tensor_f32(w->h, n, d));
     if (!backend_check(be, e)) return false;
@@ -120,7 +133,7 @@ bool forward_windows(Model *m, Workspace *w, const int32_t *ids, int64_t n_windo
     bool ok = s != NULL;
     for (int64_t i = 0; ok && i < n_windows; i++) s[i] = (Segment){.row0 = i * len, .n = len};
     for (int64_t l = 0; ok && l < c->n_layers; l++)
-        ok = interrupt_check(e) && block_forward(m, l, w, n, s, (size_t)n_windows, e);
+        ok = interrupt_check(e) && block_forward(m, l, w, n, s, (size_t)n_windows, NULL, e);
     arena_free(&tmp);
     if (ok) norm(m, w->h, w->x, m->final_norm, n);
     return ok && backend_check(m->backend, e);

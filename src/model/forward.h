@@ -27,9 +27,19 @@ void workspace_close(Workspace *w);
 /* 工作区的字节数，供 --dry_run。 */
 size_t workspace_bytes(const ModelConfig *c, int64_t max_rows);
 
+/* 共用同一输入的线性层组（校准统计以组为单位）。 */
+typedef enum { INPUT_QKV, INPUT_O, INPUT_GATE_UP, INPUT_DOWN, INPUT_COUNT } InputGroup;
+InputGroup input_group(LinearRole role);
+
+/* 旁听：算每个线性层组之前，把它的输入 x(n, cols) 交给 see。 */
+typedef struct BlockTap {
+    void (*see)(void *ctx, InputGroup group, const float *x, int64_t n, int64_t cols);
+    void *ctx;
+} BlockTap;
+
 /* 第 layer 块：w->x 的前 n 行就地更新。错误: 非有限值（报出层号）、设备错误。 */
 bool block_forward(Model *m, int64_t layer, Workspace *w, int64_t n, const Segment *segments,
-                   size_t n_segments, Err *e);
+                   size_t n_segments, const BlockTap *tap, Err *e);
 
 /* n_windows 个等长窗口（各自从位置 0 起）一起前向：ids (n_windows·len) → w->h 为最终归一化后的 (n_windows·len, hidden)。 */
 bool forward_windows(Model *m, Workspace *w, const int32_t *ids, int64_t n_windows, int64_t len,

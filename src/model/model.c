@@ -107,10 +107,10 @@ bool model_load_linear(Model *m, Linear *l, float *w, Err *e) {
     return true;
 }
 
-bool model_pack_linear(Model *m, Linear *l, const float *w, Err *e) {
+bool model_pack_linear(Model *m, Linear *l, const float *w, Arena *a, Err *e) {
     double t = clock_seconds();
     QTensor q;
-    if (!qtensor_new_dense(&q, &m->arena, m->dtype, l->rows, l->cols, e)) return false;
+    if (!qtensor_new_dense(&q, a, m->dtype, l->rows, l->cols, e)) return false;
     op_pack_dense(m->backend, &q, tensor_f32((float *)w, l->rows, l->cols));
     m->pack_seconds += clock_seconds() - t;
     return backend_check(m->backend, e) && linear_set_quantized(l, &q);
@@ -156,14 +156,25 @@ static bool load_matrix(Model *m, const char *name, int64_t rows, int64_t cols, 
     return ok;
 }
 
+bool model_load_norms(Model *m, int64_t layer, Err *e) {
+    Block *b = &m->blocks[layer];
+    if (b->mlp_norm) return true;
+    return load_vector(m, layer_name(layer, "input_layernorm.weight").text, m->config.hidden,
+                       &b->attn_norm, e) &&
+           load_vector(m, layer_name(layer, "post_attention_layernorm.weight").text,
+                       m->config.hidden, &b->mlp_norm, e);
+}
+
+bool model_load_embed(Model *m, Err *e) {
+    const ModelConfig *c = &m->config;
+    return m->embed.data || load_matrix(m, "model.embed_tokens.weight", c->vocab, c->hidden,
+                                        &m->embed, e);
+}
+
 /* 尚未装好的线性层按稠密装入（方法跳过的层）。 */
 static bool finish_block(Model *m, int64_t layer, Err *e) {
     Block *b = &m->blocks[layer];
-    if (!load_vector(m, layer_name(layer, "input_layernorm.weight").text, m->config.hidden,
-                     &b->attn_norm, e) ||
-        !load_vector(m, layer_name(layer, "post_attention_layernorm.weight").text,
-                     m->config.hidden, &b->mlp_norm, e))
-        return false;
+    if (!model_load_norms(m, layer, e)) return false;
     Arena tmp = {0};
     bool ok = true;
     for (LinearRole r = 0; ok && r < ROLE_COUNT; r++) {
@@ -171,7 +182,7 @@ static bool finish_block(Model *m, int64_t layer, Err *e) {
         if (l->q.data) continue;
         ArenaMark mark = arena_mark(&tmp);
         float *w = ARENA_ARRAY(&tmp, float, l->rows * l->cols, e);
-        ok = w && model_load_linear(m, l, w, e) && model_pack_linear(m, l, w, e);
+        ok = w && model_load_linear(m, l, w, e) && model_pack_linear(m, l, w, &m->arena, e);
         arena_rewind(&tmp, mark);
     }
     arena_free(&tmp);
@@ -183,7 +194,7 @@ bool model_finish(Model *m, Err *e) {
     for (int64_t i = 0; i < c->n_layers; i++)
         if (!finish_block(m, i, e)) return false;
     if (!load_vector(m, "model.norm.weight", c->hidden, &m->final_norm, e) ||
-        !load_matrix(m, "model.embed_tokens.weight", c->vocab, c->hidden, &m->embed, e))
+        !model_load_embed(m, e))
         return false;
     m->head = &m->embed;
     if (c->tied) return true;

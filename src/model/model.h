@@ -35,10 +35,13 @@ bool model_open(Model *m, const char *path, DType dtype, Backend *b, Err *e);
 /* 载入归一化、偏置、词嵌入与头；未装好的线性层装成稠密。 */
 bool model_finish(Model *m, Err *e);
 void model_close(Model *m);
+/* 提前载入（校准需要）；已载入则不做事。 */
+bool model_load_norms(Model *m, int64_t layer, Err *e);
+bool model_load_embed(Model *m, Err *e);
 /* 把第 layer 块的线性层 l 的权重解码到 w (rows,cols) f32，并载入偏置。 */
 bool model_load_linear(Model *m, Linear *l, float *w, Err *e);
-/* 把稠密权重 w 按模型的 dtype 装入 l。 */
-bool model_pack_linear(Model *m, Linear *l, const float *w, Err *e);
+/* 把稠密权重 w 按模型的 dtype 装入 l，内存来自 a。 */
+bool model_pack_linear(Model *m, Linear *l, const float *w, Arena *a, Err *e);
 /* 按名字找线性层；没有返回 NULL。 */
 Linear *model_find_linear(Model *m, const char *name);
 /* 保证旋转表至少有 n 个位置。 */

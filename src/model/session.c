@@ -52,7 +52,7 @@ static bool forward_piece(Session *s, const int32_t *ids, int64_t n, Err *e) {
     op_embed(m->backend, tensor_f32(s->work.x, n, c->hidden), &m->embed, ids);
     for (int64_t l = 0; l < c->n_layers; l++) {
         Segment seg = {.n = n, .first = s->length, .k = s->k[l], .v = s->v[l]};
-        if (!interrupt_check(e) || !block_forward(m, l, &s->work, n, &seg, 1, e)) return false;
+        if (!interrupt_check(e) || !block_forward(m, l, &s->work, n, &seg, 1, NULL, e)) return false;
     }
     op_rmsnorm(m->backend, tensor_f32(s->work.h, n, c->hidden),
                tensor_f32(s->work.x, n, c->hidden), tensor_f32_1d(m->final_norm, c->hidden),

@@ -23,7 +23,7 @@ static void open_model(Model *m, Backend *b, const char *path, DType dtype) {
     extern const Method ptq_method_fp16;
     QuantJob job = {0};
     if (!backend_open_cpu(b, 2, COMPUTE_F32, NULL, &e) || !model_open(m, path, dtype, b, &e) ||
-        !job_run(&job, &ptq_method_fp16, NULL, m, &e))
+        !job_run(&job, &ptq_method_fp16, NULL, m, NULL, &e))
         fail_msg("%s", e.msg);
     job_close(&job);
 }

@@ -91,7 +91,7 @@ static bool open_and_pack(Model *m, Backend *b, const char *dir, Err *e) {
     QuantJob job = {0};
     if (!backend_open_cpu(b, 1, COMPUTE_F32, NULL, e)) return false;
     bool ok = model_open(m, dir, DT_NONE, b, e);
-    if (ok && !job_run(&job, &ptq_method_fp16, NULL, m, e)) {
+    if (ok && !job_run(&job, &ptq_method_fp16, NULL, m, NULL, e)) {
         model_close(m);
         ok = false;
     }

@@ -133,7 +133,7 @@ static void demo_open(Demo *d, int threads) {
     d->ids = (TokenIds){0};
     if (!backend_open_cpu(&d->backend, threads, COMPUTE_F32, NULL, &e) ||
         !model_open(&d->model, "data/raw/demo/model", DT_NONE, &d->backend, &e) ||
-        !job_run(&job, &ptq_method_fp16, NULL, &d->model, &e) ||
+        !job_run(&job, &ptq_method_fp16, NULL, &d->model, NULL, &e) ||
         !text_open(&t, &a, ".", "data", "demo", &e) ||
         !tokenizer_open_dir(&tok, "data/raw/demo/model", &e) ||
         !tokenizer_encode(tok, t.data, 8000, true, &d->ids, &e))

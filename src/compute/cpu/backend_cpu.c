@@ -24,6 +24,9 @@ static const BackendOps CPU_OPS = {
     .qparams = cpu_qparams,
     .quantize = cpu_quantize,
     .dequantize = cpu_dequantize,
+    .gram = cpu_gram,
+    .linear_exact = cpu_linear_exact,
+    .parallel = cpu_parallel,
 };
 
 static bool has_avx2(void) {
@@ -110,7 +113,7 @@ bool backend_open_cpu(Backend *b, int n_threads, ComputeMode compute, const char
                    .n_threads = n, .impl = c};
     c->kernels = kernels;
     c->block_bytes = block_bytes();
-    c->n_slots = 2 * n + 1;
+    c->n_slots = 2 * n + 2;
     c->scratch = calloc((size_t)c->n_slots, sizeof *c->scratch);
     c->scratch_bytes = calloc((size_t)c->n_slots, sizeof *c->scratch_bytes);
     c->pool = pool_open(n);
@@ -159,4 +162,21 @@ void *cpu_slot(Backend *b, int slot, size_t bytes) {
 void *cpu_scratch(Backend *b, int thread, size_t bytes) {
     CHECK(thread >= 0 && thread < b->n_threads);
     return cpu_slot(b, thread, bytes);
+}
+
+typedef struct ParallelJob {
+    void (*fn)(void *ctx, int64_t task);
+    void *ctx;
+} ParallelJob;
+
+static void parallel_task(void *ctx, int64_t task, int thread) {
+    (void)thread;
+    const ParallelJob *j = ctx;
+    j->fn(j->ctx, task);
+}
+
+void cpu_parallel(Backend *b, int64_t n, void (*fn)(void *ctx, int64_t task), void *ctx) {
+    CpuBackend *c = b->impl;
+    ParallelJob j = {fn, ctx};
+    pool_run(c->pool, n, parallel_task, &j);
 }

@@ -17,7 +17,7 @@ typedef struct CpuBackend {
     CpuPool *pool;
     const CpuKernels *kernels;
     int64_t block_bytes; /* 矩阵乘的权重块的大小上限：二级缓存的五分之四 */
-    int n_slots;    /* 2·线程数+1：每线程工作区、矩阵乘的每线程工作区、矩阵乘共用的一块 */
+    int n_slots;    /* 2·线程数+2：每线程工作区、矩阵乘的每线程工作区、矩阵乘共用的两块（bf16 激活、换序的激活） */
     void **scratch; /* 按需增长 */
     size_t *scratch_bytes;
 } CpuBackend;
@@ -31,6 +31,9 @@ void *cpu_slot(Backend *b, int slot, size_t bytes);
 /* y(n, row1-row0) = x(n,in)·W[row0:row1]ᵀ，y 的行距为 ldy；row0 须为 16 的倍数。多线程。op_linear 与 op_score 共用。 */
 void cpu_linear_rows(Backend *b, float *y, int64_t ldy, const float *x, int64_t n,
                      const QTensor *w, int64_t row0, int64_t row1);
+/* 同上，但不论计算模式都用 f32 的激活（统计量不能有 bf16 的舍入）。 */
+void cpu_linear_rows_f32(Backend *b, float *y, int64_t ldy, const float *x, int64_t n,
+                         const QTensor *w, int64_t row0, int64_t row1);
 
 /* 算子的实现，含义与参数见 backend.h 的 BackendOps。 */
 void cpu_linear(Backend *b, float *y, const float *x, int64_t n, const QTensor *w,
@@ -50,4 +53,7 @@ void cpu_qparams(Backend *b, float *scale, float *zero, const float *w, int64_t 
                  const QSpec *spec);
 void cpu_quantize(Backend *b, QTensor *q, const float *w, const float *scale, const float *zero);
 void cpu_dequantize(Backend *b, float *w, const QTensor *q);
+void cpu_linear_exact(Backend *b, float *y, const float *x, int64_t n, const QTensor *w);
+void cpu_parallel(Backend *b, int64_t n, void (*fn)(void *ctx, int64_t task), void *ctx);
+void cpu_gram(Backend *b, float *g, const float *x, int64_t n, int64_t d);
 #endif

@@ -221,12 +221,39 @@ static bool round_input(Backend *b, LinearJob *j, const float *x) {
     return true;
 }
 
+typedef struct PermJob {
+    float *dst;
+    const float *x;
+    const int32_t *perm;
+    int64_t cols;
+} PermJob;
+
+static void perm_task(void *ctx, int64_t row, int thread) {
+    (void)thread;
+    const PermJob *j = ctx;
+    const float *src = j->x + row * j->cols;
+    float *dst = j->dst + row * j->cols;
+    for (int64_t i = 0; i < j->cols; i++) dst[i] = src[j->perm[i]];
+}
+
+/* 激活的列换成权重存放的次序，放进共用槽。返回: 内存不足为 NULL。 */
+static const float *permute_input(Backend *b, const float *x, int64_t n, const QTensor *w) {
+    CpuBackend *cpu = b->impl;
+    float *dst = cpu_slot(b, 2 * b->n_threads + 1, (size_t)(n * w->cols) * sizeof *dst);
+    if (!dst) return NULL;
+    PermJob p = {.dst = dst, .x = x, .perm = w->perm, .cols = w->cols};
+    pool_run(cpu->pool, n, perm_task, &p);
+    return dst;
+}
+
 static void linear_run(Backend *b, float *y, int64_t ldy, const float *x, int64_t n,
-                       const QTensor *w, int64_t row0, int64_t row1, const float *bias) {
+                       const QTensor *w, int64_t row0, int64_t row1, const float *bias,
+                       bool bf16) {
     CpuBackend *cpu = b->impl;
     CHECK(row0 % QT_PANEL == 0 && row0 <= row1 && row1 <= w->rows);
     if (n == 0 || row0 == row1) return;
-    bool bf16 = b->compute == COMPUTE_BF16;
+    if (w->perm) x = permute_input(b, x, n, w);
+    if (!x) return;
     LinearJob j = {.k = cpu->kernels->gemm, .cpu = cpu, .n_threads = b->n_threads, .y = y,
                    .ldy = ldy, .x = (const char *)x, .x_stride = w->cols, .n = n,
                    .panel0 = row0 / QT_PANEL, .n_out = row1 - row0, .w = w, .bias = bias,
@@ -242,12 +269,21 @@ static void linear_run(Backend *b, float *y, int64_t ldy, const float *x, int64_
 
 void cpu_linear_rows(Backend *b, float *y, int64_t ldy, const float *x, int64_t n,
                      const QTensor *w, int64_t row0, int64_t row1) {
-    linear_run(b, y, ldy, x, n, w, row0, row1, NULL);
+    linear_run(b, y, ldy, x, n, w, row0, row1, NULL, b->compute == COMPUTE_BF16);
 }
 
 void cpu_linear(Backend *b, float *y, const float *x, int64_t n, const QTensor *w,
                 const float *bias) {
-    linear_run(b, y, w->rows, x, n, w, 0, w->rows, bias);
+    linear_run(b, y, w->rows, x, n, w, 0, w->rows, bias, b->compute == COMPUTE_BF16);
+}
+
+void cpu_linear_rows_f32(Backend *b, float *y, int64_t ldy, const float *x, int64_t n,
+                         const QTensor *w, int64_t row0, int64_t row1) {
+    linear_run(b, y, ldy, x, n, w, row0, row1, NULL, false);
+}
+
+void cpu_linear_exact(Backend *b, float *y, const float *x, int64_t n, const QTensor *w) {
+    cpu_linear_rows_f32(b, y, w->rows, x, n, w, 0, w->rows);
 }
 
 typedef struct EmbedJob {

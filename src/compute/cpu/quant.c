@@ -1,4 +1,6 @@
 /* quant — 装包、量化、反量化：按面板（或行）分给线程 */
+#include <string.h>
+
 #include "compute/cpu/cpu.h"
 #include "compute/cpu/gemm_kernels.h"
 
@@ -46,9 +48,22 @@ static void dequantize_task(void *ctx, int64_t panel, int thread) {
     j->k->unpack_panel(j->out, j->source, panel);
 }
 
+/* 各行由存放的次序换回原来的次序。 */
+static void unpermute(Backend *b, float *w, const QTensor *q) {
+    Arena tmp = {0};
+    float *row = ARENA_ARRAY(&tmp, float, q->cols, &b->err);
+    for (int64_t r = 0; row && r < q->rows; r++) {
+        float *dst = w + r * q->cols;
+        memcpy(row, dst, (size_t)q->cols * sizeof *row);
+        for (int64_t i = 0; i < q->cols; i++) dst[q->perm[i]] = row[i];
+    }
+    arena_free(&tmp);
+}
+
 void cpu_dequantize(Backend *b, float *w, const QTensor *q) {
     PanelJob j = {.source = q, .out = w};
     run_panels(b, q->rows, dequantize_task, &j);
+    if (q->perm) unpermute(b, w, q);
 }
 
 typedef struct ParamsJob {

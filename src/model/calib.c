@@ -1,0 +1,118 @@
+/* calib — 校准的实现 */
+#include "model/calib.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "base/pyrandom.h"
+
+enum { BATCH_ROWS = 2048 };
+
+bool calib_draw(CalibSet *s, Arena *a, const char *dataset, const int32_t *ids, int64_t n,
+                int64_t n_samples, int64_t length, int64_t seed, Err *e) {
+    *s = (CalibSet){.dataset = dataset, .n_samples = n_samples, .length = length, .seed = seed};
+    if (n < length + 1)
+        return err_set(e, ERR_FORMAT, "校准文本 %s 只有 %lld 个 token，不够一个长 %lld 的样本", dataset,
+                       (long long)n, (long long)length);
+    s->offsets = ARENA_ARRAY(a, int64_t, n_samples, e);
+    s->ids = ARENA_ARRAY(a, int32_t, n_samples * length, e);
+    if (!s->offsets || !s->ids) return false;
+    PyRandom r;
+    pyrandom_seed(&r, (uint64_t)seed);
+    for (int64_t i = 0; i < n_samples; i++) {
+        s->offsets[i] = pyrandom_int(&r, 0, n - length - 1);
+        memcpy(s->ids + i * length, ids + s->offsets[i], (size_t)length * sizeof *ids);
+    }
+    hash_bytes(s->ids, (size_t)(n_samples * length) * sizeof *ids, s->sha256);
+    return true;
+}
+
+bool calib_stream_open(CalibStream *s, Model *m, const CalibSet *set, Err *e) {
+    *s = (CalibStream){.model = m, .set = set};
+    s->batch = BATCH_ROWS / set->length > 0 ? BATCH_ROWS / set->length : 1;
+    if (s->batch > set->n_samples) s->batch = set->n_samples;
+    int64_t rows = set->n_samples * set->length, d = m->config.hidden;
+    s->x = ARENA_ARRAY(&s->arena, float, rows * d, e);
+    bool ok = s->x && model_ensure_rope(m, set->length, e) &&
+              workspace_open(&s->work, m, s->batch * set->length, e);
+    if (ok) {
+        op_embed(m->backend, tensor_f32(s->x, rows, d), &m->embed, set->ids);
+        ok = backend_check(m->backend, e);
+    }
+    if (!ok) calib_stream_close(s);
+    return ok;
+}
+
+void calib_stream_close(CalibStream *s) {
+    workspace_close(&s->work);
+    arena_free(&s->arena);
+    *s = (CalibStream){0};
+}
+
+static bool alloc_stats(InputStats *s, Arena *a, unsigned kinds, int64_t n, int64_t cols, Err *e) {
+    *s = (InputStats){.cols = cols};
+    if (kinds & STAT_GRAM) s->gram = ARENA_ARRAY(a, float, cols * cols, e);
+    if (kinds & STAT_ABSMAX) s->absmax = ARENA_ARRAY(a, float, cols, e);
+    if (kinds & STAT_ABSMEAN) s->absmean = ARENA_ARRAY(a, double, cols, e);
+    if (kinds & STAT_INPUTS) s->inputs = ARENA_ARRAY(a, float, n * cols, e);
+    return !((kinds & STAT_GRAM && !s->gram) || (kinds & STAT_ABSMAX && !s->absmax) ||
+             (kinds & STAT_ABSMEAN && !s->absmean) || (kinds & STAT_INPUTS && !s->inputs));
+}
+
+typedef struct Collector {
+    Backend *backend;
+    InputStats *stats;
+} Collector;
+
+static void collect(void *ctx, InputGroup group, const float *x, int64_t n, int64_t cols) {
+    const Collector *c = ctx;
+    InputStats *s = &c->stats[group];
+    if (s->gram)
+        op_gram(c->backend, tensor_f32(s->gram, cols, cols), tensor_f32((float *)x, n, cols));
+    if (s->inputs)
+        memcpy(s->inputs + s->n * cols, x, (size_t)(n * cols) * sizeof *x);
+    for (int64_t i = 0; (s->absmax || s->absmean) && i < n; i++)
+        for (int64_t j = 0; j < cols; j++) {
+            float v = fabsf(x[i * cols + j]);
+            if (s->absmax && v > s->absmax[j]) s->absmax[j] = v;
+            if (s->absmean) s->absmean[j] += (double)v;
+        }
+    s->n += n;
+}
+
+/* 对称化、取平均。 */
+static void finish_stats(InputStats *s) {
+    for (int64_t i = 0; s->gram && i < s->cols; i++)
+        for (int64_t j = 0; j < i; j++) s->gram[i * s->cols + j] = s->gram[j * s->cols + i];
+    for (int64_t j = 0; s->absmean && j < s->cols; j++) s->absmean[j] /= (double)s->n;
+}
+
+bool calib_stream_pass(CalibStream *s, int64_t layer, unsigned kinds, InputStats *stats, Arena *a,
+                       bool advance, Err *e) {
+    Model *m = s->model;
+    int64_t len = s->set->length, d = m->config.hidden;
+    const Linear *l = m->blocks[layer].linears;
+    const int64_t cols[INPUT_COUNT] = {l[ROLE_Q].cols, l[ROLE_O].cols, l[ROLE_GATE].cols,
+                                       l[ROLE_DOWN].cols};
+    for (int g = 0; kinds && g < INPUT_COUNT; g++)
+        if (!alloc_stats(&stats[g], a, kinds, s->set->n_samples * len, cols[g], e)) return false;
+    Collector c = {m->backend, stats};
+    BlockTap tap = {collect, &c};
+    Arena tmp = {0};
+    Segment *seg = ARENA_ARRAY(&tmp, Segment, s->batch, e);
+    bool ok = seg != NULL;
+    for (int64_t i = 0; ok && i < s->batch; i++) seg[i] = (Segment){.row0 = i * len, .n = len};
+    for (int64_t i = 0; ok && i < s->set->n_samples; i += s->batch) {
+        int64_t n = s->set->n_samples - i < s->batch ? s->set->n_samples - i : s->batch;
+        size_t bytes = (size_t)(n * len * d) * sizeof(float);
+        float *x = s->x + i * len * d;
+        memcpy(s->work.x, x, bytes);
+        ok = interrupt_check(e) && block_forward(m, layer, &s->work, n * len, seg, (size_t)n,
+                                                 kinds ? &tap : NULL, e);
+        if (ok && advance) memcpy(x, s->work.x, bytes);
+    }
+    arena_free(&tmp);
+    for (int g = 0; ok && kinds && g < INPUT_COUNT; g++) finish_stats(&stats[g]);
+    return ok;
+}

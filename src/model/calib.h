@@ -1,0 +1,55 @@
+/* calib — 校准：样本集、逐块推进的隐藏状态、线性层输入的统计
+ * 全部样本的隐藏状态停在「下一块的输入」处，一块一块往前推，所以只需一个稠密块在内存里。
+ * 样本起点按 CPython 的 random.Random(seed).randint 抽取，与官方代码的校准集相同。 */
+#ifndef PTQ_MODEL_CALIB_H
+#define PTQ_MODEL_CALIB_H
+#include "model/forward.h"
+
+typedef struct CalibSet {
+    const char *dataset; /* 名字，写入结果 */
+    int64_t n_samples, length, seed;
+    int64_t *offsets; /* (n_samples) 各样本在 token 串中的起点 */
+    int32_t *ids;     /* (n_samples·length) */
+    char sha256[HASH_HEX]; /* ids 的哈希 */
+} CalibSet;
+
+/* 从 n 个 token 中抽样：rng = Random(seed)，每个样本 randint(0, n−length−1)（GPTQ 官方 datautils.get_wikitext2）。
+ * 内存来自 a。错误: 文本太短。 */
+bool calib_draw(CalibSet *s, Arena *a, const char *dataset, const int32_t *ids, int64_t n,
+                int64_t n_samples, int64_t length, int64_t seed, Err *e);
+
+/* 要哪些统计（按位或）。 */
+typedef enum {
+    STAT_NONE = 0,
+    STAT_GRAM = 1,    /* Σ xᵀx */
+    STAT_ABSMAX = 2,  /* 逐列 max|x| */
+    STAT_ABSMEAN = 4, /* 逐列 mean|x| */
+    STAT_INPUTS = 8   /* 全部输入 */
+} StatKinds;
+
+/* 一组共用输入的线性层的统计；没有要的为 NULL。 */
+typedef struct InputStats {
+    int64_t n, cols;      /* token 数、列数 */
+    float *gram;          /* (cols, cols)，对称 */
+    float *absmax;        /* (cols) */
+    double *absmean;      /* (cols) */
+    float *inputs;        /* (n, cols) */
+} InputStats;
+
+typedef struct CalibStream {
+    Model *model;
+    const CalibSet *set;
+    Arena arena;
+    Workspace work;
+    int64_t batch; /* 一批的样本数 */
+    float *x;      /* (n_samples·length, hidden) 下一块的输入 */
+} CalibStream;
+
+/* 打开：x 为词嵌入（模型的词嵌入须已载入）。 */
+bool calib_stream_open(CalibStream *s, Model *m, const CalibSet *set, Err *e);
+void calib_stream_close(CalibStream *s);
+/* 让全部样本过第 layer 块。参数: kinds 与 stats（INPUT_COUNT 个，内存来自 a）收集统计，kinds 为 0 时不收；
+ * advance 为真则 x 变为该块的输出。 */
+bool calib_stream_pass(CalibStream *s, int64_t layer, unsigned kinds, InputStats *stats, Arena *a,
+                       bool advance, Err *e);
+#endif

@@ -325,6 +325,7 @@ static bool fill_all(Config *c, Err *e) {
     c->model.name = name;
     c->method_options = arena_alloc(&c->arena, c->method->options_size, e);
     if (!c->method_options) return false;
+    option_fill(CALIB_OPTIONS, c->merged, &c->calib);
     option_fill(c->method->options, c->merged, c->method_options);
     c->run.results_dir = file_join(&c->arena, c->root, c->run.results_dir, e);
     c->run.data_dir = file_join(&c->arena, c->root, c->run.data_dir, e);

@@ -40,6 +40,12 @@ typedef struct ModelOptions {
     bool trust_remote_code;
 } ModelOptions;
 
+/* 校准选项：只对需要校准的方法有效。 */
+typedef struct CalibOptions {
+    const char *dataset; /* 登记的文本名或本地文本文件 */
+    int64_t samples, length, seed;
+} CalibOptions;
+
 typedef struct ConfigRequest {
     const char *root;   /* 项目根（含 configs/） */
     const char *model;  /* 名字、模型文件夹或 GGUF 文件 */
@@ -53,6 +59,7 @@ typedef struct Config {
     YamlNode *merged;   /* 合并后的映射；每个叶子带来源 文件:行 */
     RunOptions run;
     ModelOptions model;
+    CalibOptions calib;
     const Method *method;
     const char *method_name, *method_display_name;
     const char *model_display_name, *track_display_name; /* 前者可为 NULL */
@@ -75,5 +82,5 @@ char *config_canonical(const Config *c, Arena *a, Err *e);
  * 供结果与 --dry_run。只含设置，不含 name、library 之类的说明。内存不足返回 NULL；返回值须 json_decref。 */
 json_t *config_merged_json(const Config *c);
 /* 所有选项表（run、model），供 list/--help/文档；以 OPT_END 结尾。 */
-extern const Option RUN_OPTIONS[], MODEL_OPTIONS[];
+extern const Option RUN_OPTIONS[], MODEL_OPTIONS[], CALIB_OPTIONS[];
 #endif

@@ -48,6 +48,15 @@ const Option MODEL_OPTIONS[] = {
     OPT_STR(ModelOptions, adapter, "adapter", "auto", "模型家族的适配器，auto 由模型文件决定"),
     OPT_END};
 
+const Option CALIB_OPTIONS[] = {
+    OPT_STR(CalibOptions, dataset, "calibration.dataset", "demo-calib",
+            "校准文本：登记的名字或本地文本文件（不要与评测文本相同）"),
+    OPT_INT(CalibOptions, samples, "calibration.samples", 128, 1, 65536, "校准样本数"),
+    OPT_INT(CalibOptions, length, "calibration.length", 512, 8, 1048576, "每个样本的 token 数"),
+    OPT_INT(CalibOptions, seed, "calibration.seed", 0, 0, 9007199254740991.0,
+            "抽样的种子，同 Python 的 random.Random(seed)"),
+    OPT_END};
+
 /* 列表型设置：OPTION_STR 只是元素类型，offset 不用。 */
 const Option LIST_OPTIONS[] = {
     {"eval.ppl_datasets", OPTION_STR, 0, 0, 0, 0, NULL, NULL,
@@ -211,7 +220,8 @@ json_t *option_to_json(const Option *o, const void *src) {
 /* 收集 layer 层、方法 m 可用的全部键，用于找最近的名字。 */
 static size_t known_keys(ConfigLayer layer, const Method *m, const char **keys, size_t cap) {
     size_t n = 0;
-    const Option *tables[] = {RUN_OPTIONS, MODEL_OPTIONS, LIST_OPTIONS, m ? m->options : NULL};
+    const Option *tables[] = {RUN_OPTIONS, MODEL_OPTIONS, LIST_OPTIONS, m ? m->options : NULL,
+                              m && m->calibrated ? CALIB_OPTIONS : NULL};
     for (size_t t = 0; t < sizeof tables / sizeof *tables; t++)
         for (const Option *o = tables[t]; o && o->key && n < cap; o++) keys[n++] = o->key;
     for (size_t i = 0; i < N_IDENTITIES && n < cap; i++)
@@ -252,7 +262,8 @@ static bool other_method_key(ConfigLayer layer, const Method *m, const char *key
     size_t n;
     const Method *const *all = registry_methods(&n);
     for (size_t i = 0; i < n; i++)
-        if (option_find(all[i]->options, key))
+        if (option_find(all[i]->options, key) ||
+            (all[i]->calibrated && option_find(CALIB_OPTIONS, key)))
             str_addf(&owners, "%s%s", owners.len ? "、" : "", all[i]->name);
     *found = owners.len > 0;
     bool ok = !*found || layer == LAYER_BASE || layer == LAYER_MODEL || layer == LAYER_TRACK;
@@ -297,6 +308,7 @@ bool schema_check_leaf(ConfigLayer layer, const Method *method, const char *key,
     const Option *o = option_find(RUN_OPTIONS, key);
     if (!o) o = option_find(MODEL_OPTIONS, key);
     if (!o) o = option_find(method->options, key);
+    if (!o && method->calibrated) o = option_find(CALIB_OPTIONS, key);
     if (o) return option_check(o, v, e);
     o = option_find(LIST_OPTIONS, key);
     if (o) return check_list(o, v, e);

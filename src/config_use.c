@@ -71,12 +71,13 @@ typedef struct TableView {
     const Option *table;
     const void *values;
 } TableView;
-enum { N_TABLES = 3 };
+enum { N_TABLES = 4 };
 
 static void tables_of(const Config *c, TableView v[N_TABLES]) {
     v[0] = (TableView){RUN_OPTIONS, &c->run};
     v[1] = (TableView){MODEL_OPTIONS, &c->model};
     v[2] = (TableView){c->method->options, c->method_options};
+    v[3] = (TableView){c->method->calibrated ? CALIB_OPTIONS : NULL, &c->calib};
 }
 
 static json_t *list_json(const char *const *items, size_t n) {

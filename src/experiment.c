@@ -70,6 +70,29 @@ static bool open_texts(Experiment *x, Err *e) {
     return true;
 }
 
+/* 需要校准的方法：抽出样本，并查它与评测文本是否为同一份。 */
+static bool open_calib(Experiment *x, Err *e) {
+    const CalibOptions *o = &x->config.calib;
+    if (!x->config.method->calibrated) return true;
+    TextData t;
+    TokenIds ids = {0};
+    if (!text_open(&t, &x->arena, x->config.root, x->config.run.data_dir, o->dataset, e))
+        return err_wrap(e, "calibration.dataset");
+    bool ok = tokenizer_encode(x->tokenizer, t.data, t.len, true, &ids, e) &&
+              calib_draw(&x->calib, &x->arena, t.name, ids.ids, (int64_t)ids.n, o->samples,
+                         o->length, o->seed, e);
+    for (size_t i = 0; ok && i < x->n_texts; i++)
+        if (strcmp(x->texts[i].text.sha256, t.sha256) == 0) {
+            const char *text = "校准文本就是评测文本：结果偏乐观，不能与别的校准相比";
+            log_line(LOG_WARN, "%s", text);
+            json_array_append_new(x->warnings, json_string(text));
+        }
+    x->has_calib = ok;
+    token_ids_free(&ids);
+    text_close(&t);
+    return ok;
+}
+
 /* 依次加入各段文字（以换行分开）后的哈希。 */
 static bool hash_texts(char hex[HASH_HEX], const char *const *parts, size_t n, Err *e) {
     Hash *h = hash_new();
@@ -101,12 +124,13 @@ static bool identify(Experiment *x, Err *e) {
         return false;
     const char *tokenizer = tokenizer_sha256(x->tokenizer), *compute = compute_name(x);
     size_t n = 0;
-    const char **parts = ARENA_ARRAY(&x->arena, const char *, x->n_texts + 6, e);
+    const char **parts = ARENA_ARRAY(&x->arena, const char *, x->n_texts + 7, e);
     if (!parts) return false;
     const char *const head[] = {PTQ_VERSION, canonical, x->weights_sha256, tokenizer, x->protocol,
                                 compute};
     for (; n < 6; n++) parts[n] = head[n];
     for (size_t i = 0; i < x->n_texts; i++) parts[n++] = x->texts[i].text.sha256;
+    if (x->has_calib) parts[n++] = x->calib.sha256;
     if (!hash_texts(x->run_key, parts, n, e)) return false;
     for (size_t i = 0; i < x->n_texts; i++) {
         const char *const ref[] = {PTQ_VERSION, "reference", x->weights_sha256,
@@ -129,7 +153,7 @@ bool experiment_open(Experiment *x, const ConfigRequest *r, Err *e) {
     if (!x->data_dir || !x->results_dir) return false;
     x->reference_dir = arena_printf(&x->arena, e, "%s/processed/reference", x->data_dir);
     return x->reference_dir && open_backend(x, e) && open_model(x, e) && open_texts(x, e) &&
-           identify(x, e);
+           open_calib(x, e) && identify(x, e);
 }
 
 void experiment_close(Experiment *x) {

@@ -4,6 +4,7 @@
 #ifndef PTQ_EXPERIMENT_H
 #define PTQ_EXPERIMENT_H
 #include "evaluator.h"
+#include "model/calib.h"
 #include "runner.h"
 
 typedef struct Experiment {
@@ -14,6 +15,8 @@ typedef struct Experiment {
     Tokenizer *tokenizer;
     EvalText *texts;
     size_t n_texts, n_open_texts;
+    CalibSet calib; /* 方法需要校准时有效 */
+    bool has_calib;
     char protocol[32];
     char weights_sha256[HASH_HEX];
     char run_key[HASH_HEX];

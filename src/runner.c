@@ -47,6 +47,18 @@ static json_t *unquantized_json(const Model *m) {
     return a;
 }
 
+/* 校准集：可由 Python 的 random.Random(seed) 重现的起点与 ids 的哈希。 */
+static json_t *calibration_json(const Experiment *x) {
+    const CalibSet *c = &x->calib;
+    if (!x->has_calib) return json_null();
+    json_t *offsets = json_array();
+    for (int64_t i = 0; i < c->n_samples; i++)
+        json_array_append_new(offsets, json_integer(c->offsets[i]));
+    return json_pack("{s:s, s:I, s:I, s:I, s:s, s:o}", "dataset", c->dataset, "samples",
+                     (json_int_t)c->n_samples, "length", (json_int_t)c->length, "seed",
+                     (json_int_t)c->seed, "sha256", c->sha256, "offsets", offsets);
+}
+
 static json_t *quantization_json(const Experiment *x, const QuantJob *job) {
     ModelBytes b = model_bytes(&x->model);
     json_t *settings = json_object(), *merged = config_merged_json(&x->config);
@@ -137,6 +149,7 @@ static bool run_stages(Experiment *x, const RunRequest *r, json_t *result, Err *
         double total = quantized - started - x->model.load_seconds - job.check_seconds;
         json_object_set_new(result, "model", model_json(x));
         json_object_set_new(result, "quantization", quantization_json(x, &job));
+        json_object_set_new(result, "calibration", calibration_json(x));
         json_object_set_new(result, "quant_time_seconds", json_real(total > 0 ? total : 0));
         json_object_set_new(result, "quant_time",
                             json_pack("{s:f, s:f, s:f, s:f}", "load", x->model.load_seconds,

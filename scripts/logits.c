@@ -68,6 +68,12 @@ static bool run(const ConfigRequest *r, const char *ids_text, const char *output
         arena_free(&a);
         return false;
     }
+    if (c.method->calibrated) {
+        err_set(e, ERR_UNSUPPORTED, "logits 只支持不需校准的方法，%s 需要校准；请用 run_one", c.method->name);
+        config_free(&c);
+        arena_free(&a);
+        return false;
+    }
     const char *path = config_model_path(&c, e);
     ComputeMode mode = c.run.compute == 2 ? COMPUTE_BF16 : COMPUTE_F32;
     bool ok = path && backend_open_cpu(&b, (int)c.run.threads, mode, NULL, e);

@@ -346,6 +346,8 @@ void schema_markdown(Str *out) {
     markdown_rows(LIST_OPTIONS, out);
     str_addf(out, "\n### 模型\n\n%s", TABLE_HEAD);
     markdown_rows(MODEL_OPTIONS, out);
+    str_addf(out, "\n### 校准（只对需要校准的方法有效）\n\n%s", TABLE_HEAD);
+    markdown_rows(CALIB_OPTIONS, out);
     size_t n;
     const Method *const *all = registry_methods(&n);
     for (size_t i = 0; i < n; i++) {

@@ -187,6 +187,10 @@ bool run_plan(const RunRequest *r, Err *e) {
                  (long long)x.model.config.n_layers, (long long)x.model.config.hidden,
                  dtype_name(x.model.dtype), tokenizer_bos_policy(x.tokenizer));
         if (quantized) print_groups(&x.model, &spec);
+        if (x.has_calib)
+            log_line(LOG_INFO, "校准：%s，%lld 个样本 × %lld token，种子 %lld，sha256 %.16s…",
+                     x.calib.dataset, (long long)x.calib.n_samples, (long long)x.calib.length,
+                     (long long)x.calib.seed, x.calib.sha256);
         ok = protocol_parse(&p, x.protocol, e) && print_texts(&x, &p, &tokens, e) &&
              print_cost(&x, &p, tokens, quantized ? &spec : NULL, e);
         if (ok) {

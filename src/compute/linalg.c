@@ -7,6 +7,7 @@
 void dpotrf_(const char *uplo, const int *n, double *a, const int *lda, int *info, size_t len);
 void dtrtri_(const char *uplo, const char *diag, const int *n, double *a, const int *lda,
              int *info, size_t len1, size_t len2);
+void openblas_set_num_threads(int n);
 
 /* 行列同时倒序：a[i][j] ↔ a[n-1-i][n-1-j]，即整段内存倒序。 */
 static void flip(double *a, int64_t n) {
@@ -20,6 +21,7 @@ static void flip(double *a, int64_t n) {
 bool linalg_inverse_upper(double *h, int64_t n) {
     CHECK(n >= 1 && n <= INT32_MAX);
     int size = (int)n, info = 0;
+    openblas_set_num_threads(1); /* 归约次序固定，结果与机器的核数无关 */
     flip(h, n);
     /* 行主序的下三角就是列主序的上三角 */
     dpotrf_("U", &size, h, &size, &info, 1);

@@ -73,6 +73,25 @@ static void add_rtn(Overrides *o, const json_t *settings) {
     add(o, "weight.scale_dtype", "float32");
 }
 
+static void add_gptq(Overrides *o, const json_t *settings) {
+    bool sym = json_is_true(json_object_get(settings, "sym"));
+    bool act = json_is_true(json_object_get(settings, "desc_act"));
+    add_int(o, "weight.w_bits", json_integer_value(json_object_get(settings, "bits")));
+    add_int(o, "weight.group_size", json_integer_value(json_object_get(settings, "group")));
+    add(o, "weight.scheme", sym ? "symmetric" : "asymmetric");
+    add(o, "gptq.act_order", act ? "true" : "false");
+    add_int(o, "calibration.samples", 16); /* 对照数的 light 校准集：16 × 512，种子 0 */
+    add_int(o, "calibration.length", 512);
+}
+
+/* 校准样本的起点与对照数相同（CPython 的 random.Random(0)）。 */
+static void check_offsets(const json_t *result) {
+    const json_t *info = json_object_get(golden, "info");
+    const json_t *light = json_array_get(json_object_get(info, "calibrations"), 0);
+    const json_t *ours = json_object_get(result, "calibration");
+    assert_true(json_equal(json_object_get(light, "offsets"), json_object_get(ours, "offsets")));
+}
+
 static json_t *run(const char *method, const Overrides *o, const char *dump_dir) {
     RunRequest r = {.config = {.root = ".", .model = "demo", .method = method, .track = "A",
                                .overrides = o->list, .n_overrides = o->n},
@@ -140,16 +159,18 @@ static void check_row(void **state) {
     assert_non_null(row);
     const json_t *settings = json_object_get(row, "settings");
     bool rtn = json_object_get(settings, "grid") != NULL;
+    bool gptq = json_object_get(settings, "desc_act") != NULL;
 
     Overrides o = {0};
     add_common(&o, quick ? 2 : 0);
     if (rtn) add_rtn(&o, settings);
+    if (gptq) add_gptq(&o, settings);
     char dump_dir[1024];
     snprintf(dump_dir, sizeof dump_dir, "%s/%s", tmp_dir, name);
     Err e = {0};
     if (!file_mkdirs(dump_dir, &e)) fail_msg("%s", e.msg);
 
-    json_t *result = run(rtn ? "rtn" : "fp16", &o, rtn ? dump_dir : NULL);
+    json_t *result = run(rtn ? "rtn" : gptq ? "gptq" : "fp16", &o, rtn || gptq ? dump_dir : NULL);
     if (!quick) {
         double want = json_number_value(json_object_get(row, "ppl_exact"));
         double tolerance = json_number_value(json_object_get(row, "tolerance"));
@@ -163,6 +184,12 @@ static void check_row(void **state) {
         compare_npy(name, "scale", dump_dir, 0);
         compare_npy(name, "zero", dump_dir, 0);
         compare_npy(name, "w", dump_dir, 1.0 / 2048); /* 对照存成 f16：半个末位 */
+    }
+    if (gptq) { /* 逐列递推：scale 只差求和次序，量化后的权重应当全同 */
+        check_offsets(result);
+        compare_npy(name, "scale", dump_dir, 1e-5);
+        compare_npy(name, "zero", dump_dir, 0);
+        compare_npy(name, "w", dump_dir, 1.0 / 1024);
     }
     json_decref(result);
 }
@@ -207,15 +234,22 @@ int main(void) {
     static const char *const ROWS[] = {"bf16-asis",           "rtn-w4-g64-gptq-sym",
                                        "rtn-w4-g64-gptq-asym", "rtn-w3-g64-gptq-sym",
                                        "rtn-w4-pc-gptq-sym",   "rtn-w4-g32-gptq-asym",
-                                       "rtn-w4-g64-floatzero"};
+                                       "rtn-w4-g64-floatzero",
+                                       "gptq-w4-g64-sym-noact-light",
+                                       "gptq-w4-g64-sym-act-light",
+                                       "gptq-w4-g64-asym-noact-light",
+                                       "gptq-w4-g64-asym-act-light",
+                                       "gptq-w3-g64-asym-noact-light"};
     enum { N_ROWS = sizeof ROWS / sizeof *ROWS };
-    struct CMUnitTest tests[N_ROWS + 2];
+    struct CMUnitTest tests[N_ROWS + 3];
     for (int i = 0; i < N_ROWS; i++)
         tests[i] = (struct CMUnitTest){ROWS[i], check_row, NULL, NULL, (void *)(uintptr_t)ROWS[i]};
     tests[N_ROWS] = (struct CMUnitTest){"fp16：1 与 2 线程逐位相同", same_for_any_thread_count, NULL,
                                         NULL, (void *)(uintptr_t) "fp16"};
     tests[N_ROWS + 1] = (struct CMUnitTest){"rtn：1 与 2 线程逐位相同", same_for_any_thread_count,
                                             NULL, NULL, (void *)(uintptr_t) "rtn"};
+    tests[N_ROWS + 2] = (struct CMUnitTest){"gptq：1 与 2 线程逐位相同", same_for_any_thread_count,
+                                            NULL, NULL, (void *)(uintptr_t) "gptq"};
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     json_decref(golden);
     return failed;

@@ -68,6 +68,11 @@ typedef struct BackendOps {
     void (*dequantize)(Backend *b, float *w, const QTensor *q);
     /* y(n,out) = x(n,in)·Wᵀ，恒为 f32（不受 compute 影响），供求解器 */
     void (*linear_exact)(Backend *b, float *y, const float *x, int64_t n, const QTensor *w);
+    /* 激活量化的线性层，见 ops.h */
+    void (*linear_int8)(Backend *b, float *y, const float *x, int64_t n, const QTensor *w,
+                        const float *bias, const ActQuant *act);
+    /* 就地 x(n,d) = s·round(x/s) */
+    void (*round_act)(Backend *b, float *x, int64_t n, int64_t d, const ActQuant *act);
     /* 并行执行 fn(ctx, 0..n-1)；各任务互不相干 */
     void (*parallel)(Backend *b, int64_t n, void (*fn)(void *ctx, int64_t task), void *ctx);
     /* g(d,d) 的上三角 += x(n,d)ᵀ·x，恒为 f32（不受 compute 影响）；下三角的值不定 */

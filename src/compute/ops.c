@@ -43,6 +43,35 @@ void op_linear(Backend *b, Tensor y, Tensor x, const QTensor *w, Tensor bias) {
     b->ops->linear(b, y.data, x.data, x.shape[0], w, bias.data);
 }
 
+static void check_act(const ActQuant *a) {
+    CHECK(a && a->kind != ACT_NONE && a->bits >= 2 && a->bits <= 8);
+    CHECK(a->kind != ACT_STATIC || a->scale > 0);
+}
+
+bool linear_int8_accepts(const QTensor *w) {
+    return w->dense == DT_NONE && w->spec.bits == 8 && w->n_groups == 1 &&
+           w->spec.zero != ZERO_FLOAT && w->cols < 131072; /* |Σ| < 131072·2^14 = 2^31 */
+}
+
+void op_linear_int8(Backend *b, Tensor y, Tensor x, const QTensor *w, Tensor bias,
+                    const ActQuant *act) {
+    check_weight(w);
+    check_act(act);
+    CHECK(x.n_dims >= 1 && linear_int8_accepts(w));
+    check_2d(x, x.shape[0], w->cols);
+    check_2d(y, x.shape[0], w->rows);
+    if (bias.data) CHECK(bias.dtype == DT_F32 && n_elements(bias) == w->rows);
+    if (failed(b) || x.shape[0] == 0) return;
+    b->ops->linear_int8(b, y.data, x.data, x.shape[0], w, bias.data, act);
+}
+
+void op_round_act(Backend *b, Tensor x, const ActQuant *act) {
+    check_act(act);
+    check_2d(x, x.shape[0], row_width(x));
+    if (failed(b) || n_elements(x) == 0) return;
+    b->ops->round_act(b, x.data, x.shape[0], row_width(x), act);
+}
+
 void op_embed(Backend *b, Tensor y, const QTensor *table, const int32_t *ids) {
     check_weight(table);
     check_2d(y, y.shape[0], table->cols);
@@ -134,6 +163,7 @@ void op_qparams(Backend *b, Tensor scale, Tensor zero, Tensor w, const QSpec *sp
     int64_t rows = w.shape[0], cols = w.shape[1];
     CHECK(spec && spec->bits >= 2 && spec->bits <= 8 && cols >= 1);
     CHECK(spec->group_size == -1 || spec->group_size >= 1);
+    CHECK(spec->grid == GRID_GPTQ || spec->zero == ZERO_SYM);
     int64_t groups = (cols - 1) / qspec_group_size(spec, cols) + 1;
     check_2d(scale, rows, groups);
     check_2d(zero, rows, groups);

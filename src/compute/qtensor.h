@@ -24,13 +24,30 @@
 
 typedef enum { ZERO_SYM, ZERO_INT, ZERO_FLOAT } ZeroKind;
 
+/* 定 scale 的格点，见 ops.h 的 op_qparams；后两种只用于 ZERO_SYM。 */
+typedef enum { GRID_GPTQ, GRID_ABSMAX, GRID_TENSOR } Grid;
+
 /* 量化的规格。group_size 为 -1 或不小于 cols 时整行一组；不必整除 cols（最后一组较短）。 */
 typedef struct QSpec {
     int bits;           /* 2..8 */
     int64_t group_size; /* -1 或 >=1 */
     ZeroKind zero;
     DType scale_dtype;  /* DT_F32 或 DT_F16 */
+    Grid grid;          /* 只影响定 scale，不影响存放 */
 } QSpec;
+
+/* 激活（线性层的输入）怎样取整到 bits 位的整数，对称：x ≈ s·round(x/s)，s = max|x|/(2^(bits-1)−1)。 */
+typedef enum {
+    ACT_NONE,   /* 不量化 */
+    ACT_TOKEN,  /* 每个 token 一个 s，当场求 */
+    ACT_TENSOR, /* 整个张量一个 s，当场求 */
+    ACT_STATIC  /* 整个张量一个 s，事先由校准定好 */
+} ActKind;
+typedef struct ActQuant {
+    ActKind kind;
+    int bits;
+    float scale; /* ACT_STATIC 用 */
+} ActQuant;
 
 typedef struct QTensor {
     int64_t rows, cols; /* (out_features, in_features) */

@@ -64,7 +64,7 @@ static bool make_weight(Backend *b, QTensor *q, Arena *a, DType dense, int bits,
     mark = arena_mark(a);
     bool ok;
     if (bits) {
-        QSpec s = {bits, 128, ZERO_INT, DT_F16};
+        QSpec s = {bits, 128, ZERO_INT, DT_F16, GRID_GPTQ};
         ok = qtensor_new(q, a, s, rows, cols, e);
         int64_t n = ok ? rows * q->n_groups : 1;
         float *scale = ARENA_ARRAY(&temp, float, n, e), *zero = ARENA_ARRAY(&temp, float, n, e);

@@ -253,7 +253,7 @@ static void test_linear_int(void **state) {
         for (int zero = 0; zero < 3; zero++)
             for (int half = 0; half < 2; half++)
                 for (size_t g = 0; g < COUNT(GROUPS); g++, i++) {
-                    QSpec s = {bits, GROUPS[g], (ZeroKind)zero, half ? DT_F16 : DT_F32};
+                    QSpec s = {bits, GROUPS[g], (ZeroKind)zero, half ? DT_F16 : DT_F32, GRID_GPTQ};
                     check_spec(s, ROWS[i % COUNT(ROWS)], COLS[i / 5 % (COUNT(COLS) - 1)],
                                BATCHES[i % COUNT(BATCHES)]);
                     if (i % 5 == 0) check_spec(s, 33, 130, 5);
@@ -327,10 +327,11 @@ static void test_bad_requests(void **state) {
     assert_int_equal(e.code, ERR_UNSUPPORTED);
     assert_false(backend_open_cpu(&b, -1, COMPUTE_F32, NULL, &e));
     assert_int_equal(e.code, ERR_USAGE);
-    QSpec good = {4, -1, ZERO_INT, DT_F16}, bad = {9, -1, ZERO_INT, DT_F16};
+    QSpec good = {4, -1, ZERO_INT, DT_F16, GRID_GPTQ},
+          bad = {9, -1, ZERO_INT, DT_F16, GRID_GPTQ};
     assert_false(qtensor_measure(&q, DT_NONE, bad, 4, 4, &e));
     assert_int_equal(e.code, ERR_CONFIG);
-    bad = (QSpec){4, 0, ZERO_INT, DT_F16};
+    bad = (QSpec){4, 0, ZERO_INT, DT_F16, GRID_GPTQ};
     assert_false(qtensor_measure(&q, DT_NONE, bad, 4, 4, &e));
     assert_false(qtensor_measure(&q, DT_NONE, good, 0, 4, &e));
     assert_int_equal(e.code, ERR_FORMAT);

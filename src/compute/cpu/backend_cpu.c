@@ -26,6 +26,8 @@ static const BackendOps CPU_OPS = {
     .dequantize = cpu_dequantize,
     .gram = cpu_gram,
     .linear_exact = cpu_linear_exact,
+    .linear_int8 = cpu_linear_int8,
+    .round_act = cpu_round_act,
     .parallel = cpu_parallel,
 };
 

@@ -17,7 +17,7 @@ typedef struct CpuBackend {
     CpuPool *pool;
     const CpuKernels *kernels;
     int64_t block_bytes; /* 矩阵乘的权重块的大小上限：二级缓存的五分之四 */
-    int n_slots;    /* 2·线程数+2：每线程工作区、矩阵乘的每线程工作区、矩阵乘共用的两块（bf16 激活、换序的激活） */
+    int n_slots;    /* 2·线程数+2：每线程工作区、矩阵乘的每线程工作区、矩阵乘共用的两块（bf16 或 s8 激活、换序的激活） */
     void **scratch; /* 按需增长 */
     size_t *scratch_bytes;
 } CpuBackend;
@@ -38,6 +38,9 @@ void cpu_linear_rows_f32(Backend *b, float *y, int64_t ldy, const float *x, int6
 /* 算子的实现，含义与参数见 backend.h 的 BackendOps。 */
 void cpu_linear(Backend *b, float *y, const float *x, int64_t n, const QTensor *w,
                 const float *bias);
+void cpu_linear_int8(Backend *b, float *y, const float *x, int64_t n, const QTensor *w,
+                     const float *bias, const ActQuant *act);
+void cpu_round_act(Backend *b, float *x, int64_t n, int64_t d, const ActQuant *act);
 void cpu_embed(Backend *b, float *y, const QTensor *table, const int32_t *ids, int64_t n);
 void cpu_rmsnorm(Backend *b, float *y, const float *x, const float *weight, int64_t n, int64_t d,
                  float eps);

@@ -15,11 +15,33 @@ enum {
 typedef void TileFn(float *y, int64_t ldy, const void *x, const void *w, int64_t w_stride,
                     int64_t steps, bool accumulate);
 
+/* 量化后的激活：(n, stride) 的 s8，stride 是列数补到 32 的倍数，补的是 0。 */
+typedef struct ActRows {
+    int8_t *codes;
+    int64_t stride;
+    float *scale; /* (n) 每行的 s */
+    int32_t *sum; /* (n) 每行编码之和 */
+} ActRows;
+
 struct GemmKernels {
     int tile_rows, tile_panels;
     /* 下标 (rows-1)·tile_panels + panels-1 */
     TileFn *const *tiles;
     TileFn *const *tiles_bf16; /* 无原生 bf16 时为 NULL */
+    /* x 是 s8（4 个 k 一步），w 是 INT8 的面板本身，y 里是 int32 的位，由 finish_int8 化为 f32。 */
+    TileFn *const *tiles_int8;
+    /* max|x|；有 NaN 或 Inf 时为 NaN。 */
+    float (*act_absmax)(const float *x, int64_t n);
+    /* dst[i] = rint(x[i]/scale) 限制在 [-top-1, top]，补 0 到 32 的倍数。返回: 编码之和。 */
+    int32_t (*act_codes)(int8_t *dst, const float *x, int64_t n, float scale, int top);
+    /* 就地 x = scale·编码。 */
+    void (*act_round)(float *x, int64_t n, float scale, int top);
+    /* 单行的整数和，写法同 gemv，y 里是 int32 的位。 */
+    void (*gemv_int8)(float *y, const int8_t *x, const QTensor *w, int64_t panel, int64_t n_out);
+    /* 就地把 (rows, n_out) 个整数和 Σ code·x 化为 (Σ code·x − zero·Σx)·(s_w·s_x) + bias；
+     * 首列是面板 panel 的第 0 路，首行是 x 的第 row 行；bias 从首列起，可为 NULL。 */
+    void (*finish_int8)(float *y, int64_t ldy, int rows, int64_t n_out, const QTensor *w,
+                        int64_t panel, const ActRows *x, int64_t row, const float *bias);
     /* 展开面板 panel 的 k ∈ [k0, k1) 到 dst；k0 是 32 的倍数；dst 有补到 32 的倍数的空间。 */
     void (*expand)(float *dst, const QTensor *w, int64_t panel, int64_t k0, int64_t k1);
     void (*expand_bf16)(uint32_t *dst, const QTensor *w, int64_t panel, int64_t k0, int64_t k1);

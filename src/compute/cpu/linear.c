@@ -4,8 +4,7 @@
  * 不变式：每个输出只属于一个任务，沿 k 依次累加；切法只影响速度，不影响任何一位。 */
 #include <string.h>
 
-#include "compute/cpu/cpu.h"
-#include "compute/cpu/gemm_kernels.h"
+#include "compute/cpu/linear.h"
 
 enum {
     SMALL_STEPS = 128,        /* 行数很少时的分段：展开块留在一级缓存 */
@@ -13,33 +12,6 @@ enum {
     TASKS_PER_THREAD = 6,
     GEMV_TASK_BYTES = 48 * 1024
 };
-
-typedef struct LinearJob {
-    const GemmKernels *k;
-    CpuBackend *cpu;
-    int n_threads;
-    float *y;
-    int64_t ldy;
-    const char *x;     /* f32，或舍入后的 bf16 */
-    int64_t x_stride;  /* 行距，4 字节为单位 */
-    int64_t n, panel0; /* 行数；首面板 */
-    int64_t n_out;     /* 输出列数 */
-    const QTensor *w;
-    const float *bias;
-    bool bf16, direct;                /* direct: 权重本身就是展开块 */
-    int64_t steps, kc;                /* 总步数与一段的步数 */
-    int64_t rows_per_task, panels_per_task, panels_per_block, n_row_tasks;
-} LinearJob;
-
-static int64_t ceil_div(int64_t a, int64_t b) {
-    return (a + b - 1) / b;
-}
-static int64_t min_i64(int64_t a, int64_t b) {
-    return a < b ? a : b;
-}
-static int64_t max_i64(int64_t a, int64_t b) {
-    return a > b ? a : b;
-}
 
 /* 任务用的工作区：激活小块、边角小块、展开块。 */
 static size_t x_tile_bytes(const GemmKernels *k) {
@@ -49,21 +21,36 @@ static size_t edge_bytes(const GemmKernels *k) {
     return (size_t)k->tile_rows * (size_t)k->tile_panels * QT_PANEL * sizeof(float);
 }
 
-/* 一个小块；不满 16·panels 列时借道 edge。 */
-static void run_tile(const LinearJob *j, float *y, int rows, int panels, int64_t valid,
-                     const void *x, const void *w, int64_t w_stride, int64_t steps,
-                     bool accumulate, float *edge) {
-    int at = (rows - 1) * j->k->tile_panels + panels - 1;
-    TileFn *tile = (j->bf16 ? j->k->tiles_bf16 : j->k->tiles)[at];
-    int64_t width = (int64_t)panels * QT_PANEL;
-    if (valid >= width) {
-        tile(y, j->ldy, x, w, w_stride, steps, accumulate);
+/* 一个小块的位置：y 的左上角、行数与面板数、有效列数；row、panel 是它在激活与权重里的首行与首面板。 */
+typedef struct TileAt {
+    float *y;
+    int rows, panels;
+    int64_t valid, row, panel;
+} TileAt;
+
+/* 整数的小块算完最后一段：化为 f32。 */
+static void finish_tile(const LinearJob *j, const TileAt *t, float *y, int64_t ldy) {
+    int64_t width = (int64_t)t->panels * QT_PANEL;
+    j->k->finish_int8(y, ldy, t->rows, min_i64(t->valid, width), j->w, t->panel, j->act, t->row,
+                      j->bias ? j->bias + (t->panel - j->panel0) * QT_PANEL : NULL);
+}
+
+/* 一个小块；不满 16·panels 列时借道 edge。last: 是最后一段。 */
+static void run_tile(const LinearJob *j, const TileAt *t, const void *x, const void *w,
+                     int64_t w_stride, int64_t steps, bool accumulate, bool last, float *edge) {
+    TileFn *tile = j->tiles[(t->rows - 1) * j->k->tile_panels + t->panels - 1];
+    int64_t width = (int64_t)t->panels * QT_PANEL;
+    if (t->valid >= width) {
+        tile(t->y, j->ldy, x, w, w_stride, steps, accumulate);
+        if (j->act && last) finish_tile(j, t, t->y, j->ldy);
         return;
     }
-    size_t bytes = (size_t)valid * sizeof(float);
-    for (int r = 0; accumulate && r < rows; r++) memcpy(edge + r * width, y + r * j->ldy, bytes);
+    size_t bytes = (size_t)t->valid * sizeof(float);
+    for (int r = 0; accumulate && r < t->rows; r++)
+        memcpy(edge + r * width, t->y + r * j->ldy, bytes);
     tile(edge, width, x, w, w_stride, steps, accumulate);
-    for (int r = 0; r < rows; r++) memcpy(y + r * j->ldy, edge + r * width, bytes);
+    if (j->act && last) finish_tile(j, t, edge, width);
+    for (int r = 0; r < t->rows; r++) memcpy(t->y + r * j->ldy, edge + r * width, bytes);
 }
 
 /* 展开面板 [panel, panel+panels) 的步 [s0, s1)。返回: 块的首址，面板间距写入 stride。 */
@@ -101,6 +88,7 @@ static void run_segment(const LinearJob *j, char *scratch, int64_t row0, int64_t
     float *block = (float *)(scratch + x_tile_bytes(j->k) + edge_bytes(j->k));
     int64_t stride, per = j->k->tile_panels;
     const char *w = expand_block(j, block, j->panel0 + panel, panels, s0, s1, &stride);
+    bool accumulate = s0 > 0 || (j->bias && !j->act);
     int64_t n_tiles = ceil_div(row1 - row0, j->k->tile_rows);
     for (int64_t t = 0; t < n_tiles; t++) {
         int64_t first = row0 + (row1 - row0) * t / n_tiles;
@@ -110,9 +98,11 @@ static void run_segment(const LinearJob *j, char *scratch, int64_t row0, int64_t
                    (size_t)(s1 - s0) * 4);
         for (int64_t p = 0; p < panels; p += per) {
             int64_t col = (panel + p) * QT_PANEL;
-            run_tile(j, j->y + first * j->ldy + col, rows, (int)min_i64(per, panels - p),
-                     j->n_out - col, x_tile, w + p * stride * 4, stride, s1 - s0,
-                     s0 > 0 || j->bias, edge);
+            TileAt at = {.y = j->y + first * j->ldy + col, .rows = rows, .valid = j->n_out - col,
+                         .panels = (int)min_i64(per, panels - p), .row = first,
+                         .panel = j->panel0 + panel + p};
+            run_tile(j, &at, x_tile, w + p * stride * 4, stride, s1 - s0, accumulate,
+                     s1 == j->steps, edge);
             if (t + 1 < n_tiles) {
                 int64_t next = first + rows;
                 int next_rows = (int)(row0 + (row1 - row0) * (t + 2) / n_tiles - next);
@@ -130,7 +120,7 @@ static void gemm_task(void *ctx, int64_t task, int thread) {
     int64_t p0 = task / j->n_row_tasks * j->panels_per_task;
     int64_t p1 = min_i64(p0 + j->panels_per_task, ceil_div(j->n_out, QT_PANEL));
     int64_t col0 = p0 * QT_PANEL, col1 = min_i64(p1 * QT_PANEL, j->n_out);
-    for (int64_t r = row0; j->bias && r < row1; r++)
+    for (int64_t r = row0; j->bias && !j->act && r < row1; r++)
         memcpy(j->y + r * j->ldy + col0, j->bias + col0, (size_t)(col1 - col0) * sizeof(float));
     for (int64_t p = p0; p < p1; p += j->panels_per_block)
         for (int64_t s = 0; s < j->steps; s += j->kc)
@@ -161,7 +151,7 @@ static void plan_gemm(LinearJob *j) {
     j->n_row_tasks = ceil_div(j->n, j->rows_per_task);
 }
 
-static bool run_gemm(Backend *b, LinearJob *j) {
+bool linear_gemm(Backend *b, LinearJob *j) {
     plan_gemm(j);
     size_t bytes = x_tile_bytes(j->k) + edge_bytes(j->k);
     if (!j->direct) bytes += (size_t)(j->panels_per_block * j->kc * QT_PANEL) * 4;
@@ -178,13 +168,17 @@ static void gemv_task(void *ctx, int64_t task, int thread) {
     int64_t first = task * j->panels_per_task * QT_PANEL;
     int64_t n_out = min_i64(j->n_out - first, j->panels_per_task * QT_PANEL);
     int64_t panel = j->panel0 + task * j->panels_per_task;
-    if (j->bf16)
+    if (j->act) {
+        j->k->gemv_int8(j->y + first, j->act->codes, j->w, panel, n_out);
+        j->k->finish_int8(j->y + first, j->ldy, 1, n_out, j->w, panel, j->act, 0,
+                          j->bias ? j->bias + first : NULL);
+    } else if (j->bf16)
         j->k->gemv_bf16(j->y + first, (const uint16_t *)j->x, j->w, panel, n_out);
     else
         j->k->gemv(j->y + first, (const float *)j->x, j->w, panel, n_out);
 }
 
-static void run_gemv(LinearJob *j) {
+void linear_gemv(LinearJob *j) {
     int64_t panels = ceil_div(j->n_out, QT_PANEL), all = ceil_div(j->w->rows, QT_PANEL);
     int64_t panel_bytes = (int64_t)(j->w->data_bytes / (size_t)all);
     int64_t per = max_i64(1, GEMV_TASK_BYTES / max_i64(panel_bytes, 1));
@@ -236,8 +230,7 @@ static void perm_task(void *ctx, int64_t row, int thread) {
     for (int64_t i = 0; i < j->cols; i++) dst[i] = src[j->perm[i]];
 }
 
-/* 激活的列换成权重存放的次序，放进共用槽。返回: 内存不足为 NULL。 */
-static const float *permute_input(Backend *b, const float *x, int64_t n, const QTensor *w) {
+const float *linear_permute(Backend *b, const float *x, int64_t n, const QTensor *w) {
     CpuBackend *cpu = b->impl;
     float *dst = cpu_slot(b, 2 * b->n_threads + 1, (size_t)(n * w->cols) * sizeof *dst);
     if (!dst) return NULL;
@@ -252,19 +245,20 @@ static void linear_run(Backend *b, float *y, int64_t ldy, const float *x, int64_
     CpuBackend *cpu = b->impl;
     CHECK(row0 % QT_PANEL == 0 && row0 <= row1 && row1 <= w->rows);
     if (n == 0 || row0 == row1) return;
-    if (w->perm) x = permute_input(b, x, n, w);
+    if (w->perm) x = linear_permute(b, x, n, w);
     if (!x) return;
     LinearJob j = {.k = cpu->kernels->gemm, .cpu = cpu, .n_threads = b->n_threads, .y = y,
                    .ldy = ldy, .x = (const char *)x, .x_stride = w->cols, .n = n,
                    .panel0 = row0 / QT_PANEL, .n_out = row1 - row0, .w = w, .bias = bias,
                    .bf16 = bf16};
     j.direct = w->dense == (bf16 ? DT_BF16 : DT_F32);
+    j.tiles = bf16 ? j.k->tiles_bf16 : j.k->tiles;
     j.steps = bf16 ? w->cols / 2 + w->cols % 2 : w->cols;
     if (bf16 && !round_input(b, &j, x)) return;
     if (n == 1 && !bias)
-        run_gemv(&j);
+        linear_gemv(&j);
     else
-        run_gemm(b, &j);
+        linear_gemm(b, &j);
 }
 
 void cpu_linear_rows(Backend *b, float *y, int64_t ldy, const float *x, int64_t n,

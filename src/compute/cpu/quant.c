@@ -90,4 +90,8 @@ void cpu_qparams(Backend *b, float *scale, float *zero, const float *w, int64_t 
     ParamsJob j = {.k = cpu->kernels->gemm, .scale = scale, .zero = zero, .w = w, .rows = rows,
                    .cols = cols, .group = group, .n_groups = (cols - 1) / group + 1, .spec = spec};
     pool_run(cpu->pool, (rows - 1) / ROWS_PER_TASK + 1, qparams_task, &j);
+    if (spec->grid != GRID_TENSOR) return;
+    float m = 0;
+    for (int64_t i = 0; i < rows * j.n_groups; i++) m = scale[i] > m ? scale[i] : m;
+    for (int64_t i = 0; i < rows * j.n_groups; i++) scale[i] = m; /* 最大的 scale 属于最大的 max|w| */
 }

@@ -1,6 +1,7 @@
 /* gemm_kernels — 矩阵乘的小块内核与本指令集的内核表
  * 小块 (行数 × 面板数) 的累加器全在寄存器里：AVX-512 为 14×2，AVX2 为 6×1，generic 为 2×1。
- * 每步读各面板一个 16 宽向量、广播每行一个激活，每个输出只有一个累加器，因此与小块大小、批大小无关。 */
+ * 每步读各面板一个 16 宽向量、广播每行一个激活，每个输出只有一个累加器，因此与小块大小、批大小无关。
+ * 三种步：f32 一个 k，bf16 一对 k，int8 四个 k（累加到 int32）。 */
 #include "compute/cpu/isa/gemm_parts.h"
 
 #if defined(VEC_AVX512)
@@ -69,6 +70,25 @@ EACH_TILE(DEFINE_TILE_BF16)
 static TileFn *const TILES_BF16[] = {EACH_TILE(LIST_TILE_BF16)};
 #endif
 
+/* 整数小块：一步是 4 个 k，累加器是 16 个 int32 的位。 */
+VEC_INLINE vf step_int8(vf acc, const float *x, vf w) {
+    uint32_t four;
+    memcpy(&four, x, sizeof four);
+    return vf_bits(vu_dot_u8s8(vu_bits(acc), vu_bits(w), vu_set1(four)));
+}
+VEC_INLINE void tile_int8(float *y, int64_t ldy, const float *x, const float *w, int64_t w_stride,
+                          int64_t steps, bool accumulate, const int rows, const int panels) {
+    TILE_BODY(step_int8)
+}
+#define DEFINE_TILE_INT8(rows, panels)                                                             \
+    static void tile_int8_##rows##_##panels(float *y, int64_t ldy, const void *x, const void *w,   \
+                                            int64_t w_stride, int64_t steps, bool accumulate) {    \
+        tile_int8(y, ldy, x, w, w_stride, steps, accumulate, rows, panels);                        \
+    }
+EACH_TILE(DEFINE_TILE_INT8)
+#define LIST_TILE_INT8(rows, panels) tile_int8_##rows##_##panels,
+static TileFn *const TILES_INT8[] = {EACH_TILE(LIST_TILE_INT8)};
+
 const GemmKernels KERNEL_NAME(gemm_kernels) = {
     .tile_rows = TILE_ROWS,
     .tile_panels = TILE_PANELS,
@@ -79,6 +99,12 @@ const GemmKernels KERNEL_NAME(gemm_kernels) = {
     .round_bf16 = KERNEL_NAME(gemm_round_bf16),
     .gemv_bf16 = KERNEL_NAME(gemv_bf16),
 #endif
+    .tiles_int8 = TILES_INT8,
+    .act_absmax = KERNEL_NAME(act_absmax),
+    .act_codes = KERNEL_NAME(act_codes),
+    .act_round = KERNEL_NAME(act_round),
+    .gemv_int8 = KERNEL_NAME(gemv_int8),
+    .finish_int8 = KERNEL_NAME(finish_int8),
     .expand = KERNEL_NAME(gemm_expand),
     .gemv = KERNEL_NAME(gemv),
     .pack_panel = KERNEL_NAME(pack_panel),

@@ -81,6 +81,13 @@ VEC_INLINE vf vf_dot_pairs(vf acc, vu x, vu w) {
 }
 #endif
 
+float KERNEL_NAME(act_absmax)(const float *x, int64_t n);
+int32_t KERNEL_NAME(act_codes)(int8_t *dst, const float *x, int64_t n, float scale, int top);
+void KERNEL_NAME(act_round)(float *x, int64_t n, float scale, int top);
+void KERNEL_NAME(gemv_int8)(float *y, const int8_t *x, const QTensor *w, int64_t panel,
+                            int64_t n_out);
+void KERNEL_NAME(finish_int8)(float *y, int64_t ldy, int rows, int64_t n_out, const QTensor *w,
+                              int64_t panel, const ActRows *x, int64_t row, const float *bias);
 void KERNEL_NAME(gemm_expand)(float *dst, const QTensor *w, int64_t panel, int64_t k0, int64_t k1);
 void KERNEL_NAME(gemm_expand_bf16)(uint32_t *dst, const QTensor *w, int64_t panel, int64_t k0,
                                    int64_t k1);

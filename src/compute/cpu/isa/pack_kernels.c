@@ -203,8 +203,11 @@ void KERNEL_NAME(qparams_row)(float *scale, float *zero, const float *w, int64_t
             zero[g] = stored(-lo / scale[g], spec->scale_dtype, false);
         } else if (spec->zero == ZERO_SYM) {
             float m = -lo > hi ? -lo : hi;
-            if (m == 0) m = 1;
-            scale[g] = stored(2 * m / top, spec->scale_dtype, true);
+            bool gptq = spec->grid == GRID_GPTQ;
+            if (gptq && m == 0) m = 1;
+            if (!gptq && m < 1e-5f) m = 1e-5f;
+            float s = gptq ? 2 * m / top : m / (float)((1 << (spec->bits - 1)) - 1);
+            scale[g] = stored(s, spec->scale_dtype, true);
             zero[g] = (float)(1 << (spec->bits - 1));
         } else {
             if (lo > 0) lo = 0;

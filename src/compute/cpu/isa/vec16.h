@@ -34,6 +34,8 @@
 typedef float vec_nf __attribute__((vector_size(VEC_LANES * 4)));
 typedef uint32_t vec_nu __attribute__((vector_size(VEC_LANES * 4)));
 typedef int32_t vec_ni __attribute__((vector_size(VEC_LANES * 4)));
+typedef uint16_t vec_nuh __attribute__((vector_size(VEC_LANES * 4)));
+typedef int16_t vec_nh __attribute__((vector_size(VEC_LANES * 4)));
 typedef struct {
     vec_nf p[VEC_PARTS];
 } vf;
@@ -86,6 +88,7 @@ VEC_BINARY(vu, vu_or, |)
 VEC_BINARY(vu, vu_xor, ^)
 VEC_BINARY(vu, vu_add, +)
 VEC_BINARY(vu, vu_sub, -)
+VEC_BINARY(vu, vu_mul, *) /* 模 2^32 */
 #undef VEC_BINARY
 VEC_INLINE vu vu_shl(vu a, int n) {
     VEC_UNROLL VEC_EACH a.p[vec_i] <<= n;
@@ -162,6 +165,38 @@ VEC_INLINE vu vu_from_float(vf a) {
     vu r;
     VEC_UNROLL VEC_EACH r.p[vec_i] = (vec_nu)__builtin_convertvector(a.p[vec_i], vec_ni);
     return r;
+}
+#if defined(VEC_AVX512)
+#define VEC_MADD(a, b) (vec_nu) _mm512_madd_epi16((__m512i)(a), (__m512i)(b))
+#elif defined(VEC_AVX2)
+#define VEC_MADD(a, b) (vec_nu) _mm256_madd_epi16((__m256i)(a), (__m256i)(b))
+#else
+#define VEC_MADD(a, b) (vec_nu) _mm_madd_epi16((__m128i)(a), (__m128i)(b))
+#endif
+/* acc + 每路 4 个 u8·s8 的和（模 2^32）；没有 VNNI 时偶、奇字节各展成 16 位的对，不会饱和 */
+VEC_INLINE vu vu_dot_u8s8(vu acc, vu w, vu x) {
+#if defined(KERNEL_ISA_avx512_bf16)
+    acc.p[0] = (vec_nu)_mm512_dpbusd_epi32((__m512i)acc.p[0], (__m512i)w.p[0], (__m512i)x.p[0]);
+#else
+    vu low = vu_set1(0x00FF00FFu), even = vu_and(w, low), odd = vu_and(vu_shr(w, 8), low);
+    VEC_UNROLL VEC_EACH {
+        vec_nuh h = (vec_nuh)x.p[vec_i];
+        acc.p[vec_i] += VEC_MADD(even.p[vec_i], (vec_nh)(h << 8) >> 8);
+        acc.p[vec_i] += VEC_MADD(odd.p[vec_i], (vec_nh)h >> 8);
+    }
+#endif
+    return acc;
+}
+/* 16 个 [-128, 127] 内的整数存为 s8 */
+VEC_INLINE void vu_store_s8(int8_t *dst, vu a) {
+#if defined(VEC_AVX512)
+    _mm_storeu_si128((__m128i *)dst, _mm512_cvtepi32_epi8((__m512i)a.p[0]));
+#else
+    __m128i q[4];
+    memcpy(q, a.p, sizeof q);
+    _mm_storeu_si128((__m128i *)dst, _mm_packs_epi16(_mm_packs_epi32(q[0], q[1]),
+                                                     _mm_packs_epi32(q[2], q[3])));
+#endif
 }
 /* 就近取整，一半取偶（同 rintf 的默认舍入） */
 VEC_INLINE vf vf_rint(vf a) {

@@ -11,7 +11,7 @@
 #include "compute/cpu/cpu.h"
 #include "compute/ops.h"
 
-enum { CHAINS = 12, ROUNDS = 4 * 1000 * 1000, MAX_REPS = 1000 };
+enum { W8A8 = 88, CHAINS = 12, ROUNDS = 4 * 1000 * 1000, MAX_REPS = 1000 };
 
 /* 寄存器内的峰值：12 条互相独立的链，每轮各一次乘加。 */
 #define EACH(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
@@ -34,6 +34,18 @@ __attribute__((target("avx512f,avx512bw,avx512bf16"))) static void peak_bf16(voi
     for (int r = 0; r < ROUNDS; r++) { EACH(STEP_BF16) EACH(KEEP) }
 }
 
+#define STEP_INT8(i) a##i = (__m512)_mm512_dpbusd_epi32((__m512i)a##i, k, k);
+__attribute__((target("avx512f,avx512bw,avx512vnni"))) static void peak_int8(void *ctx,
+                                                                             int64_t task,
+                                                                             int thread) {
+    (void)ctx, (void)task, (void)thread;
+    __m512i k = _mm512_set1_epi32(0x01010101);
+    EACH(DECLARE)
+    for (int r = 0; r < ROUNDS; r++) { EACH(STEP_INT8) EACH(KEEP) }
+}
+
+static const ActQuant ACT = {.kind = ACT_TOKEN, .bits = 8};
+
 static double cpu_seconds(void) {
     struct timespec t;
     clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
@@ -41,19 +53,20 @@ static double cpu_seconds(void) {
 }
 
 /* 一次峰值测量（GFLOP/s，按 CPU 时间），每线程一个任务。 */
-static double peak_once(Backend *b) {
+static double peak_once(Backend *b, bool int8) {
     bool bf16 = b->compute == COMPUTE_BF16;
     double t = cpu_seconds();
-    pool_run(((CpuBackend *)b->impl)->pool, b->n_threads, bf16 ? peak_bf16 : peak_f32, NULL);
+    pool_run(((CpuBackend *)b->impl)->pool, b->n_threads,
+             int8 ? peak_int8 : bf16 ? peak_bf16 : peak_f32, NULL);
     t = (cpu_seconds() - t) / b->n_threads;
-    return (bf16 ? 64.0 : 32.0) * CHAINS * ROUNDS * b->n_threads / t * 1e-9;
+    return (int8 ? 128.0 : bf16 ? 64.0 : 32.0) * CHAINS * ROUNDS * b->n_threads / t * 1e-9;
 }
 
 static void fill(float *x, int64_t n) {
     for (int64_t i = 0; i < n; i++) x[i] = (float)(i * 37 % 101 - 50) * 0.01f;
 }
 
-/* 建一个 (rows, cols) 的权重：bits 为 0 时是稠密类型 dense。 */
+/* 建一个 (rows, cols) 的权重：bits 为 0 时是稠密类型 dense，为 W8A8 时是整行一组的 INT8。 */
 static bool make_weight(Backend *b, QTensor *q, Arena *a, DType dense, int bits, int64_t rows,
                         int64_t cols, Err *e) {
     ArenaMark mark;
@@ -65,6 +78,7 @@ static bool make_weight(Backend *b, QTensor *q, Arena *a, DType dense, int bits,
     bool ok;
     if (bits) {
         QSpec s = {bits, 128, ZERO_INT, DT_F16, GRID_GPTQ};
+        if (bits == W8A8) s = (QSpec){8, -1, ZERO_SYM, DT_F32, GRID_ABSMAX};
         ok = qtensor_new(q, a, s, rows, cols, e);
         int64_t n = ok ? rows * q->n_groups : 1;
         float *scale = ARENA_ARRAY(&temp, float, n, e), *zero = ARENA_ARRAY(&temp, float, n, e);
@@ -93,10 +107,13 @@ static bool bench_one(Backend *b, DType dense, int bits, int64_t n, int64_t cols
     double wall = 1e30, cpu = 1e30, peak = 0;
     if (ok) fill(x, n * cols);
     for (int i = 0; ok && i < reps; i++) {
-        double p = peak_once(b);
+        double p = peak_once(b, bits == W8A8);
         if (p > peak) peak = p;
         double t = clock_seconds(), c = cpu_seconds();
-        op_linear(b, tensor_f32(y, n, rows), tensor_f32(x, n, cols), &q, (Tensor){0});
+        if (bits == W8A8)
+            op_linear_int8(b, tensor_f32(y, n, rows), tensor_f32(x, n, cols), &q, (Tensor){0}, &ACT);
+        else
+            op_linear(b, tensor_f32(y, n, rows), tensor_f32(x, n, cols), &q, (Tensor){0});
         t = clock_seconds() - t;
         c = (cpu_seconds() - c) / b->n_threads;
         if (t < wall) wall = t;
@@ -105,7 +122,9 @@ static bool bench_one(Backend *b, DType dense, int bits, int64_t n, int64_t cols
     }
     if (ok) {
         char type[16];
-        if (bits)
+        if (bits == W8A8)
+            snprintf(type, sizeof type, "W8A8");
+        else if (bits)
             snprintf(type, sizeof type, "INT%d", bits);
         else
             snprintf(type, sizeof type, "%s", dtype_name(dense));
@@ -144,6 +163,9 @@ static bool bench_backend(ComputeMode mode, int threads, int reps) {
         ok = bench_one(&b, TYPES[i].dense, TYPES[i].bits, 2048, 576, 1536, reps);
     for (size_t i = 0; ok && i < sizeof TYPES / sizeof *TYPES; i++)
         ok = bench_one(&b, TYPES[i].dense, TYPES[i].bits, 1, 576, 49152, 4 * reps);
+    for (size_t i = 0; ok && mode == COMPUTE_F32 && i < sizeof SHAPES / sizeof *SHAPES; i++)
+        ok = bench_one(&b, DT_NONE, W8A8, SHAPES[i][0], SHAPES[i][1], SHAPES[i][2], reps);
+    if (mode == COMPUTE_F32) ok = ok && bench_one(&b, DT_NONE, W8A8, 1, 576, 49152, 4 * reps);
     for (int n = 2; ok && n <= 8; n *= 2)
         ok = bench_one(&b, DT_NONE, 4, n, 576, 49152, 2 * reps);
     backend_close(&b);

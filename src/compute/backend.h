@@ -37,6 +37,19 @@ typedef struct ScoreJob {
     int32_t *ref_top1;      /* (n) 出，ref_x 非空时 */
 } ScoreJob;
 
+/* 逐列取整、把误差反馈给本块后面的列（GPTQ 算法 1 的内层）。对每一行、依次对 [i1, i2) 的每一列 i：
+ * q = scale·(clamp(rint(w/scale)+zero) − zero)，err = (w−q)/u[i,i]，w[i+1..i2) −= err·u[i, i+1..i2)，w[i] = q。 */
+typedef struct FeedbackJob {
+    int64_t rows, cols, i1, i2;
+    float *w;           /* (rows, cols) */
+    const float *u;     /* (cols, cols) 上三角 */
+    float *err;         /* (rows, i2−i1) 出 */
+    const float *scale, *zero; /* (rows, n_groups) */
+    const int32_t *group;      /* (cols) 每列的组号 */
+    int64_t n_groups;
+    int bits;
+} FeedbackJob;
+
 typedef struct BackendOps {
     /* y(n,out) = x(n,in)·Wᵀ + bias(out，可为 NULL) */
     void (*linear)(Backend *b, float *y, const float *x, int64_t n, const QTensor *w,
@@ -77,6 +90,7 @@ typedef struct BackendOps {
     void (*parallel)(Backend *b, int64_t n, void (*fn)(void *ctx, int64_t task), void *ctx);
     /* g(d,d) 的上三角 += x(n,d)ᵀ·x，恒为 f32（不受 compute 影响）；下三角的值不定 */
     void (*gram)(Backend *b, float *g, const float *x, int64_t n, int64_t d);
+    void (*feedback)(Backend *b, const FeedbackJob *job);
 } BackendOps;
 
 struct Backend {

@@ -204,3 +204,11 @@ void op_gram(Backend *b, Tensor g, Tensor x) {
     if (failed(b) || x.shape[0] == 0) return;
     b->ops->gram(b, g.data, x.data, x.shape[0], x.shape[1]);
 }
+
+void op_feedback(Backend *b, const FeedbackJob *job) {
+    CHECK(job && job->w && job->u && job->err && job->scale && job->zero && job->group);
+    CHECK(job->i1 >= 0 && job->i1 <= job->i2 && job->i2 <= job->cols && job->n_groups >= 1);
+    CHECK(job->bits >= 2 && job->bits <= 8);
+    if (failed(b) || job->rows == 0) return;
+    b->ops->feedback(b, job);
+}

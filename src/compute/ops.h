@@ -41,4 +41,6 @@ void op_dequantize(Backend *b, Tensor w, const QTensor *q);
 void op_linear_exact(Backend *b, Tensor y, Tensor x, const QTensor *w);
 /* g(d,d) 的上三角 += x(n,d)ᵀ·x（GPTQ、SpQR 的 Hessian 累积）；下三角的值不定，用前请对称化。 */
 void op_gram(Backend *b, Tensor g, Tensor x);
+/* 逐列取整与误差反馈，见 FeedbackJob。 */
+void op_feedback(Backend *b, const FeedbackJob *job);
 #endif

@@ -45,12 +45,52 @@ void job_fallback(QuantJob *job, const char *fmt, ...) {
     if (copy) job->fallbacks[job->n_fallbacks++] = copy;
 }
 
+const char *const WEIGHT_GRANULARITY[] = {"per_group", "per_channel", NULL};
+const char *const WEIGHT_SCHEME[] = {"symmetric", "asymmetric", NULL};
+const char *const WEIGHT_POINT[] = {"integer", "float", NULL};
+const char *const WEIGHT_SCALE[] = {"float32", "float16", NULL};
+const char *const WEIGHT_REMAINDER[] = {"smaller", "error", NULL};
+
+bool job_weight_spec(QuantJob *job, const WeightOptions *o, int64_t cols, QSpec *spec, Err *e) {
+    bool per_channel = o->granularity == 1, asymmetric = o->scheme == 1, real = o->zero_point == 1;
+    if (o->group_size == 0)
+        return err_set(e, ERR_CONFIG, "weight.group_size 不能为 0（-1 表示整行一组）");
+    if (real && !asymmetric)
+        return err_set(e, ERR_CONFIG, "weight.zero_point=float 只用于 weight.scheme=asymmetric");
+    spec->bits = (int)o->w_bits;
+    spec->group_size = per_channel ? -1 : o->group_size;
+    spec->zero = !asymmetric ? ZERO_SYM : real ? ZERO_FLOAT : ZERO_INT;
+    spec->scale_dtype = o->scale_dtype == 1 ? DT_F16 : DT_F32;
+    int64_t g = spec->group_size, rest = g > 0 && g < cols ? cols % g : 0;
+    if (rest && o->group_remainder == 1)
+        return err_set(e, ERR_CONFIG, "组宽 %lld 不整除 %lld 列（weight.group_remainder=error）",
+                       (long long)g, (long long)cols);
+    if (rest)
+        job_fallback(job, "组宽 %lld 不整除 %lld 列，每行末组取 %lld 列", (long long)g, (long long)cols,
+                     (long long)rest);
+    return true;
+}
+
+bool job_quantize_nearest(QuantJob *job, Linear *l, Tensor w, const QSpec *spec, Err *e) {
+    Backend *b = job->model->backend;
+    QTensor q;
+    if (!qtensor_new(&q, &job->model->arena, *spec, l->rows, l->cols, e)) return false;
+    Tensor scale = tensor_f32(NULL, l->rows, q.n_groups), zero = scale;
+    scale.data = ARENA_ARRAY(&job->scratch, float, l->rows * q.n_groups, e);
+    zero.data = ARENA_ARRAY(&job->scratch, float, l->rows * q.n_groups, e);
+    if (!scale.data || !zero.data) return false;
+    op_qparams(b, scale, zero, w, &q.spec);
+    op_quantize(b, &q, w, scale, zero);
+    return backend_check(b, e) && linear_set_quantized(l, &q);
+}
+
 bool job_keep_dense(QuantJob *job, Linear *l, Tensor w, Err *e) {
     return model_pack_linear(job->model, l, tensor_data_f32(w), &job->model->arena, e);
 }
 
-/* 由存放形式反量化，与原权重比较。 */
+/* 由存放形式反量化，与（折叠后的）权重比较。 */
 static bool measure_error(QuantJob *job, Linear *l, const float *w, Err *e) {
+    double started = clock_seconds();
     size_t n = (size_t)l->rows * (size_t)l->cols;
     float *back = ARENA_ARRAY(&job->scratch, float, n, e);
     if (!back) return false;
@@ -64,93 +104,154 @@ static bool measure_error(QuantJob *job, Linear *l, const float *w, Err *e) {
     l->weight_mse = sum / (double)n;
     job->squared_error += sum;
     job->n_quantized += (int64_t)n;
+    job->check_seconds += clock_seconds() - started;
     return true;
 }
 
-void job_note_remainder(QuantJob *job, const QSpec *spec, int64_t cols) {
-    int64_t g = spec->group_size, rest = g > 0 && g < cols ? cols % g : 0;
-    if (rest)
-        job_fallback(job, "组宽 %lld 不整除 %lld 列，每行末组取 %lld 列", (long long)g, (long long)cols,
-                     (long long)rest);
-}
-
-static bool quantize_linear(QuantJob *job, Linear *l, const InputStats *st, LinearFn fn, Err *e) {
-    int64_t n = l->rows * l->cols;
-    float *w = ARENA_ARRAY(&job->scratch, float, n, e);
-    float *original = ARENA_ARRAY(&job->scratch, float, n, e); /* fn 可能改写 w */
-    if (!w || !original || !model_load_linear(job->model, l, w, e)) return false;
-    memcpy(original, w, (size_t)n * sizeof *w);
-    l->q = (QTensor){0}; /* 校准用的稠密形式到此为止 */
-    if (!fn(job, l, tensor_f32(w, l->rows, l->cols), st, e)) return false;
-    CHECK(l->q.data != NULL);
-    if (l->q.dense != DT_NONE) return true;
-    double t = clock_seconds();
-    bool ok = measure_error(job, l, original, e);
-    job->check_seconds += clock_seconds() - t;
-    return ok;
-}
-
-/* 把第 layer 块以稠密形式装进 a，供校准前向。 */
-static bool load_dense_block(Model *m, int64_t layer, Arena *a, Err *e) {
-    if (!model_load_norms(m, layer, e)) return false;
-    Arena tmp = {0};
-    bool ok = true;
-    for (LinearRole r = 0; ok && r < ROLE_COUNT; r++) {
-        Linear *l = &m->blocks[layer].linears[r];
-        ArenaMark mark = arena_mark(&tmp);
-        float *w = ARENA_ARRAY(&tmp, float, l->rows * l->cols, e);
-        ok = w && model_load_linear(m, l, w, e) && model_pack_linear(m, l, w, a, e);
-        arena_rewind(&tmp, mark);
-    }
-    arena_free(&tmp);
-    return ok;
-}
-
-static bool quantize_block(QuantJob *job, int64_t layer, CalibStream *s, unsigned kinds,
-                           LinearFn fn, Err *e) {
-    Model *m = job->model;
-    Arena block = {0};
+/* 一趟逐块的量化：方法、校准流、当前块。 */
+typedef struct Walk {
+    QuantJob *job;
+    unsigned kinds;
+    CalibFlow flow;
+    LinearFn linear_fn; /* 二者之一 */
+    BlockFn block_fn;
+    CalibStream stream, original; /* original 只在 FLOW_BOTH */
+    Arena arena;                  /* 本块：稠密权重、统计 */
     InputStats stats[INPUT_COUNT];
+    const void *dense[ROLE_COUNT]; /* 稠密形式的数据，用来认出没有换上的线性层 */
+} Walk;
+
+static bool streams(const Walk *k) {
+    return k->kinds || k->flow == FLOW_BOTH;
+}
+
+/* 载入一个线性层的稠密权重；要校准时也装成稠密形式供前向。 */
+static bool load_linear(Walk *k, QuantBlock *b, LinearRole r, Err *e) {
+    Model *m = k->job->model;
+    Linear *l = &b->linears[r];
+    float *w = ARENA_ARRAY(&k->arena, float, l->rows * l->cols, e);
+    if (!w || !model_load_linear(m, l, w, e)) return false;
+    if (streams(k) && !model_pack_linear(m, l, w, &k->arena, e)) return false;
+    k->dense[r] = l->q.data;
+    b->w[r] = tensor_f32(w, l->rows, l->cols);
+    return true;
+}
+
+/* 载入整个块；逐层的方法不校准时不必（run_linears 一次只载一层）。 */
+static bool load_block(Walk *k, QuantBlock *b, Err *e) {
+    if (!model_load_norms(k->job->model, b->layer, e)) return false;
+    b->attn_norm = k->job->model->blocks[b->layer].attn_norm;
+    b->mlp_norm = k->job->model->blocks[b->layer].mlp_norm;
+    for (LinearRole r = 0; r < ROLE_COUNT && (streams(k) || k->block_fn); r++)
+        if (!load_linear(k, b, r, e)) return false;
+    return true;
+}
+
+/* 校准样本过本块：收集统计；原始流同时推进。 */
+static bool collect_stats(Walk *k, QuantBlock *b, unsigned groups, Err *e) {
+    double t = clock_seconds();
     bool ok = true;
-    if (kinds) {
-        double t = clock_seconds();
-        ok = load_dense_block(m, layer, &block, e) &&
-             calib_stream_pass(s, layer, kinds, stats, &block, false, e);
-        job->calib_seconds += clock_seconds() - t;
-    }
-    for (LinearRole r = 0; ok && r < ROLE_COUNT; r++) {
-        Linear *l = &m->blocks[layer].linears[r];
-        ArenaMark mark = arena_mark(&job->scratch);
-        ok = interrupt_check(e) &&
-             quantize_linear(job, l, kinds ? &stats[input_group(r)] : NULL, fn, e);
-        if (!ok && e->code != ERR_INTERRUPTED) err_wrap(e, "%s", l->name);
-        arena_rewind(&job->scratch, mark);
-    }
-    if (ok && kinds && layer + 1 < m->config.n_layers) {
-        double t = clock_seconds();
-        ok = calib_stream_pass(s, layer, 0, NULL, NULL, true, e);
-        job->calib_seconds += clock_seconds() - t;
-    }
-    arena_free(&block);
+    if (k->flow == FLOW_BOTH)
+        ok = calib_stream_pass(&k->original, b->layer, 0, 0, NULL, NULL, true, e);
+    if (ok && k->kinds)
+        ok = calib_stream_pass(&k->stream, b->layer, k->kinds, groups, k->stats, &k->arena,
+                               k->flow == FLOW_ORIGINAL, e);
+    b->stats = k->kinds ? k->stats : NULL;
+    b->inputs = k->flow == FLOW_ORIGINAL ? NULL : k->stream.x;
+    b->targets = k->original.x;
+    k->job->calib_seconds += clock_seconds() - t;
     return ok;
 }
 
-bool quantize_each_linear(QuantJob *job, unsigned stats, LinearFn fn, Err *e) {
-    Model *m = job->model;
-    CalibStream s = {0};
-    if (stats) {
-        CHECK(job->calib != NULL);
-        if (!model_load_embed(m, e) || !calib_stream_open(&s, m, job->calib, e)) return false;
+static bool measure_linear(Walk *k, QuantBlock *b, LinearRole r, Err *e) {
+    Linear *l = &b->linears[r];
+    CHECK(l->q.data != NULL && l->q.data != k->dense[r]);
+    return l->q.dense != DT_NONE || measure_error(k->job, l, tensor_data_f32(b->w[r]), e);
+}
+
+static bool run_linear(Walk *k, QuantBlock *b, LinearRole r, Err *e) {
+    ArenaMark scratch = arena_mark(&k->job->scratch), block = arena_mark(&k->arena);
+    const InputStats *st = k->kinds ? &k->stats[input_group(r)] : NULL;
+    bool ok = interrupt_check(e) && (streams(k) || load_linear(k, b, r, e)) &&
+              k->linear_fn(k->job, &b->linears[r], b->w[r], st, e) && measure_linear(k, b, r, e);
+    arena_rewind(&k->job->scratch, scratch);
+    if (!streams(k)) arena_rewind(&k->arena, block);
+    if (!ok && e->code != ERR_INTERRUPTED) err_wrap(e, "%s", b->linears[r].name);
+    return ok;
+}
+
+static bool run_linears(Walk *k, QuantBlock *b, Err *e) {
+    InputGroup ready = INPUT_COUNT;
+    for (LinearRole r = 0; r < ROLE_COUNT; r++) {
+        InputGroup group = input_group(r);
+        if (k->flow == FLOW_SEQUENTIAL && group != ready) {
+            if (!collect_stats(k, b, 1u << group, e)) return false;
+            ready = group;
+        }
+        if (!run_linear(k, b, r, e)) return false;
+    }
+    return true;
+}
+
+static bool run_block(Walk *k, QuantBlock *b, Err *e) {
+    ArenaMark mark = arena_mark(&k->job->scratch);
+    bool ok = interrupt_check(e) && k->block_fn(k->job, b, e);
+    for (LinearRole r = 0; ok && r < ROLE_COUNT; r++) {
+        arena_rewind(&k->job->scratch, mark);
+        ok = measure_linear(k, b, r, e);
+    }
+    arena_rewind(&k->job->scratch, mark);
+    if (!ok && e->code != ERR_INTERRUPTED) err_wrap(e, "第 %lld 块", (long long)b->layer);
+    return ok;
+}
+
+static bool quantize_block(Walk *k, int64_t layer, Err *e) {
+    Model *m = k->job->model;
+    QuantBlock b = {.layer = layer, .linears = m->blocks[layer].linears, .model = m,
+                    .calib = k->job->calib};
+    bool last = layer + 1 == m->config.n_layers;
+    bool ok = load_block(k, &b, e);
+    if (ok && streams(k) && k->flow != FLOW_SEQUENTIAL)
+        ok = collect_stats(k, &b, CALIB_ALL_GROUPS, e);
+    ok = ok && (k->block_fn ? run_block(k, &b, e) : run_linears(k, &b, e));
+    if (ok && streams(k) && k->flow != FLOW_ORIGINAL && !last) {
+        double t = clock_seconds();
+        ok = calib_stream_pass(&k->stream, layer, 0, 0, NULL, NULL, true, e);
+        k->job->calib_seconds += clock_seconds() - t;
+    }
+    arena_free(&k->arena);
+    return ok;
+}
+
+static bool walk_blocks(Walk *k, Err *e) {
+    Model *m = k->job->model;
+    bool ok = true;
+    if (streams(k)) {
+        CHECK(k->job->calib != NULL);
+        ok = model_load_embed(m, e) && calib_stream_open(&k->stream, m, k->job->calib, e) &&
+             (k->flow != FLOW_BOTH || calib_stream_open(&k->original, m, k->job->calib, e));
     }
     Progress p = progress_start(LOG_QUANT, "量化", "块", m->config.n_layers);
-    bool ok = true;
     for (int64_t i = 0; ok && i < m->config.n_layers; i++) {
-        ok = quantize_block(job, i, &s, stats, fn, e);
+        ok = quantize_block(k, i, e);
         progress_step(&p, i + 1);
     }
     progress_end(&p);
-    if (stats) calib_stream_close(&s);
+    calib_stream_close(&k->stream);
+    calib_stream_close(&k->original);
     return ok;
+}
+
+bool quantize_each_linear(QuantJob *job, unsigned stats, CalibFlow flow, LinearFn fn, Err *e) {
+    CHECK(stats || flow == FLOW_QUANTIZED);
+    Walk k = {.job = job, .kinds = stats, .flow = flow, .linear_fn = fn};
+    return walk_blocks(&k, e);
+}
+
+bool quantize_each_block(QuantJob *job, unsigned stats, CalibFlow flow, BlockFn fn, Err *e) {
+    CHECK(flow != FLOW_SEQUENTIAL);
+    Walk k = {.job = job, .kinds = stats, .flow = flow, .block_fn = fn};
+    return walk_blocks(&k, e);
 }
 
 bool job_run(QuantJob *job, const Method *method, const void *options, Model *model,

@@ -18,7 +18,7 @@
 #include "compute/linalg.h"
 #include "compute/ops.h"
 #include "model/calib.h"
-#include "model/linear.h"
+#include "model/forward.h"
 
 typedef struct QuantJob QuantJob; /* 一次量化：模型、后端、校准数据、方法设置、记录 */
 
@@ -44,16 +44,60 @@ Arena *job_model_arena(QuantJob *job);
 void job_parallel(QuantJob *job, int64_t n, void (*fn)(void *ctx, int64_t task), void *ctx);
 /* 记录一次退让（阻尼升高、组宽不整除等），写入结果的「⚠️ fallback detected」；相同的只记一次。 */
 void job_fallback(QuantJob *job, const char *fmt, ...) PTQ_PRINTF(2, 3);
-/* 组宽不整除行长时按末组较短处理并记录；组宽为 -1 或整除则不做事。 */
-void job_note_remainder(QuantJob *job, const QSpec *spec, int64_t cols);
 
+/* 权重量化的共同选项：放进方法的选项结构体，选项行由 WEIGHT_OPTIONS 展开。 */
+typedef struct WeightOptions {
+    int64_t w_bits, group_size;
+    int granularity, scheme, zero_point, scale_dtype, group_remainder;
+} WeightOptions;
+extern const char *const WEIGHT_GRANULARITY[], *const WEIGHT_SCHEME[], *const WEIGHT_POINT[],
+    *const WEIGHT_SCALE[], *const WEIGHT_REMAINDER[];
+#define WEIGHT_OPTIONS(T, f)                                                                       \
+    OPT_INT(T, f.w_bits, "weight.w_bits", 4, 2, 8, "权重位宽"),                                    \
+    OPT_INT(T, f.group_size, "weight.group_size", 128, -1, 65536,                                  \
+            "每组的列数，-1 为整行一组；granularity 为 per_channel 时不用"),                       \
+    OPT_ENUM(T, f.granularity, "weight.granularity", WEIGHT_GRANULARITY, 0,                        \
+             "scale 的粒度：每组或每输出通道"),                                                    \
+    OPT_ENUM(T, f.scheme, "weight.scheme", WEIGHT_SCHEME, 0, "对称或非对称"),                      \
+    OPT_ENUM(T, f.zero_point, "weight.zero_point", WEIGHT_POINT, 0, "非对称时零点取整或为实数"),   \
+    OPT_ENUM(T, f.scale_dtype, "weight.scale_dtype", WEIGHT_SCALE, 0, "scale 的存放类型"),         \
+    OPT_ENUM(T, f.group_remainder, "weight.group_remainder", WEIGHT_REMAINDER, 0,                  \
+             "组宽不整除行长时：末组较短，或报错")
+/* 由选项得到 cols 列的规格；组宽不整除时按选项报错，或末组较短并记为退让。 */
+bool job_weight_spec(QuantJob *job, const WeightOptions *o, int64_t cols, QSpec *spec, Err *e);
+/* 定 scale/zero（op_qparams）→ 就近取整装包 → 换上。 */
+bool job_quantize_nearest(QuantJob *job, Linear *l, Tensor w, const QSpec *spec, Err *e);
 /* 按模型的 dtype 原样存放 w（不量化）。 */
 bool job_keep_dense(QuantJob *job, Linear *l, Tensor w, Err *e);
 
-/* 处理一个线性层：w 是稠密权重 (rows,cols) f32，可改写；st 是它的输入的统计（没有要则 NULL）。
+/* 校准样本怎样流过各块。样本的隐藏状态停在下一块的输入处，一块一块往前推。 */
+typedef enum {
+    FLOW_QUANTIZED,  /* 统计取自量化前的本块，下一块的输入来自量化后的本块（GPTQ、SpQR） */
+    FLOW_SEQUENTIAL, /* 同上，但块内按输入组依次：每组的统计来自前几组量化之后（GPTQ 的 true-sequential） */
+    FLOW_ORIGINAL,   /* 全程未量化的模型（AWQ、SmoothQuant） */
+    FLOW_BOTH        /* 输入来自量化后的流，另有原始流的块输出作目标（OmniQuant） */
+} CalibFlow;
+
+/* 处理一个线性层：w 是稠密权重 (rows,cols) f32，不可改写；st 是它的输入的统计（没有要则 NULL）。
  * 须以 linear_set_quantized 或 job_keep_dense 换上存放形式。 */
 typedef bool (*LinearFn)(QuantJob *job, Linear *l, Tensor w, const InputStats *st, Err *e);
-/* 依次对每个块的每个线性层：载入稠密权重 → fn → 由存放形式反量化算出误差 → 释放。错误带层名。
- * stats 为 StatKinds 的或；非 0 时每块先以稠密权重让校准样本过一遍收集统计，量化后再以存放形式推进到下一块。 */
-bool quantize_each_linear(QuantJob *job, unsigned stats, LinearFn fn, Err *e);
+/* 依次对每个块的每个线性层调用 fn，再由存放形式反量化算出误差。错误带层名。
+ * stats 为 StatKinds 的或；为 0 时不需要校准，flow 不用。 */
+bool quantize_each_linear(QuantJob *job, unsigned stats, CalibFlow flow, LinearFn fn, Err *e);
+
+/* 一个块，供跨线性层的方法。 */
+typedef struct QuantBlock {
+    int64_t layer;
+    Linear *linears;             /* ROLE_COUNT 个；有校准时 q 暂为稠密形式，可以 forward */
+    Tensor w[ROLE_COUNT];        /* 稠密 f32 (rows, cols)；只可作严格等价的折叠（乘除通道），误差对照返回时的它 */
+    float *attn_norm, *mlp_norm; /* (hidden)，模型自己的，可就地折叠 */
+    const InputStats *stats;     /* INPUT_COUNT 组；没有要则 NULL */
+    const float *inputs;         /* (样本数·长度, hidden) 本块的输入；FLOW_ORIGINAL 时为 NULL */
+    const float *targets;        /* 同形，原始流的块输出；只在 FLOW_BOTH */
+    Model *model;                /* 供 attention_forward / mlp_forward */
+    const CalibSet *calib;
+} QuantBlock;
+typedef bool (*BlockFn)(QuantJob *job, QuantBlock *b, Err *e);
+/* 依次对每个块调用 fn；fn 须给每个线性层换上存放形式。flow 不可为 FLOW_SEQUENTIAL。 */
+bool quantize_each_block(QuantJob *job, unsigned stats, CalibFlow flow, BlockFn fn, Err *e);
 #endif

@@ -8,7 +8,7 @@ static bool fp16_linear(QuantJob *job, Linear *l, Tensor w, const InputStats *st
 }
 
 static bool fp16_quantize(QuantJob *job, Err *e) {
-    return quantize_each_linear(job, STAT_NONE, fp16_linear, e);
+    return quantize_each_linear(job, STAT_NONE, FLOW_QUANTIZED, fp16_linear, e);
 }
 
 PTQ_METHOD(fp16) = {.name = "fp16", .tracks = "ABC", .quantize = fp16_quantize};

@@ -3,33 +3,22 @@
  * 次序与 IST-DASLab/gptq 的 fasterquant 相同：块宽 128；组的 scale 取自本块反馈之前的 W。 */
 #include "methods/base.h"
 
-enum { SCHEME_SYMMETRIC, SCHEME_ASYMMETRIC };
-enum { PER_GROUP, PER_CHANNEL };
-enum { SCALE_F32, SCALE_F16 };
 enum { DAMP_TRIES = 6 };
 
 typedef struct GptqOptions {
-    int64_t w_bits, group_size, block_size;
-    int granularity, scheme, scale_dtype;
-    bool act_order, static_groups;
+    WeightOptions weight;
+    int64_t block_size;
+    bool act_order, static_groups, true_sequential;
     double damp;
 } GptqOptions;
 
-static const char *const GRANULARITY[] = {"per_group", "per_channel", NULL};
-static const char *const SCHEME[] = {"symmetric", "asymmetric", NULL};
-static const char *const SCALE[] = {"float32", "float16", NULL};
-
 static const Option OPTIONS[] = {
-    OPT_INT(GptqOptions, w_bits, "weight.w_bits", 4, 2, 8, "权重位宽"),
-    OPT_INT(GptqOptions, group_size, "weight.group_size", 128, -1, 65536,
-            "每组的列数，-1 为整行一组；granularity 为 per_channel 时不用"),
-    OPT_ENUM(GptqOptions, granularity, "weight.granularity", GRANULARITY, PER_GROUP,
-             "scale 的粒度：每组或每输出通道"),
-    OPT_ENUM(GptqOptions, scheme, "weight.scheme", SCHEME, SCHEME_SYMMETRIC, "对称或非对称"),
-    OPT_ENUM(GptqOptions, scale_dtype, "weight.scale_dtype", SCALE, SCALE_F32, "scale 的存放类型"),
+    WEIGHT_OPTIONS(GptqOptions, weight),
     OPT_BOOL(GptqOptions, act_order, "gptq.act_order", 0, "按 diag(H) 从大到小的次序量化各列"),
     OPT_BOOL(GptqOptions, static_groups, "gptq.static_groups", 0,
              "组的 scale 事先由原始权重定好；与 act_order 同用时列不必重排"),
+    OPT_BOOL(GptqOptions, true_sequential, "gptq.true_sequential", 0,
+             "块内按输入组依次量化：o、gate/up、down 的统计来自前几组量化之后"),
     OPT_FLOAT(GptqOptions, damp, "gptq.damp", 0.01, 0, 10, "阻尼：占 diag(H) 均值的比例"),
     OPT_INT(GptqOptions, block_size, "gptq.block_size", 128, 1, 4096, "一块的列数"),
     OPT_END};
@@ -45,17 +34,8 @@ typedef struct Solver {
     float *scale, *zero;    /* (rows, n_groups)，按组的次序 */
     float *slice;           /* (rows, group) 定 scale 用 */
     int32_t *perm;          /* 处理的第 k 列是原来的第 perm[k] 列 */
+    int32_t *col_group;     /* 处理的第 k 列所属的组 */
 } Solver;
-
-static bool gptq_spec(const GptqOptions *o, QSpec *spec, Err *e) {
-    if (o->group_size == 0)
-        return err_set(e, ERR_CONFIG, "weight.group_size 不能为 0（-1 表示整行一组）");
-    spec->bits = (int)o->w_bits;
-    spec->group_size = o->granularity == PER_CHANNEL ? -1 : o->group_size;
-    spec->zero = o->scheme == SCHEME_SYMMETRIC ? ZERO_SYM : ZERO_INT;
-    spec->scale_dtype = o->scale_dtype == SCALE_F16 ? DT_F16 : DT_F32;
-    return true;
-}
 
 /* 由 src 的第 col 列起 width 列定第 g 组的 scale、zero（官方 Quantizer.find_params）。 */
 static void find_params(Solver *s, const float *src, int64_t col, int64_t width, int64_t g) {
@@ -120,30 +100,14 @@ static bool prepare(Solver *s, const Linear *l, const InputStats *st, const floa
         if (h[i * n + i] == 0) h[i * n + i] = 1;
         mean += h[i * n + i] / (double)n;
     }
+    for (int64_t i = 0; i < n; i++)
+        s->col_group[i] = (int32_t)((s->o->static_groups ? s->perm[i] : i) / s->group);
     for (int64_t r = 0; r < s->rows; r++)
         for (int64_t i = 0; i < n; i++) {
             int64_t c = s->perm[i];
             s->w[r * n + i] = st->gram[c * n + c] == 0 ? 0 : w[r * n + c];
         }
     return factor_hessian(s, l, st, h, mean, e);
-}
-
-/* 一行在块 [i1, i2) 内的递推：q → err = (w−q)/d → 余下的列 −= err·U[i, i:]（论文算法 1 的内层）。 */
-static void solve_row(const Solver *s, int64_t r, int64_t i1, int64_t i2) {
-    int64_t n = s->cols;
-    float *w = s->w + r * n, maxq = (float)((1 << s->spec.bits) - 1);
-    for (int64_t i = i1; i < i2; i++) {
-        int64_t g = (s->o->static_groups ? s->perm[i] : i) / s->group;
-        float scale = s->scale[r * s->n_groups + g], zero = s->zero[r * s->n_groups + g];
-        float q = rintf(w[i] / scale) + zero;
-        q = q < 0 ? 0 : q > maxq ? maxq : q;
-        q = scale * (q - zero);
-        const float *u = s->u + i * n;
-        float err = (w[i] - q) / u[i];
-        for (int64_t j = i + 1; j < i2; j++) w[j] -= err * u[j];
-        w[i] = q;
-        s->err[r * (i2 - i1) + i - i1] = err;
-    }
 }
 
 /* 块后的列：W[:, i2:] −= Err · U[i1:i2, i2:]。 */
@@ -168,15 +132,6 @@ static bool update_rest(Solver *s, int64_t i1, int64_t i2, Err *e) {
     return ok;
 }
 
-typedef struct RowsTask {
-    const Solver *s;
-    int64_t i1, i2;
-} RowsTask;
-static void rows_task(void *ctx, int64_t row) {
-    const RowsTask *t = ctx;
-    solve_row(t->s, row, t->i1, t->i2);
-}
-
 /* 逐块（论文算法 1 的外层）。非静态组：每到组首由当时的 W 定 scale，块内先到先定，所以块首的组全在反馈之前。 */
 static bool solve(Solver *s, Err *e) {
     for (int64_t i1 = 0; i1 < s->cols; i1 += s->o->block_size) {
@@ -186,8 +141,10 @@ static bool solve(Solver *s, Err *e) {
             int64_t col = g * s->group;
             find_params(s, s->w, col, col + s->group < s->cols ? s->group : s->cols - col, g);
         }
-        RowsTask t = {s, i1, i2};
-        job_parallel(s->job, s->rows, rows_task, &t);
+        FeedbackJob inner = {.rows = s->rows, .cols = s->cols, .i1 = i1, .i2 = i2, .w = s->w,
+                             .u = s->u, .err = s->err, .scale = s->scale, .zero = s->zero,
+                             .group = s->col_group, .n_groups = s->n_groups, .bits = s->spec.bits};
+        op_feedback(job_backend(s->job), &inner);
         if (i2 < s->cols && !update_rest(s, i1, i2, e)) return false;
     }
     return backend_check(job_backend(s->job), e);
@@ -216,8 +173,7 @@ static bool pack(Solver *s, Linear *l, Err *e) {
 
 static bool gptq_linear(QuantJob *job, Linear *l, Tensor w, const InputStats *st, Err *e) {
     Solver s = {.job = job, .o = job_options(job), .rows = l->rows, .cols = l->cols};
-    if (!gptq_spec(s.o, &s.spec, e)) return false;
-    job_note_remainder(job, &s.spec, l->cols);
+    if (!job_weight_spec(job, &s.o->weight, l->cols, &s.spec, e)) return false;
     s.group = s.spec.group_size > 0 && s.spec.group_size < s.cols ? s.spec.group_size : s.cols;
     s.n_groups = (s.cols + s.group - 1) / s.group;
     Arena *a = job_scratch(job);
@@ -228,7 +184,9 @@ static bool gptq_linear(QuantJob *job, Linear *l, Tensor w, const InputStats *st
     s.zero = ARENA_ARRAY(a, float, s.rows * s.n_groups, e);
     s.slice = ARENA_ARRAY(a, float, s.rows * (s.group + 2), e);
     s.perm = ARENA_ARRAY(a, int32_t, s.cols, e);
-    if (!s.w || !s.u || !s.err || !s.scale || !s.zero || !s.slice || !s.perm) return false;
+    s.col_group = ARENA_ARRAY(a, int32_t, s.cols, e);
+    if (!s.w || !s.u || !s.err || !s.scale || !s.zero || !s.slice || !s.perm || !s.col_group)
+        return false;
     const float *original = tensor_data_f32(w);
     for (int64_t g = 0; s.o->static_groups && g < s.n_groups; g++) {
         int64_t col = g * s.group;
@@ -238,7 +196,11 @@ static bool gptq_linear(QuantJob *job, Linear *l, Tensor w, const InputStats *st
 }
 
 static bool gptq_quantize(QuantJob *job, Err *e) {
-    return quantize_each_linear(job, STAT_GRAM, gptq_linear, e);
+    const GptqOptions *o = job_options(job);
+    if (o->weight.zero_point)
+        return err_set(e, ERR_CONFIG, "gptq 的零点是整数，weight.zero_point 须为 integer");
+    return quantize_each_linear(job, STAT_GRAM, o->true_sequential ? FLOW_SEQUENTIAL : FLOW_QUANTIZED,
+                                gptq_linear, e);
 }
 
 PTQ_METHOD(gptq) = {.name = "gptq", .tracks = "A", .options = OPTIONS,

@@ -63,11 +63,13 @@ static bool alloc_stats(InputStats *s, Arena *a, unsigned kinds, int64_t n, int6
 typedef struct Collector {
     Backend *backend;
     InputStats *stats;
+    unsigned groups;
 } Collector;
 
 static void collect(void *ctx, InputGroup group, const float *x, int64_t n, int64_t cols) {
     const Collector *c = ctx;
     InputStats *s = &c->stats[group];
+    if (!(c->groups >> group & 1)) return;
     if (s->gram)
         op_gram(c->backend, tensor_f32(s->gram, cols, cols), tensor_f32((float *)x, n, cols));
     if (s->inputs)
@@ -88,17 +90,19 @@ static void finish_stats(InputStats *s) {
     for (int64_t j = 0; s->absmean && j < s->cols; j++) s->absmean[j] /= (double)s->n;
 }
 
-bool calib_stream_pass(CalibStream *s, int64_t layer, unsigned kinds, InputStats *stats, Arena *a,
-                       bool advance, Err *e) {
+bool calib_stream_pass(CalibStream *s, int64_t layer, unsigned kinds, unsigned groups,
+                       InputStats *stats, Arena *a, bool advance, Err *e) {
     Model *m = s->model;
     int64_t len = s->set->length, d = m->config.hidden;
     const Linear *l = m->blocks[layer].linears;
     const int64_t cols[INPUT_COUNT] = {l[ROLE_Q].cols, l[ROLE_O].cols, l[ROLE_GATE].cols,
                                        l[ROLE_DOWN].cols};
     for (int g = 0; kinds && g < INPUT_COUNT; g++)
-        if (!alloc_stats(&stats[g], a, kinds, s->set->n_samples * len, cols[g], e)) return false;
-    Collector c = {m->backend, stats};
-    BlockTap tap = {collect, &c};
+        if (groups >> g & 1 && !alloc_stats(&stats[g], a, kinds, s->set->n_samples * len, cols[g], e)) return false;
+    Collector c = {m->backend, stats, groups};
+    BlockTap tap = {collect, &c, INPUT_COUNT};
+    for (int g = 0; kinds && !advance && g < INPUT_COUNT; g++)
+        if (groups >> g & 1) tap.last = (InputGroup)g;
     Arena tmp = {0};
     Segment *seg = ARENA_ARRAY(&tmp, Segment, s->batch, e);
     bool ok = seg != NULL;
@@ -113,6 +117,7 @@ bool calib_stream_pass(CalibStream *s, int64_t layer, unsigned kinds, InputStats
         if (ok && advance) memcpy(x, s->work.x, bytes);
     }
     arena_free(&tmp);
-    for (int g = 0; ok && kinds && g < INPUT_COUNT; g++) finish_stats(&stats[g]);
+    for (int g = 0; ok && kinds && g < INPUT_COUNT; g++)
+        if (groups >> g & 1) finish_stats(&stats[g]);
     return ok;
 }

@@ -48,8 +48,9 @@ typedef struct CalibStream {
 /* 打开：x 为词嵌入（模型的词嵌入须已载入）。 */
 bool calib_stream_open(CalibStream *s, Model *m, const CalibSet *set, Err *e);
 void calib_stream_close(CalibStream *s);
-/* 让全部样本过第 layer 块。参数: kinds 与 stats（INPUT_COUNT 个，内存来自 a）收集统计，kinds 为 0 时不收；
- * advance 为真则 x 变为该块的输出。 */
-bool calib_stream_pass(CalibStream *s, int64_t layer, unsigned kinds, InputStats *stats, Arena *a,
-                       bool advance, Err *e);
+#define CALIB_ALL_GROUPS ((1u << INPUT_COUNT) - 1)
+/* 让全部样本过第 layer 块。参数: kinds 与 stats（INPUT_COUNT 个，内存来自 a）收集统计，只收 groups（1<<InputGroup 的或）
+ * 所指的组，kinds 为 0 时不收；advance 为真则 x 变为该块的输出。 */
+bool calib_stream_pass(CalibStream *s, int64_t layer, unsigned kinds, unsigned groups,
+                       InputStats *stats, Arena *a, bool advance, Err *e);
 #endif

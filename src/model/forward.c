@@ -86,35 +86,50 @@ InputGroup input_group(LinearRole role) {
          : role == ROLE_DOWN ? INPUT_DOWN : INPUT_GATE_UP;
 }
 
-static void show(const BlockTap *tap, InputGroup group, const float *x, int64_t n, int64_t cols) {
-    if (tap) tap->see(tap->ctx, group, x, n, cols);
+/* 交给旁听者。返回: 后面还要算。 */
+static bool show(const BlockTap *tap, InputGroup group, const float *x, int64_t n, int64_t cols) {
+    if (!tap) return true;
+    tap->see(tap->ctx, group, x, n, cols);
+    return group != tap->last;
+}
+
+void attention_forward(Model *m, int64_t layer, Workspace *w, int64_t n, const Segment *segments,
+                       size_t n_segments, const BlockTap *tap) {
+    const Linear *l = m->blocks[layer].linears;
+    if (!show(tap, INPUT_QKV, w->h, n, m->config.hidden)) return;
+    linear(m, &l[ROLE_Q], w->q, w->h, n);
+    linear(m, &l[ROLE_K], w->k, w->h, n);
+    linear(m, &l[ROLE_V], w->v, w->h, n);
+    for (size_t i = 0; i < n_segments; i++) attend(m, layer, w, &segments[i]);
+    if (!show(tap, INPUT_O, w->att, n, l[ROLE_O].cols)) return;
+    linear(m, &l[ROLE_O], w->h, w->att, n);
+}
+
+void mlp_forward(Model *m, int64_t layer, Workspace *w, int64_t n, const BlockTap *tap) {
+    const Linear *l = m->blocks[layer].linears;
+    int64_t ff = m->config.intermediate;
+    if (!show(tap, INPUT_GATE_UP, w->h, n, m->config.hidden)) return;
+    linear(m, &l[ROLE_GATE], w->gate, w->h, n);
+    linear(m, &l[ROLE_UP], w->up, w->h, n);
+    op_silu_mul(m->backend, tensor_f32(w->gate, n, ff), tensor_f32(w->gate, n, ff),
+                tensor_f32(w->up, n, ff));
+    if (!show(tap, INPUT_DOWN, w->gate, n, ff)) return;
+    linear(m, &l[ROLE_DOWN], w->h, w->gate, n);
 }
 
 bool block_forward(Model *m, int64_t layer, Workspace *w, int64_t n, const Segment *segments,
                    size_t n_segments, const BlockTap *tap, Err *e) {
     const Block *b = &m->blocks[layer];
-    Backend *be = m->backend;
-    int64_t d = m->config.hidden, ff = m->config.intermediate;
+    int64_t d = m->config.hidden;
     norm(m, w->h, w->x, b->attn_norm, n);
-    show(tap, INPUT_QKV, w->h, n, d);
-    linear(m, &b->linears[ROLE_Q], w->q, w->h, n);
-    linear(m, &b->linears[ROLE_K], w->k, w->h, n);
-    linear(m, &b->linears[ROLE_V], w->v, w->h, n);
-    for (size_t i = 0; i < n_segments; i++) attend(m, layer, w, &segments[i]);
-    show(tap, INPUT_O, w->att, n, b->linears[ROLE_O].cols);
-    linear(m, &b->linears[ROLE_O], w->h, w->att, n);
-    op_add(be, tensor_f32(w->x, n, d), tensor_f32(w->h, n, d));
-
+    attention_forward(m, layer, w, n, segments, n_segments, tap);
+    if (tap && tap->last <= INPUT_O) return backend_check(m->backend, e);
+    op_add(m->backend, tensor_f32(w->x, n, d), tensor_f32(w->h, n, d));
     norm(m, w->h, w->x, b->mlp_norm, n);
-    show(tap, INPUT_GATE_UP, w->h, n, d);
-    linear(m, &b->linears[ROLE_GATE], w->gate, w->h, n);
-    linear(m, &b->linears[ROLE_UP], w->up, w->h, n);
-    op_silu_mul(be, tensor_f32(w->gate, n, ff), tensor_f32(w->gate, n, ff),
-                tensor_f32(w->up, n, ff));
-    show(tap, INPUT_DOWN, w->gate, n, ff);
-    linear(m, &b->linears[ROLE_DOWN], w->h, w->gate, n);
-    op_add(be, tensor_f32(w->x, n, d), tensor_f32(w->h, n, d));
-    if (!backend_check(be, e)) return false;
+    mlp_forward(m, layer, w, n, tap);
+    if (tap && tap->last <= INPUT_DOWN) return backend_check(m->backend, e);
+    op_add(m->backend, tensor_f32(w->x, n, d), tensor_f32(w->h, n, d));
+    if (!backend_check(m->backend, e)) return false;
     if (!all_finite(w->x, n * d))
         return err_set(e, ERR_NUMERIC, "第 %lld 层（从 0 数）的输出出现 NaN 或 Inf",
                        (long long)layer);

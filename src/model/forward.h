@@ -35,11 +35,17 @@ InputGroup input_group(LinearRole role);
 typedef struct BlockTap {
     void (*see)(void *ctx, InputGroup group, const float *x, int64_t n, int64_t cols);
     void *ctx;
+    InputGroup last; /* 交出这一组之后的都不算（输出无意义）；INPUT_COUNT 为算完整个块 */
 } BlockTap;
 
 /* 第 layer 块：w->x 的前 n 行就地更新。错误: 非有限值（报出层号）、设备错误。 */
 bool block_forward(Model *m, int64_t layer, Workspace *w, int64_t n, const Segment *segments,
                    size_t n_segments, const BlockTap *tap, Err *e);
+
+/* 块的两半，各自从 w->h（归一化后的输入，前 n 行）到 w->h（加回残差之前的输出）。块 = 归一化、半块、加残差，两次。 */
+void attention_forward(Model *m, int64_t layer, Workspace *w, int64_t n, const Segment *segments,
+                       size_t n_segments, const BlockTap *tap);
+void mlp_forward(Model *m, int64_t layer, Workspace *w, int64_t n, const BlockTap *tap);
 
 /* n_windows 个等长窗口（各自从位置 0 起）一起前向：ids (n_windows·len) → w->h 为最终归一化后的 (n_windows·len, hidden)。 */
 bool forward_windows(Model *m, Workspace *w, const int32_t *ids, int64_t n_windows, int64_t len,

@@ -206,9 +206,45 @@ static void test_softcap(void **state) {
     }
 }
 
+/* 对照：同样的递推以双精度的更新、逐列写出；取整的码须相同（格点取 2 的幂，舍入不落在半格）。 */
+static void feedback_case(Backend *b, const RefTarget *t) {
+    static const int64_t SHAPES[][4] = {{1, 5, 0, 5}, {3, 40, 8, 40}, {17, 130, 100, 128}, {5, 64, 3, 20}};
+    for (size_t c = 0; c < sizeof SHAPES / sizeof *SHAPES; c++) {
+        int64_t rows = SHAPES[c][0], cols = SHAPES[c][1], i1 = SHAPES[c][2], i2 = SHAPES[c][3];
+        int64_t n = i2 - i1, groups = (cols + 15) / 16;
+        float *w = ref_random(rows * cols, 20, 1), *u = ref_random(cols * cols, 21, 0.2);
+        float *scale = ref_zeros(rows * groups), *zero = ref_zeros(rows * groups);
+        float *err = ref_zeros(rows * n);
+        double *want = calloc((size_t)(rows * cols), sizeof *want);
+        int32_t *group = calloc((size_t)cols, sizeof *group);
+        for (int64_t i = 0; i < cols; i++) group[i] = (int32_t)(i / 16), u[i * cols + i] = 2;
+        for (int64_t i = 0; i < rows * groups; i++) scale[i] = 0.25f, zero[i] = 8;
+        for (int64_t i = 0; i < rows * cols; i++) want[i] = (double)w[i];
+        FeedbackJob job = {.rows = rows, .cols = cols, .i1 = i1, .i2 = i2, .w = w, .u = u, .err = err,
+                           .scale = scale, .zero = zero, .group = group, .n_groups = groups, .bits = 4};
+        op_feedback(b, &job);
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t i = i1; i < i2; i++) {
+                double *x = want + r * cols, q = rint(x[i] / 0.25) + 8;
+                q = 0.25 * ((q < 0 ? 0 : q > 15 ? 15 : q) - 8);
+                double e1 = (x[i] - q) / 2;
+                for (int64_t j = i + 1; j < i2; j++) x[j] -= e1 * (double)u[i * cols + j];
+                x[i] = q;
+                ref_near((double)err[r * n + i - i1], e1, 1e-5, t->name, "feedback err");
+            }
+        for (int64_t i = 0; i < rows * cols; i++)
+            ref_near((double)w[i], want[i], 1e-5, t->name, "feedback w");
+        free(w), free(u), free(scale), free(zero), free(err), free(want), free(group);
+    }
+}
+static void test_feedback(void **state) {
+    (void)state;
+    each_backend(feedback_case);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_rmsnorm), cmocka_unit_test(test_rope),
+        cmocka_unit_test(test_feedback), cmocka_unit_test(test_rmsnorm), cmocka_unit_test(test_rope),
         cmocka_unit_test(test_silu_add), cmocka_unit_test(test_threads),
         cmocka_unit_test(test_exp), cmocka_unit_test(test_softcap),
     };

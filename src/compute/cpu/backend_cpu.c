@@ -25,6 +25,7 @@ static const BackendOps CPU_OPS = {
     .quantize = cpu_quantize,
     .dequantize = cpu_dequantize,
     .gram = cpu_gram,
+    .feedback = cpu_feedback,
     .linear_exact = cpu_linear_exact,
     .linear_int8 = cpu_linear_int8,
     .round_act = cpu_round_act,

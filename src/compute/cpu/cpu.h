@@ -59,4 +59,5 @@ void cpu_dequantize(Backend *b, float *w, const QTensor *q);
 void cpu_linear_exact(Backend *b, float *y, const float *x, int64_t n, const QTensor *w);
 void cpu_parallel(Backend *b, int64_t n, void (*fn)(void *ctx, int64_t task), void *ctx);
 void cpu_gram(Backend *b, float *g, const float *x, int64_t n, int64_t d);
+void cpu_feedback(Backend *b, const FeedbackJob *job);
 #endif

@@ -18,5 +18,8 @@ struct ElemKernels {
     double (*sum_exp)(const float *z, int64_t n, float m);
     /* 同上，另出 dot = Σ exp(zp−m)·(zp−zq) */
     double (*sum_exp_dot)(const float *zp, const float *zq, int64_t n, float m, double *dot);
+    /* GPTQ 算法 1 的内层，一行 n 列（见 backend.h 的 FeedbackJob）：w 变为取整后的值，err[i] = (w−q)/u[i][i] */
+    void (*feedback_row)(float *w, float *err, int64_t n, const float *u, int64_t ldu,
+                         const float *scale, const float *zero, const int32_t *group, float maxq);
 };
 #endif

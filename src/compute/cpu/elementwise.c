@@ -93,3 +93,23 @@ void cpu_add(Backend *b, float *y, const float *x, int64_t n) {
     ElemJob j = {.y = y, .x = x, .n = n};
     dispatch(b, &j, 1, add_task);
 }
+
+typedef struct FeedbackTask {
+    const FeedbackJob *job;
+    const ElemKernels *kernels;
+} FeedbackTask;
+static void feedback_task(void *ctx, int64_t row, int thread) {
+    (void)thread;
+    const FeedbackTask *t = ctx;
+    const FeedbackJob *j = t->job;
+    int64_t n = j->i2 - j->i1;
+    t->kernels->feedback_row(j->w + row * j->cols + j->i1, j->err + row * n, n,
+                    j->u + j->i1 * j->cols + j->i1, j->cols, j->scale + row * j->n_groups,
+                    j->zero + row * j->n_groups, j->group + j->i1, (float)((1 << j->bits) - 1));
+}
+
+void cpu_feedback(Backend *b, const FeedbackJob *job) {
+    CpuBackend *c = b->impl;
+    FeedbackTask t = {job, c->kernels->elem};
+    pool_run(c->pool, job->rows, feedback_task, &t);
+}

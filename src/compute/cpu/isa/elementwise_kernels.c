@@ -83,6 +83,24 @@ static double sum_exp_dot(const float *zp, const float *zq, int64_t n, float m, 
     return vf_sum_double(acc);
 }
 
+static void feedback_row(float *w, float *err, int64_t n, const float *u, int64_t ldu,
+                         const float *scale, const float *zero, const int32_t *group, float maxq) {
+    for (int64_t i = 0; i < n; i++) {
+        const float *row = u + i * ldu;
+        float s = scale[group[i]], z = zero[group[i]];
+        float q = rintf(w[i] / s) + z;
+        q = q < 0 ? 0 : q > maxq ? maxq : q;
+        q = s * (q - z);
+        err[i] = (w[i] - q) / row[i];
+        w[i] = q;
+        vf e = vf_set1(err[i]);
+        for (int64_t j = i + 1; j < n; j += 16) {
+            vf update = vf_mul(e, vf_load_n(row + j, n - j));
+            vf_store_n(w + j, vf_sub(vf_load_n(w + j, n - j), update), n - j);
+        }
+    }
+}
+
 const ElemKernels KERNEL_NAME(elem_kernels) = {
     .rmsnorm_row = rmsnorm_row,
     .rope_head = rope_head,
@@ -92,4 +110,5 @@ const ElemKernels KERNEL_NAME(elem_kernels) = {
     .max = max,
     .sum_exp = sum_exp,
     .sum_exp_dot = sum_exp_dot,
+    .feedback_row = feedback_row,
 };

@@ -37,9 +37,28 @@ void workspace_close(Workspace *w) {
     *w = (Workspace){0};
 }
 
-static void linear(Model *m, const Linear *l, float *y, const float *x, int64_t n) {
-    op_linear(m->backend, tensor_f32(y, n, l->rows), tensor_f32((float *)x, n, l->cols), &l->q,
-              tensor_f32_1d(l->bias, l->bias ? l->rows : 0));
+/* 一段行的线性层，输入与输出按 l->act、l->out 量化。 */
+static void linear_rows(Model *m, const Linear *l, float *y, const float *x, int64_t n) {
+    Tensor ty = tensor_f32(y, n, l->rows), tx = tensor_f32((float *)x, n, l->cols);
+    Tensor bias = tensor_f32_1d(l->bias, l->bias ? l->rows : 0);
+    if (l->act.kind == ACT_NONE)
+        op_linear(m->backend, ty, tx, &l->q, bias);
+    else
+        op_linear_int8(m->backend, ty, tx, &l->q, bias, &l->act);
+    if (l->out.kind != ACT_NONE) op_round_act(m->backend, ty, &l->out);
+}
+
+/* 整批一起算；「整个张量一个 s」的张量是一条时间线这次喂入的行，故逐段算。 */
+static void linear(Model *m, const Linear *l, float *y, const float *x, int64_t n,
+                   const Workspace *w) {
+    if (l->act.kind != ACT_TENSOR || w->n_segments <= 1) {
+        linear_rows(m, l, y, x, n);
+        return;
+    }
+    for (size_t i = 0; i < w->n_segments; i++) {
+        const Segment *s = &w->segments[i];
+        linear_rows(m, l, y + s->row0 * l->rows, x + s->row0 * l->cols, s->n);
+    }
 }
 
 static void norm(Model *m, float *y, const float *x, const float *weight, int64_t n) {
@@ -97,30 +116,32 @@ void attention_forward(Model *m, int64_t layer, Workspace *w, int64_t n, const S
                        size_t n_segments, const BlockTap *tap) {
     const Linear *l = m->blocks[layer].linears;
     if (!show(tap, INPUT_QKV, w->h, n, m->config.hidden)) return;
-    linear(m, &l[ROLE_Q], w->q, w->h, n);
-    linear(m, &l[ROLE_K], w->k, w->h, n);
-    linear(m, &l[ROLE_V], w->v, w->h, n);
+    linear(m, &l[ROLE_Q], w->q, w->h, n, w);
+    linear(m, &l[ROLE_K], w->k, w->h, n, w);
+    linear(m, &l[ROLE_V], w->v, w->h, n, w);
     for (size_t i = 0; i < n_segments; i++) attend(m, layer, w, &segments[i]);
     if (!show(tap, INPUT_O, w->att, n, l[ROLE_O].cols)) return;
-    linear(m, &l[ROLE_O], w->h, w->att, n);
+    linear(m, &l[ROLE_O], w->h, w->att, n, w);
 }
 
 void mlp_forward(Model *m, int64_t layer, Workspace *w, int64_t n, const BlockTap *tap) {
     const Linear *l = m->blocks[layer].linears;
     int64_t ff = m->config.intermediate;
     if (!show(tap, INPUT_GATE_UP, w->h, n, m->config.hidden)) return;
-    linear(m, &l[ROLE_GATE], w->gate, w->h, n);
-    linear(m, &l[ROLE_UP], w->up, w->h, n);
+    linear(m, &l[ROLE_GATE], w->gate, w->h, n, w);
+    linear(m, &l[ROLE_UP], w->up, w->h, n, w);
     op_silu_mul(m->backend, tensor_f32(w->gate, n, ff), tensor_f32(w->gate, n, ff),
                 tensor_f32(w->up, n, ff));
     if (!show(tap, INPUT_DOWN, w->gate, n, ff)) return;
-    linear(m, &l[ROLE_DOWN], w->h, w->gate, n);
+    linear(m, &l[ROLE_DOWN], w->h, w->gate, n, w);
 }
 
 bool block_forward(Model *m, int64_t layer, Workspace *w, int64_t n, const Segment *segments,
                    size_t n_segments, const BlockTap *tap, Err *e) {
     const Block *b = &m->blocks[layer];
     int64_t d = m->config.hidden;
+    w->segments = segments;
+    w->n_segments = n_segments;
     norm(m, w->h, w->x, b->attn_norm, n);
     attention_forward(m, layer, w, n, segments, n_segments, tap);
     if (tap && tap->last <= INPUT_O) return backend_check(m->backend, e);

@@ -20,6 +20,8 @@ typedef struct Workspace {
     float *q, *att;    /* (rows, heads·dim) */
     float *k, *v;      /* (rows, kv_heads·dim) */
     float *gate, *up;  /* (rows, intermediate) */
+    const Segment *segments; /* 正在算的批的分段，block_forward 设 */
+    size_t n_segments;
 } Workspace;
 
 bool workspace_open(Workspace *w, const Model *m, int64_t max_rows, Err *e);

@@ -6,20 +6,6 @@
 
 typedef enum { ROLE_Q, ROLE_K, ROLE_V, ROLE_O, ROLE_GATE, ROLE_UP, ROLE_DOWN, ROLE_COUNT } LinearRole;
 
-/* 激活（线性层的输入）怎样取整到 bits 位的整数，对称：x ≈ s·round(x/s)，s = max|x|/(2^(bits-1)−1)。 */
-typedef enum {
-    ACT_NONE,   /* 不量化 */
-    ACT_TOKEN,  /* 每个 token 一个 s，当场求 */
-    ACT_TENSOR, /* 整个张量一个 s，当场求 */
-    ACT_STATIC  /* 整个张量一个 s，事先由校准定好 */
-} ActKind;
-typedef struct ActQuant {
-    ActKind kind;
-    int bits;
-    float scale; /* ACT_STATIC 用 */
-    bool output; /* 输出也照 kind 取整（q、k、v：注意力的两个 BMM 的输入） */
-} ActQuant;
-
 typedef struct Linear {
     const char *name; /* HF 名，如 "model.layers.0.self_attn.k_proj" */
     LinearRole role;
@@ -27,7 +13,8 @@ typedef struct Linear {
     int64_t rows, cols; /* (out_features, in_features) */
     QTensor q;
     float *bias; /* (rows) 或 NULL */
-    ActQuant act;
+    ActQuant act; /* 输入的量化；kind 为 ACT_NONE 即不量化 */
+    ActQuant out; /* 输出的取整（q、k、v：注意力两个 BMM 的输入） */
     double weight_mse; /* 量化前后权重的均方误差；未量化为 0 */
 } Linear;
 

@@ -30,6 +30,7 @@ typedef struct ScoreJob {
     const int32_t *targets; /* (n) 下一个 token；<0 表示该位置不打分（nll 置 0） */
     float softcap;          /* 0 表示无；否则 logits = softcap·tanh(logits/softcap) */
     double *nll;            /* (n) 出：−log p(target) */
+    double *lse;            /* (n) 出：log Σ exp(logits)，可为 NULL */
     int32_t *top1;          /* (n) 出：最大 logit 的下标（并列取最小），可为 NULL */
     const float *ref_x;     /* (n, d_ref) 或 NULL */
     const QTensor *ref_head;
@@ -49,6 +50,17 @@ typedef struct FeedbackJob {
     int64_t n_groups;
     int bits;
 } FeedbackJob;
+
+/* 上面打分的反向：dx = Σ scale·∂nll/∂x（没有 softcap）。 */
+typedef struct ScoreGradJob {
+    int64_t n;
+    const float *x;         /* (n, d) */
+    const QTensor *head;    /* (vocab, d) */
+    const int32_t *targets; /* (n)；<0 不打分 */
+    float scale;            /* 每个位置的 nll 在损失中的系数，如 1/位置数 */
+    double *nll;            /* (n) 出 */
+    float *dx;              /* (n, d) 出 */
+} ScoreGradJob;
 
 typedef struct BackendOps {
     /* y(n,out) = x(n,in)·Wᵀ + bias(out，可为 NULL) */
@@ -91,6 +103,27 @@ typedef struct BackendOps {
     /* g(d,d) 的上三角 += x(n,d)ᵀ·x，恒为 f32（不受 compute 影响）；下三角的值不定 */
     void (*gram)(Backend *b, float *g, const float *x, int64_t n, int64_t d);
     void (*feedback)(Backend *b, const FeedbackJob *job);
+    /* 以下供反向与学习，公式见 ops.h。 */
+    /* y(m,n) = a·c，或 aᵀ·c（a 为 (k,m)）；c(k,n)。精度随 compute */
+    void (*matmul)(Backend *b, float *y, const float *a, const float *c, int64_t m, int64_t k,
+                   int64_t n, bool transpose_a);
+    void (*rmsnorm_grad)(Backend *b, float *dx, float *dweight, const float *dy, const float *x,
+                         const float *weight, int64_t n, int64_t d, float eps);
+    void (*silu_mul_grad)(Backend *b, float *dgate, float *dup, const float *dy, const float *gate,
+                          const float *up, int64_t n);
+    /* q、d_out、dq (n,heads·dim)；k、v、dk、dv (n,kv_heads·dim)；s->first 须为 0；恒为 f32 */
+    void (*attention_grad)(Backend *b, float *dq, float *dk, float *dv, const float *d_out,
+                           const float *q, const float *k, const float *v, int64_t n,
+                           const AttnSpec *s);
+    void (*score_grad)(Backend *b, const ScoreGradJob *job);
+    /* 每组的最小、最大值 (rows, n_groups) */
+    void (*group_range)(Backend *b, float *lo, float *hi, const float *x, int64_t rows,
+                        int64_t cols, int64_t group);
+    void (*fake_quant)(Backend *b, float *y, const float *x, const float *scale, const float *zero,
+                       int64_t rows, int64_t cols, const QSpec *spec);
+    void (*fake_quant_grad)(Backend *b, float *dx, float *dscale, const float *dy, const float *x,
+                            const float *scale, const float *zero, int64_t rows, int64_t cols,
+                            const QSpec *spec);
 } BackendOps;
 
 struct Backend {

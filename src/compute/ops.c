@@ -212,3 +212,88 @@ void op_feedback(Backend *b, const FeedbackJob *job) {
     if (failed(b) || job->rows == 0) return;
     b->ops->feedback(b, job);
 }
+
+void op_matmul(Backend *b, Tensor y, Tensor a, Tensor c, bool transpose_a) {
+    check_f32(a, 2);
+    check_f32(c, 2);
+    int64_t m = a.shape[transpose_a], k = a.shape[!transpose_a], n = c.shape[1];
+    CHECK(c.shape[0] == k && k >= 1);
+    check_2d(y, m, n);
+    if (failed(b) || m == 0 || n == 0) return;
+    b->ops->matmul(b, y.data, a.data, c.data, m, k, n, transpose_a);
+}
+
+void op_rmsnorm_grad(Backend *b, Tensor dx, Tensor dweight, Tensor dy, Tensor x, Tensor weight,
+                     float eps) {
+    int64_t n = x.shape[0], d = row_width(x);
+    check_2d(x, n, d);
+    check_2d(dx, n, d);
+    check_2d(dy, n, d);
+    CHECK(weight.dtype == DT_F32 && weight.data && n_elements(weight) == d);
+    if (dweight.data) CHECK(dweight.dtype == DT_F32 && n_elements(dweight) == d);
+    if (failed(b) || n == 0 || d == 0) return;
+    b->ops->rmsnorm_grad(b, dx.data, dweight.data, dy.data, x.data, weight.data, n, d, eps);
+}
+
+void op_silu_mul_grad(Backend *b, Tensor dgate, Tensor dup, Tensor dy, Tensor gate, Tensor up) {
+    int64_t n = gate.shape[0], d = row_width(gate);
+    Tensor all[] = {dgate, dup, dy, gate, up};
+    for (int i = 0; i < 5; i++) check_2d(all[i], n, d);
+    if (failed(b) || n * d == 0) return;
+    b->ops->silu_mul_grad(b, dgate.data, dup.data, dy.data, gate.data, up.data, n * d);
+}
+
+void op_attention_grad(Backend *b, Tensor dq, Tensor dk, Tensor dv, Tensor d_out, Tensor q,
+                       Tensor k, Tensor v, const AttnSpec *s) {
+    CHECK(s && s->n_heads >= 1 && s->n_kv_heads >= 1 && s->n_heads % s->n_kv_heads == 0);
+    CHECK(s->head_dim >= 1 && s->first == 0 && s->window >= 0 && s->scale > 0);
+    int64_t n = q.shape[0];
+    Tensor wide[] = {dq, d_out, q}, narrow[] = {dk, dv, k, v};
+    for (int i = 0; i < 3; i++) check_2d(wide[i], n, s->n_heads * s->head_dim);
+    for (int i = 0; i < 4; i++) check_2d(narrow[i], n, s->n_kv_heads * s->head_dim);
+    if (failed(b) || n == 0) return;
+    b->ops->attention_grad(b, dq.data, dk.data, dv.data, d_out.data, q.data, k.data, v.data, n, s);
+}
+
+void op_score_grad(Backend *b, const ScoreGradJob *job) {
+    CHECK(job && job->n >= 0);
+    check_weight(job->head);
+    if (failed(b) || job->n == 0) return;
+    CHECK(job->x && job->targets && job->nll && job->dx);
+    for (int64_t i = 0; i < job->n; i++) CHECK(job->targets[i] < job->head->rows);
+    b->ops->score_grad(b, job);
+}
+
+/* 检查 x (rows, cols) 与每组一个数的 a、c；返回正的组宽。 */
+static int64_t check_groups(Tensor x, Tensor a, Tensor c, const QSpec *spec) {
+    check_f32(x, 2);
+    CHECK(spec && x.shape[1] >= 1 && (spec->group_size == -1 || spec->group_size >= 1));
+    int64_t group = qspec_group_size(spec, x.shape[1]), n = (x.shape[1] - 1) / group + 1;
+    check_2d(a, x.shape[0], n);
+    check_2d(c, x.shape[0], n);
+    return group;
+}
+
+void op_group_range(Backend *b, Tensor lo, Tensor hi, Tensor x, const QSpec *spec) {
+    int64_t group = check_groups(x, lo, hi, spec);
+    if (failed(b) || x.shape[0] == 0) return;
+    b->ops->group_range(b, lo.data, hi.data, x.data, x.shape[0], x.shape[1], group);
+}
+
+void op_fake_quant(Backend *b, Tensor y, Tensor x, Tensor scale, Tensor zero, const QSpec *spec) {
+    check_groups(x, scale, zero, spec);
+    check_2d(y, x.shape[0], x.shape[1]);
+    if (failed(b) || x.shape[0] == 0) return;
+    b->ops->fake_quant(b, y.data, x.data, scale.data, zero.data, x.shape[0], x.shape[1], spec);
+}
+
+void op_fake_quant_grad(Backend *b, Tensor dx, Tensor dscale, Tensor dy, Tensor x, Tensor scale,
+                        Tensor zero, const QSpec *spec) {
+    check_groups(x, scale, zero, spec);
+    check_groups(x, dscale, zero, spec);
+    check_2d(dy, x.shape[0], x.shape[1]);
+    if (dx.data) check_2d(dx, x.shape[0], x.shape[1]);
+    if (failed(b) || x.shape[0] == 0) return;
+    b->ops->fake_quant_grad(b, dx.data, dscale.data, dy.data, x.data, scale.data, zero.data,
+                            x.shape[0], x.shape[1], spec);
+}

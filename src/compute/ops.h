@@ -43,4 +43,25 @@ void op_linear_exact(Backend *b, Tensor y, Tensor x, const QTensor *w);
 void op_gram(Backend *b, Tensor g, Tensor x);
 /* 逐列取整与误差反馈，见 FeedbackJob。 */
 void op_feedback(Backend *b, const FeedbackJob *job);
+/* 反向与学习用的算子。d 开头的是损失对它的导数。
+ * y(m,n) = a(m,k)·c(k,n)；transpose_a 时 y = aᵀ·c，a 为 (k,m)。线性层 y=x·Wᵀ 的 dx = dy·W，dW = dyᵀ·x。 */
+void op_matmul(Backend *b, Tensor y, Tensor a, Tensor c, bool transpose_a);
+/* y = x·r·weight，r = 1/sqrt(mean(x²)+eps)：dx = r·weight·dy − x·r³/d·Σ(weight·dy·x)；
+ * dweight(d) = Σ行 dy·x·r（data 为 NULL 则不算）。 */
+void op_rmsnorm_grad(Backend *b, Tensor dx, Tensor dweight, Tensor dy, Tensor x, Tensor weight,
+                     float eps);
+/* y = silu(gate)·up。dgate 可与 dy 或 gate 同址，dup 可与 up 同址。 */
+void op_silu_mul_grad(Backend *b, Tensor dgate, Tensor dup, Tensor dy, Tensor gate, Tensor up);
+/* op_attention（first 为 0）的反向；形状同 op_attention，n_keys == n。 */
+void op_attention_grad(Backend *b, Tensor dq, Tensor dk, Tensor dv, Tensor d_out, Tensor q,
+                       Tensor k, Tensor v, const AttnSpec *s);
+void op_score_grad(Backend *b, const ScoreGradJob *job);
+/* 每组（spec->group_size 列）的最小、最大值，均为 (rows, n_groups)。 */
+void op_group_range(Backend *b, Tensor lo, Tensor hi, Tensor x, const QSpec *spec);
+/* 量化再反量化：y = scale·(clamp(rint(x/scale)+zero, 0, 2^b−1) − zero)，zero 已是整数。 */
+void op_fake_quant(Backend *b, Tensor y, Tensor x, Tensor scale, Tensor zero, const QSpec *spec);
+/* 它的直通估计（OmniQuant quantizer.py 的 round_ste）：rint 的导数取 1，zero 不求导，钳位之外为 0：
+ *   dx = 未钳位·dy（data 为 NULL 则不算），dscale = Σ组 dy·((code − zero) − 未钳位·x/scale)。 */
+void op_fake_quant_grad(Backend *b, Tensor dx, Tensor dscale, Tensor dy, Tensor x, Tensor scale,
+                        Tensor zero, const QSpec *spec);
 #endif

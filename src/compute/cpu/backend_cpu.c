@@ -30,6 +30,14 @@ static const BackendOps CPU_OPS = {
     .linear_int8 = cpu_linear_int8,
     .round_act = cpu_round_act,
     .parallel = cpu_parallel,
+    .matmul = cpu_matmul,
+    .rmsnorm_grad = cpu_rmsnorm_grad,
+    .silu_mul_grad = cpu_silu_mul_grad,
+    .attention_grad = cpu_attention_grad,
+    .score_grad = cpu_score_grad,
+    .group_range = cpu_group_range,
+    .fake_quant = cpu_fake_quant,
+    .fake_quant_grad = cpu_fake_quant_grad,
 };
 
 static bool has_avx2(void) {
@@ -50,7 +58,7 @@ static bool has_generic(void) {
 }
 
 #define KERNELS(isa)                                                                               \
-    {#isa, &gemm_kernels_##isa, &attn_kernels_##isa, &elem_kernels_##isa}
+    {#isa, &gemm_kernels_##isa, &attn_kernels_##isa, &elem_kernels_##isa, &grad_kernels_##isa}
 static const struct {
     CpuKernels kernels;
     bool (*supported)(void);

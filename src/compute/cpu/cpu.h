@@ -60,4 +60,21 @@ void cpu_linear_exact(Backend *b, float *y, const float *x, int64_t n, const QTe
 void cpu_parallel(Backend *b, int64_t n, void (*fn)(void *ctx, int64_t task), void *ctx);
 void cpu_gram(Backend *b, float *g, const float *x, int64_t n, int64_t d);
 void cpu_feedback(Backend *b, const FeedbackJob *job);
+void cpu_matmul(Backend *b, float *y, const float *a, const float *c, int64_t m, int64_t k,
+                int64_t n, bool transpose_a);
+void cpu_rmsnorm_grad(Backend *b, float *dx, float *dweight, const float *dy, const float *x,
+                      const float *weight, int64_t n, int64_t d, float eps);
+void cpu_silu_mul_grad(Backend *b, float *dgate, float *dup, const float *dy, const float *gate,
+                       const float *up, int64_t n);
+void cpu_attention_grad(Backend *b, float *dq, float *dk, float *dv, const float *d_out,
+                        const float *q, const float *k, const float *v, int64_t n,
+                        const AttnSpec *s);
+void cpu_score_grad(Backend *b, const ScoreGradJob *job);
+void cpu_group_range(Backend *b, float *lo, float *hi, const float *x, int64_t rows, int64_t cols,
+                     int64_t group);
+void cpu_fake_quant(Backend *b, float *y, const float *x, const float *scale, const float *zero,
+                    int64_t rows, int64_t cols, const QSpec *spec);
+void cpu_fake_quant_grad(Backend *b, float *dx, float *dscale, const float *dy, const float *x,
+                         const float *scale, const float *zero, int64_t rows, int64_t cols,
+                         const QSpec *spec);
 #endif

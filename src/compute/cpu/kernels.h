@@ -14,18 +14,21 @@
 typedef struct GemmKernels GemmKernels; /* gemm_kernels.h：矩阵乘、装包、量化 */
 typedef struct AttnKernels AttnKernels; /* attn_kernels.h：注意力、打分 */
 typedef struct ElemKernels ElemKernels; /* elem_kernels.h：逐元素与归一化 */
+typedef struct GradKernels GradKernels; /* grad_kernels.h：反向与学习 */
 
 struct CpuKernels {
     const char *isa;
     const GemmKernels *gemm;
     const AttnKernels *attn;
     const ElemKernels *elem;
+    const GradKernels *grad;
 };
 
 #define KERNELS_DECLARE(isa)                                                                       \
     extern const GemmKernels gemm_kernels_##isa;                                                   \
     extern const AttnKernels attn_kernels_##isa;                                                   \
-    extern const ElemKernels elem_kernels_##isa;
+    extern const ElemKernels elem_kernels_##isa;                                                   \
+    extern const GradKernels grad_kernels_##isa;
 KERNELS_DECLARE(generic)
 KERNELS_DECLARE(avx2)
 KERNELS_DECLARE(avx512)

@@ -82,6 +82,7 @@ static void write_rows(const ScorePass *p) {
         int64_t i = p->row0 + r;
         double lse = (double)c->max + log(c->sum);
         job->nll[i] = job->targets[i] < 0 ? 0 : lse - (double)c->target;
+        if (job->lse) job->lse[i] = lse;
         if (job->top1) job->top1[i] = c->top1;
         if (!p->ref) continue;
         const RowState *f = &p->ref[r];

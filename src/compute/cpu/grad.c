@@ -1,0 +1,131 @@
+/* grad — 逐元素与逐行算子的反向、伪量化：切成块分给线程
+ * 任务只切分输出的行（RMSNorm 权重的梯度切分列），所以结果与线程数无关。 */
+#include "compute/cpu/cpu.h"
+#include "compute/cpu/grad_kernels.h"
+#include "compute/cpu/kernels.h"
+
+enum { CHUNK = 16384 /* 一个任务的元素数，16 的倍数 */, WEIGHT_COLS = 64 };
+
+typedef struct GradJob {
+    const GradKernels *k;
+    float *out, *out2, *r;
+    const float *dy, *x, *w;
+    int64_t n, d, per_task;
+    float eps;
+} GradJob;
+
+static int64_t min64(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+static void run(Backend *b, GradJob *j, int64_t row_elems, void (*fn)(void *, int64_t, int)) {
+    CpuBackend *c = b->impl;
+    j->k = c->kernels->grad;
+    j->per_task = row_elems >= CHUNK ? 1 : CHUNK / row_elems;
+    pool_run(c->pool, (j->n - 1) / j->per_task + 1, fn, j);
+}
+
+static void rmsnorm_task(void *ctx, int64_t task, int thread) {
+    (void)thread;
+    const GradJob *j = ctx;
+    int64_t end = min64(j->n, (task + 1) * j->per_task);
+    for (int64_t i = task * j->per_task; i < end; i++)
+        j->r[i] = j->k->rmsnorm_row(j->out + i * j->d, j->dy + i * j->d, j->x + i * j->d, j->w,
+                                    j->d, j->eps);
+}
+
+static void rmsnorm_weight_task(void *ctx, int64_t task, int thread) {
+    (void)thread;
+    const GradJob *j = ctx;
+    int64_t c = task * WEIGHT_COLS;
+    j->k->rmsnorm_weight(j->out2 + c, j->dy + c, j->x + c, j->r, j->n, j->d,
+                         min64(WEIGHT_COLS, j->d - c));
+}
+
+void cpu_rmsnorm_grad(Backend *b, float *dx, float *dweight, const float *dy, const float *x,
+                      const float *weight, int64_t n, int64_t d, float eps) {
+    CpuBackend *c = b->impl;
+    GradJob j = {.out = dx, .out2 = dweight, .dy = dy, .x = x, .w = weight, .n = n, .d = d,
+                 .eps = eps, .r = cpu_scratch(b, 0, (size_t)n * sizeof *dx)};
+    if (!j.r) return;
+    run(b, &j, d, rmsnorm_task);
+    if (dweight) pool_run(c->pool, (d - 1) / WEIGHT_COLS + 1, rmsnorm_weight_task, &j);
+}
+
+static void silu_task(void *ctx, int64_t task, int thread) {
+    (void)thread;
+    const GradJob *j = ctx;
+    int64_t i = task * j->per_task;
+    j->k->silu_mul(j->out + i, j->out2 + i, j->dy + i, j->x + i, j->w + i,
+                   min64(j->per_task, j->n - i));
+}
+
+void cpu_silu_mul_grad(Backend *b, float *dgate, float *dup, const float *dy, const float *gate,
+                       const float *up, int64_t n) {
+    GradJob j = {.out = dgate, .out2 = dup, .dy = dy, .x = gate, .w = up, .n = n};
+    run(b, &j, 1, silu_task);
+}
+
+/* 每组一个数的表：按行切分。 */
+typedef struct GroupJob {
+    const GradKernels *k;
+    void (*row)(const struct GroupJob *j, int64_t row);
+    float *out, *out2;
+    const float *dy, *x, *scale, *zero;
+    int64_t rows, cols, group, n_groups, per_task;
+    float top;
+} GroupJob;
+
+static void range_row(const GroupJob *j, int64_t r) {
+    j->k->range_row(j->out + r * j->n_groups, j->out2 + r * j->n_groups, j->x + r * j->cols,
+                    j->cols, j->group);
+}
+static void quant_row(const GroupJob *j, int64_t r) {
+    int64_t g = r * j->n_groups, c = r * j->cols;
+    j->k->fake_quant_row(j->out + c, j->x + c, j->scale + g, j->zero + g, j->cols, j->group,
+                         j->top);
+}
+static void quant_grad_row(const GroupJob *j, int64_t r) {
+    int64_t g = r * j->n_groups, c = r * j->cols;
+    j->k->fake_quant_grad_row(j->out ? j->out + c : NULL, j->out2 + g, j->dy + c, j->x + c,
+                              j->scale + g, j->zero + g, j->cols, j->group, j->top);
+}
+
+static void group_task(void *ctx, int64_t task, int thread) {
+    (void)thread;
+    const GroupJob *j = ctx;
+    int64_t end = min64(j->rows, (task + 1) * j->per_task);
+    for (int64_t r = task * j->per_task; r < end; r++) j->row(j, r);
+}
+
+static void run_groups(Backend *b, GroupJob *j) {
+    CpuBackend *c = b->impl;
+    j->k = c->kernels->grad;
+    j->n_groups = (j->cols - 1) / j->group + 1;
+    j->per_task = j->cols >= CHUNK ? 1 : CHUNK / j->cols;
+    pool_run(c->pool, (j->rows - 1) / j->per_task + 1, group_task, j);
+}
+
+void cpu_group_range(Backend *b, float *lo, float *hi, const float *x, int64_t rows, int64_t cols,
+                     int64_t group) {
+    GroupJob j = {.row = range_row, .out = lo, .out2 = hi, .x = x, .rows = rows, .cols = cols,
+                  .group = group};
+    run_groups(b, &j);
+}
+
+void cpu_fake_quant(Backend *b, float *y, const float *x, const float *scale, const float *zero,
+                    int64_t rows, int64_t cols, const QSpec *spec) {
+    GroupJob j = {.row = quant_row, .out = y, .x = x, .scale = scale, .zero = zero, .rows = rows,
+                  .cols = cols, .group = qspec_group_size(spec, cols),
+                  .top = (float)((1 << spec->bits) - 1)};
+    run_groups(b, &j);
+}
+
+void cpu_fake_quant_grad(Backend *b, float *dx, float *dscale, const float *dy, const float *x,
+                         const float *scale, const float *zero, int64_t rows, int64_t cols,
+                         const QSpec *spec) {
+    GroupJob j = {.row = quant_grad_row, .out = dx, .out2 = dscale, .dy = dy, .x = x,
+                  .scale = scale, .zero = zero, .rows = rows, .cols = cols,
+                  .group = qspec_group_size(spec, cols), .top = (float)((1 << spec->bits) - 1)};
+    run_groups(b, &j);
+}

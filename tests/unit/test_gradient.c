@@ -1,0 +1,302 @@
+/* test_gradient — 块与整模型的反向，对照双精度前向的中心差分
+ * 双精度的前向在这里按定义另写一遍（逐元素循环），与被测代码没有共用。 */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "base/rng.h"
+#include "model/gradient.h"
+
+enum {
+    HIDDEN = 20, HEADS = 4, KV = 2, DIM = 6, FF = 28, VOCAB = 37, LAYERS = 2, N = 9, WINDOW = 5,
+    Q = HEADS * DIM, K = KV * DIM, MAX_W = FF * HIDDEN
+};
+static const int64_t ROWS[ROLE_COUNT] = {Q, K, K, HIDDEN, FF, FF, HIDDEN};
+static const int64_t COLS[ROLE_COUNT] = {HIDDEN, HIDDEN, HIDDEN, Q, HIDDEN, HIDDEN, FF};
+
+/* 双精度的参数；差分时改其中一个数。 */
+typedef struct Ref {
+    double w[LAYERS][ROLE_COUNT][MAX_W], bias[LAYERS][ROLE_COUNT][FF];
+    double attn_norm[LAYERS][HIDDEN], mlp_norm[LAYERS][HIDDEN], final_norm[HIDDEN];
+    double embed[VOCAB][HIDDEN];
+    double dk[LAYERS][N][K], dv[LAYERS][N][K]; /* 加在 k_proj、v_proj 输出上的扰动 */
+} Ref;
+static Ref ref;
+
+static double noise(uint64_t stream, uint64_t i) {
+    return (double)(float)((2 * rng_unit(5, stream, i) - 1));
+}
+
+static void ref_norm(double *y, const double *x, const double *w) {
+    double ss = 0;
+    for (int i = 0; i < HIDDEN; i++) ss += x[i] * x[i];
+    double r = 1 / sqrt(ss / HIDDEN + 1e-5);
+    for (int i = 0; i < HIDDEN; i++) y[i] = x[i] * r * w[i];
+}
+static void ref_linear(double *y, const double *x, int layer, LinearRole role) {
+    for (int64_t r = 0; r < ROWS[role]; r++) {
+        y[r] = ref.bias[layer][role][r];
+        for (int64_t c = 0; c < COLS[role]; c++) y[r] += x[c] * ref.w[layer][role][r * COLS[role] + c];
+    }
+}
+static void ref_rope(double *x, int heads, int pos) {
+    for (int h = 0; h < heads; h++)
+        for (int i = 0; i < DIM / 2; i++) {
+            double angle = pos * pow(100, -2.0 * i / DIM), *p = x + h * DIM + i;
+            double a = p[0], b = p[DIM / 2];
+            p[0] = a * cos(angle) - b * sin(angle);
+            p[DIM / 2] = b * cos(angle) + a * sin(angle);
+        }
+}
+
+static void ref_attention(double *out, const double *q, double k[N][K], double v[N][K], int i,
+                          int window) {
+    memset(out, 0, Q * sizeof *out);
+    for (int h = 0; h < HEADS; h++) {
+        const int kh = h / (HEADS / KV) * DIM;
+        double p[N], sum = 0;
+        for (int j = window && i >= window ? i - window + 1 : 0; j <= i; j++) {
+            double s = 0;
+            for (int c = 0; c < DIM; c++) s += q[h * DIM + c] * k[j][kh + c];
+            sum += p[j] = exp(s / sqrt(DIM));
+        }
+        for (int j = window && i >= window ? i - window + 1 : 0; j <= i; j++)
+            for (int c = 0; c < DIM; c++) out[h * DIM + c] += p[j] / sum * v[j][kh + c];
+    }
+}
+
+static void ref_block(double x[N][HIDDEN], int layer, int window) {
+    static double q[N][Q], k[N][K], v[N][K];
+    double h[HIDDEN], att[Q], o[HIDDEN], gate[FF], up[FF];
+    for (int i = 0; i < N; i++) {
+        ref_norm(h, x[i], ref.attn_norm[layer]);
+        ref_linear(q[i], h, layer, ROLE_Q);
+        ref_linear(k[i], h, layer, ROLE_K);
+        ref_linear(v[i], h, layer, ROLE_V);
+        for (int c = 0; c < K; c++) k[i][c] += ref.dk[layer][i][c], v[i][c] += ref.dv[layer][i][c];
+        ref_rope(q[i], HEADS, i);
+        ref_rope(k[i], KV, i);
+    }
+    for (int i = 0; i < N; i++) {
+        ref_attention(att, q[i], k, v, i, window);
+        ref_linear(o, att, layer, ROLE_O);
+        for (int c = 0; c < HIDDEN; c++) x[i][c] += o[c];
+        ref_norm(h, x[i], ref.mlp_norm[layer]);
+        ref_linear(gate, h, layer, ROLE_GATE);
+        ref_linear(up, h, layer, ROLE_UP);
+        for (int c = 0; c < FF; c++) gate[c] *= up[c] / (1 + exp(-gate[c]));
+        ref_linear(o, gate, layer, ROLE_DOWN);
+        for (int c = 0; c < HIDDEN; c++) x[i][c] += o[c];
+    }
+}
+
+/* 被测模型：参数与 ref 相同（f32），window 为第 1 块的滑动窗口。 */
+static void open_model(Model *m, Backend *b, int window) {
+    Err e = {0};
+    static ModelConfig c = {.n_layers = LAYERS, .hidden = HIDDEN, .intermediate = FF,
+                            .n_heads = HEADS, .n_kv_heads = KV, .head_dim = DIM, .vocab = VOCAB,
+                            .norm_eps = 1e-5, .rope = {.rotary_dim = DIM}, .tied = true};
+    *m = (Model){.config = c, .backend = b, .dtype = DT_F32};
+    m->config.sliding_window = window;
+    m->config.first_window_layer = window ? 1 : 0;
+    m->blocks = ARENA_ARRAY(&m->meta, Block, LAYERS, &e);
+    m->inv_freq = ARENA_ARRAY(&m->meta, double, DIM / 2, &e);
+    for (int i = 0; i < DIM / 2; i++) m->inv_freq[i] = pow(100, -2.0 * i / DIM);
+    float w[MAX_W > VOCAB * HIDDEN ? MAX_W : VOCAB * HIDDEN];
+    memset(&ref, 0, sizeof ref);
+    for (int l = 0; l < LAYERS; l++) {
+        Block *k = &m->blocks[l];
+        k->attn_norm = ARENA_ARRAY(&m->meta, float, HIDDEN, &e);
+        k->mlp_norm = ARENA_ARRAY(&m->meta, float, HIDDEN, &e);
+        for (int i = 0; i < HIDDEN; i++) {
+            ref.attn_norm[l][i] = k->attn_norm[i] = (float)(1 + 0.5 * noise(1, (uint64_t)(l * 99 + i)));
+            ref.mlp_norm[l][i] = k->mlp_norm[i] = (float)(1 + 0.5 * noise(2, (uint64_t)(l * 99 + i)));
+        }
+        for (LinearRole r = 0; r < ROLE_COUNT; r++) {
+            Linear *n = &k->linears[r];
+            *n = (Linear){.name = "测试", .role = r, .layer = l, .rows = ROWS[r], .cols = COLS[r]};
+            n->bias = ARENA_ARRAY(&m->meta, float, ROWS[r], &e);
+            for (int64_t i = 0; i < ROWS[r]; i++)
+                ref.bias[l][r][i] = n->bias[i] = (float)(0.2 * noise(3 + r, (uint64_t)(l * 99 + i)));
+            for (int64_t i = 0; i < ROWS[r] * COLS[r]; i++)
+                ref.w[l][r][i] = w[i] = (float)(0.4 * noise(20 + r, (uint64_t)(l * 9999 + i)));
+            assert_true(model_pack_linear(m, n, w, &m->arena, &e));
+        }
+    }
+    m->final_norm = ARENA_ARRAY(&m->meta, float, HIDDEN, &e);
+    for (int i = 0; i < HIDDEN; i++) ref.final_norm[i] = m->final_norm[i] = (float)(1 + 0.3 * noise(40, (uint64_t)i));
+    for (int i = 0; i < VOCAB * HIDDEN; i++)
+        ref.embed[i / HIDDEN][i % HIDDEN] = w[i] = (float)noise(41, (uint64_t)i);
+    assert_true(qtensor_new_dense(&m->embed, &m->arena, DT_F32, VOCAB, HIDDEN, &e));
+    op_pack_dense(b, &m->embed, tensor_f32(w, VOCAB, HIDDEN));
+    m->head = &m->embed;
+}
+
+/* 块的损失：Σ weight·输出。 */
+static double block_input[N][HIDDEN], block_weight[N][HIDDEN];
+static double block_loss(int layer, int window) {
+    double x[N][HIDDEN], sum = 0;
+    memcpy(x, block_input, sizeof x);
+    ref_block(x, layer, window);
+    for (int i = 0; i < N * HIDDEN; i++) sum += x[i / HIDDEN][i % HIDDEN] * block_weight[i / HIDDEN][i % HIDDEN];
+    return sum;
+}
+
+static void near(double got, double want, const char *what, int64_t i) {
+    if (!(fabs(got - want) <= 3e-5 + 3e-5 * fabs(want)))
+        fail_msg("%s[%lld]：得到 %.9g，差分 %.9g", what, (long long)i, got, want);
+}
+/* 对 p[0..n) 逐个（至多 60 个）做中心差分，与 got 比较。 */
+static void check_block(const char *what, double *p, const float *got, int64_t n, int layer, int window) {
+    int64_t step = n / 60 + 1;
+    for (int64_t i = 0; i < n; i += step) {
+        double keep = p[i], h = 1e-5;
+        p[i] = keep + h;
+        double up = block_loss(layer, window);
+        p[i] = keep - h;
+        double down = block_loss(layer, window);
+        p[i] = keep;
+        near((double)got[i], (up - down) / (2 * h), what, i);
+    }
+}
+
+static float *floats(Arena *a, int64_t n) {
+    Err e = {0};
+    float *p = ARENA_ARRAY(a, float, n, &e);
+    assert_non_null(p);
+    return p;
+}
+
+static void check_layer(Model *m, int layer, int window) {
+    Err e = {0};
+    Arena a = {0};
+    BlockTrace t;
+    assert_true(block_trace_open(&t, m, N + 3, &e));
+    float x[N * HIDDEN], d_out[N * HIDDEN];
+    for (int i = 0; i < N * HIDDEN; i++) {
+        block_input[i / HIDDEN][i % HIDDEN] = x[i] = (float)noise(50, (uint64_t)i);
+        block_weight[i / HIDDEN][i % HIDDEN] = d_out[i] = (float)noise(51, (uint64_t)i);
+    }
+    BlockGrad g = {.x = floats(&a, N * HIDDEN), .attn_norm = floats(&a, HIDDEN),
+                   .mlp_norm = floats(&a, HIDDEN), .k = floats(&a, N * K), .v = floats(&a, N * K)};
+    for (LinearRole r = 0; r < ROLE_COUNT; r++) {
+        g.w[r] = floats(&a, ROWS[r] * COLS[r]);
+        g.bias[r] = floats(&a, ROWS[r]);
+    }
+    assert_true(block_trace_forward(m, layer, &t, x, N, &e));
+
+    Workspace w; /* 前向与 forward.c 逐位相同 */
+    Segment s = {.n = N};
+    assert_true(workspace_open(&w, m, N, &e));
+    memcpy(w.x, x, sizeof x);
+    assert_true(block_forward(m, layer, &w, N, &s, 1, NULL, &e));
+    assert_memory_equal(w.x, t.out, sizeof x);
+    workspace_close(&w);
+
+    assert_true(block_trace_backward(m, layer, &t, d_out, &g, &e));
+    check_block("dx", &block_input[0][0], g.x, N * HIDDEN, layer, window);
+    check_block("attn_norm", ref.attn_norm[layer], g.attn_norm, HIDDEN, layer, window);
+    check_block("mlp_norm", ref.mlp_norm[layer], g.mlp_norm, HIDDEN, layer, window);
+    check_block("k", &ref.dk[layer][0][0], g.k, N * K, layer, window);
+    check_block("v", &ref.dv[layer][0][0], g.v, N * K, layer, window);
+    for (LinearRole r = 0; r < ROLE_COUNT; r++) {
+        check_block("dW", ref.w[layer][r], g.w[r], ROWS[r] * COLS[r], layer, window);
+        check_block("dbias", ref.bias[layer][r], g.bias[r], ROWS[r], layer, window);
+    }
+
+    /* 只要一部分、稠密权重由外面给：结果不变 */
+    float k[N * K], dense[MAX_W];
+    for (int64_t i = 0; i < ROWS[ROLE_DOWN] * COLS[ROLE_DOWN]; i++) dense[i] = (float)ref.w[layer][ROLE_DOWN][i];
+    BlockGrad few = {.k = k, .dense[ROLE_DOWN] = dense};
+    assert_true(block_trace_forward(m, layer, &t, x, N, &e));
+    assert_true(block_trace_backward(m, layer, &t, d_out, &few, &e));
+    assert_memory_equal(k, g.k, sizeof k);
+    block_trace_close(&t);
+    arena_free(&a);
+}
+
+static void test_block(void **state) {
+    (void)state;
+    Err e = {0};
+    for (int threads = 1; threads <= 2; threads++) {
+        Backend b;
+        Model m;
+        assert_true(backend_open_cpu(&b, threads, COMPUTE_F32, NULL, &e));
+        open_model(&m, &b, WINDOW);
+        check_layer(&m, 0, 0);
+        check_layer(&m, 1, WINDOW);
+        arena_free(&m.arena);
+        arena_free(&m.meta);
+        backend_close(&b);
+    }
+}
+
+static const int32_t IDS[N] = {3, 36, 0, 7, 7, 21, 14, 30, 1};
+static double model_loss(void) {
+    double x[N][HIDDEN], h[HIDDEN], loss = 0;
+    for (int i = 0; i < N; i++) memcpy(x[i], ref.embed[IDS[i]], sizeof x[i]);
+    for (int l = 0; l < LAYERS; l++) ref_block(x, l, 0);
+    for (int i = 0; i + 1 < N; i++) {
+        double sum = 0, z[VOCAB];
+        ref_norm(h, x[i], ref.final_norm);
+        for (int v = 0; v < VOCAB; v++) {
+            z[v] = 0;
+            for (int c = 0; c < HIDDEN; c++) z[v] += h[c] * ref.embed[v][c];
+            sum += exp(z[v]);
+        }
+        loss += (log(sum) - z[IDS[i + 1]]) / (N - 1);
+    }
+    return loss;
+}
+
+static void see_kv(void *ctx, int64_t layer, const float *d_k, const float *d_v, int64_t n) {
+    int *calls = ctx;
+    assert_int_equal(n, N);
+    assert_int_equal(layer, LAYERS - 1 - (*calls)++);
+    for (int i = 0; i < 2 * N * K; i += 7) {
+        int at = i % (N * K);
+        double *p = i < N * K ? &ref.dk[layer][at / K][at % K] : &ref.dv[layer][at / K][at % K], h = 1e-4;
+        *p = h;
+        double up = model_loss();
+        *p = -h;
+        double down = model_loss();
+        *p = 0;
+        double got = (double)(i < N * K ? d_k : d_v)[at], want = (up - down) / (2 * h);
+        if (!(fabs(got - want) <= 2e-6 + 1e-4 * fabs(want)))
+            fail_msg("第 %lld 块 %s[%d]：得到 %.9g，差分 %.9g", (long long)layer, i < N * K ? "dk" : "dv", at, got, want);
+    }
+}
+
+static void test_model(void **state) {
+    (void)state;
+    Err e = {0};
+    Backend b;
+    Model m;
+    ModelGradient g;
+    int calls = 0;
+    double loss;
+    assert_true(backend_open_cpu(&b, 2, COMPUTE_F32, NULL, &e));
+    open_model(&m, &b, 0);
+    assert_true(model_gradient_open(&g, &m, N + 4, &e));
+    assert_true(model_gradient_window(&g, IDS, N, &loss, see_kv, &calls, &e));
+    assert_int_equal(calls, LAYERS);
+    assert_true(fabs(loss - model_loss()) < 1e-5);
+    m.blocks[1].attn_norm[3] = INFINITY; /* 非有限的损失是错误 */
+    assert_false(model_gradient_window(&g, IDS, N, NULL, see_kv, &calls, &e));
+    assert_int_equal(e.code, ERR_NUMERIC);
+    model_gradient_close(&g);
+    arena_free(&m.arena);
+    arena_free(&m.meta);
+    backend_close(&b);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_block), cmocka_unit_test(test_model)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

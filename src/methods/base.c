@@ -45,20 +45,25 @@ void job_fallback(QuantJob *job, const char *fmt, ...) {
     if (copy) job->fallbacks[job->n_fallbacks++] = copy;
 }
 
-const char *const WEIGHT_GRANULARITY[] = {"per_group", "per_channel", NULL};
+const char *const WEIGHT_GRANULARITY[] = {"per_group", "per_channel", "per_tensor", NULL};
 const char *const WEIGHT_SCHEME[] = {"symmetric", "asymmetric", NULL};
 const char *const WEIGHT_POINT[] = {"integer", "float", NULL};
 const char *const WEIGHT_SCALE[] = {"float32", "float16", NULL};
 const char *const WEIGHT_REMAINDER[] = {"smaller", "error", NULL};
 
 bool job_weight_spec(QuantJob *job, const WeightOptions *o, int64_t cols, QSpec *spec, Err *e) {
-    bool per_channel = o->granularity == 1, asymmetric = o->scheme == 1, real = o->zero_point == 1;
+    enum { PER_GROUP, PER_CHANNEL, PER_TENSOR };
+    bool per_tensor = o->granularity == PER_TENSOR;
+    bool asymmetric = o->scheme == 1, real = o->zero_point == 1;
     if (o->group_size == 0)
         return err_set(e, ERR_CONFIG, "weight.group_size 不能为 0（-1 表示整行一组）");
     if (real && !asymmetric)
         return err_set(e, ERR_CONFIG, "weight.zero_point=float 只用于 weight.scheme=asymmetric");
+    if (per_tensor && asymmetric)
+        return err_set(e, ERR_CONFIG, "weight.granularity=per_tensor 只用于 weight.scheme=symmetric");
     spec->bits = (int)o->w_bits;
-    spec->group_size = per_channel ? -1 : o->group_size;
+    spec->group_size = o->granularity == PER_GROUP ? o->group_size : -1;
+    spec->grid = per_tensor ? GRID_TENSOR : GRID_GPTQ;
     spec->zero = !asymmetric ? ZERO_SYM : real ? ZERO_FLOAT : ZERO_INT;
     spec->scale_dtype = o->scale_dtype == 1 ? DT_F16 : DT_F32;
     int64_t g = spec->group_size, rest = g > 0 && g < cols ? cols % g : 0;
@@ -71,17 +76,41 @@ bool job_weight_spec(QuantJob *job, const WeightOptions *o, int64_t cols, QSpec 
     return true;
 }
 
-bool job_quantize_nearest(QuantJob *job, Linear *l, Tensor w, const QSpec *spec, Err *e) {
+bool job_round_nearest(QuantJob *job, QTensor *q, Arena *a, Tensor w, const QSpec *spec, Err *e) {
     Backend *b = job->model->backend;
-    QTensor q;
-    if (!qtensor_new(&q, &job->model->arena, *spec, l->rows, l->cols, e)) return false;
-    Tensor scale = tensor_f32(NULL, l->rows, q.n_groups), zero = scale;
-    scale.data = ARENA_ARRAY(&job->scratch, float, l->rows * q.n_groups, e);
-    zero.data = ARENA_ARRAY(&job->scratch, float, l->rows * q.n_groups, e);
+    int64_t rows = w.shape[0], cols = w.shape[1];
+    if (!qtensor_new(q, a, *spec, rows, cols, e)) return false;
+    Tensor scale = tensor_f32(NULL, rows, q->n_groups), zero = scale;
+    scale.data = ARENA_ARRAY(&job->scratch, float, rows * q->n_groups, e);
+    zero.data = ARENA_ARRAY(&job->scratch, float, rows * q->n_groups, e);
     if (!scale.data || !zero.data) return false;
-    op_qparams(b, scale, zero, w, &q.spec);
-    op_quantize(b, &q, w, scale, zero);
-    return backend_check(b, e) && linear_set_quantized(l, &q);
+    op_qparams(b, scale, zero, w, &q->spec);
+    op_quantize(b, q, w, scale, zero);
+    return backend_check(b, e);
+}
+
+bool job_quantize_nearest(QuantJob *job, Linear *l, Tensor w, const QSpec *spec, Err *e) {
+    QTensor q;
+    return job_round_nearest(job, &q, &job->model->arena, w, spec, e) &&
+           linear_set_quantized(l, &q);
+}
+
+const char *const ACT_SCHEME[] = {"none", "per_token", "per_tensor", "static", NULL};
+
+bool job_set_act(Linear *l, const ActOptions *o, float in_max, float out_max, Err *e) {
+    if (o->scheme == ACT_NONE) return true;
+    if (!linear_int8_accepts(&l->q))
+        return err_set(e, ERR_CONFIG,
+                       "量化激活要求权重是 8 位、整行一组：weight.w_bits=8，weight.granularity=per_channel "
+                       "或 per_tensor");
+    float top = (float)((1 << (o->a_bits - 1)) - 1);
+    l->act = (ActQuant){.kind = (ActKind)o->scheme, .bits = (int)o->a_bits,
+                        .scale = fmaxf(in_max, 1e-5f) / top};
+    if (o->bmm && l->role <= ROLE_V) {
+        l->out = l->act;
+        l->out.scale = fmaxf(out_max, 1e-5f) / top;
+    }
+    return true;
 }
 
 bool job_keep_dense(QuantJob *job, Linear *l, Tensor w, Err *e) {

@@ -57,7 +57,7 @@ extern const char *const WEIGHT_GRANULARITY[], *const WEIGHT_SCHEME[], *const WE
     OPT_INT(T, f.group_size, "weight.group_size", 128, -1, 65536,                                  \
             "每组的列数，-1 为整行一组；granularity 为 per_channel 时不用"),                       \
     OPT_ENUM(T, f.granularity, "weight.granularity", WEIGHT_GRANULARITY, 0,                        \
-             "scale 的粒度：每组或每输出通道"),                                                    \
+             "scale 的粒度：每组、每输出通道或整个矩阵"),                                                    \
     OPT_ENUM(T, f.scheme, "weight.scheme", WEIGHT_SCHEME, 0, "对称或非对称"),                      \
     OPT_ENUM(T, f.zero_point, "weight.zero_point", WEIGHT_POINT, 0, "非对称时零点取整或为实数"),   \
     OPT_ENUM(T, f.scale_dtype, "weight.scale_dtype", WEIGHT_SCALE, 0, "scale 的存放类型"),         \
@@ -65,8 +65,28 @@ extern const char *const WEIGHT_GRANULARITY[], *const WEIGHT_SCHEME[], *const WE
              "组宽不整除行长时：末组较短，或报错")
 /* 由选项得到 cols 列的规格；组宽不整除时按选项报错，或末组较短并记为退让。 */
 bool job_weight_spec(QuantJob *job, const WeightOptions *o, int64_t cols, QSpec *spec, Err *e);
-/* 定 scale/zero（op_qparams）→ 就近取整装包 → 换上。 */
+/* 定 scale/zero（op_qparams）→ 就近取整装包到 q，内存来自 a（试算候选用）。 */
+bool job_round_nearest(QuantJob *job, QTensor *q, Arena *a, Tensor w, const QSpec *spec, Err *e);
+/* 同上，内存与模型同寿命，并换上。 */
 bool job_quantize_nearest(QuantJob *job, Linear *l, Tensor w, const QSpec *spec, Err *e);
+
+/* 激活量化的共同选项（轨道 B），用法同 WeightOptions。scheme 即 ActKind。 */
+typedef struct ActOptions {
+    int64_t a_bits;
+    int scheme;
+    bool bmm;
+} ActOptions;
+extern const char *const ACT_SCHEME[];
+#define ACT_OPTIONS(T, f)                                                                          \
+    OPT_INT(T, f.a_bits, "activation.a_bits", 8, 2, 8, "激活位宽"),                                \
+    OPT_ENUM(T, f.scheme, "activation.scheme", ACT_SCHEME, 0,                                      \
+             "激活的 scale：none 不量化；per_token、per_tensor 当场求；static 每层一个，由校准定"), \
+    OPT_BOOL(T, f.bmm, "activation.quantize_bmm_input", 0,                                         \
+             "q、k、v 的输出也取整（注意力两个矩阵乘的输入）")
+/* 按选项设 l->act 与 l->out；存放形式须已换上。参数: in_max、out_max 是校准中输入、输出的最大绝对值，只在 static 用。
+ * 错误: 权重不是 8 位、整行一组（op_linear_int8 不能用）。 */
+bool job_set_act(Linear *l, const ActOptions *o, float in_max, float out_max, Err *e);
+
 /* 按模型的 dtype 原样存放 w（不量化）。 */
 bool job_keep_dense(QuantJob *job, Linear *l, Tensor w, Err *e);
 

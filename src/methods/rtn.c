@@ -1,25 +1,33 @@
-/* rtn — 就近取整（Round-To-Nearest），只量化权重
+/* rtn — 就近取整（Round-To-Nearest）：权重，或权重与激活（W8A8）
  * 每组由最大最小值定 scale 与 zero，逐元素就近取整后装包，无需校准。
  * 格点与 GPTQ 官方代码 quant.py 的 Quantizer.find_params 相同（op_qparams）；
- * zero_point: float 时零点为实数 −lo/scale，不取整。 */
+ * zero_point: float 时零点为实数 −lo/scale，不取整。激活也量化时对称的格点是 max|w|/127，
+ * 与 SmoothQuant 官方代码 fake_quant.py（不平滑）相同。 */
 #include "methods/base.h"
 
 typedef struct RtnOptions {
     WeightOptions weight;
+    ActOptions act;
 } RtnOptions;
-static const Option OPTIONS[] = {WEIGHT_OPTIONS(RtnOptions, weight), OPT_END};
+static const Option OPTIONS[] = {WEIGHT_OPTIONS(RtnOptions, weight), ACT_OPTIONS(RtnOptions, act),
+                                 OPT_END};
 
 static bool rtn_linear(QuantJob *job, Linear *l, Tensor w, const InputStats *st, Err *e) {
     (void)st;
     const RtnOptions *o = job_options(job);
     QSpec spec;
-    return job_weight_spec(job, &o->weight, l->cols, &spec, e) &&
-           job_quantize_nearest(job, l, w, &spec, e);
+    if (!job_weight_spec(job, &o->weight, l->cols, &spec, e)) return false;
+    if (o->act.scheme != ACT_NONE && spec.zero == ZERO_SYM && spec.grid == GRID_GPTQ)
+        spec.grid = GRID_ABSMAX;
+    return job_quantize_nearest(job, l, w, &spec, e) && job_set_act(l, &o->act, 0, 0, e);
 }
 
 static bool rtn_quantize(QuantJob *job, Err *e) {
+    if (((const RtnOptions *)job_options(job))->act.scheme == ACT_STATIC)
+        return err_set(e, ERR_CONFIG,
+                       "rtn 不用校准，没有静态的激活 scale；请用 smoothquant 并设 smoothquant.smooth=false");
     return quantize_each_linear(job, STAT_NONE, FLOW_QUANTIZED, rtn_linear, e);
 }
 
-PTQ_METHOD(rtn) = {.name = "rtn", .tracks = "A", .options = OPTIONS,
+PTQ_METHOD(rtn) = {.name = "rtn", .tracks = "AB", .options = OPTIONS,
                    .options_size = sizeof(RtnOptions), .quantize = rtn_quantize};

@@ -1,0 +1,224 @@
+/* smoothquant — SmoothQuant（Xiao 等，arXiv 2211.10438）：把激活的离群值移给权重，再做 W8A8
+ * 符号同论文 §4：Y = (X·diag(s)⁻¹)·(diag(s)·W)，s_j = max|X_j|^α / max|W_j|^(1−α)（式 4）。
+ * diag(s)⁻¹ 折进前面的归一化，所以只有 qkv 与 gate/up 的输入可以平滑（官方 smooth_ln_fcs_llama_like）；
+ * max|X_j| 取自原模型的校准激活。取整同官方 fake_quant.py：max|·|/127，就近取偶。
+ * 静态 scale 是平滑之后的 max|X|/127：折叠只除以 s_j，故等于 max_j(max|X_j|/s_j)，不必再跑一遍。 */
+#include "methods/base.h"
+
+enum { PRESET_NONE, PRESET_O1, PRESET_O2, PRESET_O3 };
+enum { PER_TENSOR = 2 };
+enum { SEARCH_ROWS = 256, SEARCH_STEPS = 20, OUTPUT_ROWS = 512 };
+
+typedef struct SmoothOptions {
+    WeightOptions weight;
+    ActOptions act;
+    double alpha;
+    bool search, smooth;
+    int preset;
+} SmoothOptions;
+
+static const char *const PRESETS[] = {"none", "O1", "O2", "O3", NULL};
+static const Option OPTIONS[] = {
+    WEIGHT_OPTIONS(SmoothOptions, weight), ACT_OPTIONS(SmoothOptions, act),
+    OPT_FLOAT(SmoothOptions, alpha, "smoothquant.alpha", 0.5, 0, 1,
+              "迁移强度 α：0 全留在激活，1 全移给权重；search 时不用"),
+    OPT_BOOL(SmoothOptions, search, "smoothquant.search", 0,
+             "逐层在 0、0.05、…、1 中选使线性层输出误差最小的 α"),
+    OPT_BOOL(SmoothOptions, smooth, "smoothquant.smooth", 1, "是否平滑；false 即直接 W8A8"),
+    OPT_ENUM(SmoothOptions, preset, "smoothquant.preset", PRESETS, PRESET_NONE,
+             "论文表 2 的设置：权重每矩阵一个 scale，激活 O1 每 token、O2 每张量、O3 静态，"
+             "注意力的矩阵乘也量化；盖过上面各项"),
+    OPT_END};
+
+/* 合上预设之后的选项。 */
+static SmoothOptions effective(const QuantJob *job) {
+    SmoothOptions o = *(const SmoothOptions *)job_options(job);
+    if (o.preset == PRESET_NONE) return o;
+    o.weight.granularity = PER_TENSOR;
+    o.act.scheme = o.preset == PRESET_O1 ? ACT_TOKEN : o.preset == PRESET_O2 ? ACT_TENSOR : ACT_STATIC;
+    o.act.bmm = true;
+    return o;
+}
+
+/* 可以平滑的一组：同一个归一化后面的几个线性层。 */
+typedef struct Smoothed {
+    InputGroup group;
+    LinearRole first, last;
+} Smoothed;
+static const Smoothed GROUPS[] = {{INPUT_QKV, ROLE_Q, ROLE_V}, {INPUT_GATE_UP, ROLE_GATE, ROLE_UP}};
+
+static bool weight_spec(QuantJob *job, const SmoothOptions *o, int64_t cols, QSpec *spec, Err *e) {
+    if (!job_weight_spec(job, &o->weight, cols, spec, e)) return false;
+    if (spec->zero == ZERO_SYM && spec->grid == GRID_GPTQ) spec->grid = GRID_ABSMAX;
+    return true;
+}
+
+/* 式 (4)。w_max 是组内各线性层第 j 列的 max|W_j|。 */
+static void smoothing(float *s, const float *x_max, const float *w_max, int64_t n, float alpha) {
+    for (int64_t j = 0; j < n; j++)
+        s[j] = fmaxf(powf(x_max[j], alpha) / powf(fmaxf(w_max[j], 1e-5f), 1 - alpha), 1e-5f);
+}
+
+static float max_ratio(const float *x_max, const float *s, int64_t n) {
+    float m = 0;
+    for (int64_t j = 0; j < n; j++) m = fmaxf(m, s ? x_max[j] / s[j] : x_max[j]);
+    return m;
+}
+
+/* dst 的各列 = src 的各列乘 s（divide 时除以 s）。 */
+static void scale_columns(float *dst, const float *src, const float *s, int64_t rows, int64_t cols,
+                          bool divide) {
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t j = 0; j < cols; j++) {
+            float v = src[r * cols + j];
+            dst[r * cols + j] = divide ? v / s[j] : v * s[j];
+        }
+}
+
+/* 一个候选 s 下一个线性层的输出误差 ‖X·Wᵀ − Q(X/s)·Q(W·s)ᵀ‖²。x 是 X/s。 */
+static bool candidate_error(QuantJob *job, const SmoothOptions *o, const Linear *l, Tensor w,
+                            Tensor x, Tensor target, const float *s, float in_max, double *error,
+                            Err *e) {
+    Backend *b = job_backend(job);
+    Arena *a = job_scratch(job);
+    ArenaMark mark = arena_mark(a);
+    Linear trial = {.name = l->name, .role = ROLE_O, .rows = l->rows, .cols = l->cols};
+    int64_t n = x.shape[0];
+    float *ws = ARENA_ARRAY(a, float, l->rows * l->cols, e);
+    float *y = ARENA_ARRAY(a, float, n * l->rows, e);
+    QSpec spec;
+    bool ok = ws && y && weight_spec(job, o, l->cols, &spec, e);
+    if (ok) {
+        scale_columns(ws, tensor_data_f32(w), s, l->rows, l->cols, false);
+        ok = job_round_nearest(job, &trial.q, a, tensor_f32(ws, l->rows, l->cols), &spec, e) &&
+             job_set_act(&trial, &o->act, in_max, 0, e);
+    }
+    if (ok) {
+        op_linear_int8(b, tensor_f32(y, n, l->rows), x, &trial.q, (Tensor){0}, &trial.act);
+        ok = backend_check(b, e);
+    }
+    for (int64_t i = 0; ok && i < n * l->rows; i++) {
+        double d = (double)y[i] - (double)tensor_data_f32(target)[i];
+        *error += d * d;
+    }
+    arena_rewind(a, mark);
+    return ok;
+}
+
+/* 在网格上选 α：各候选在 SEARCH_ROWS 个校准 token 上的输出误差，组内各线性层相加。 */
+static bool search_alpha(QuantJob *job, const SmoothOptions *o, const QuantBlock *b,
+                         const Smoothed *g, const float *w_max, float *alpha, Err *e) {
+    const InputStats *st = &b->stats[g->group];
+    Arena *a = job_scratch(job);
+    int64_t cols = st->cols, n = st->n < SEARCH_ROWS ? st->n : SEARCH_ROWS;
+    float *x = ARENA_ARRAY(a, float, n * cols, e), *xs = ARENA_ARRAY(a, float, n * cols, e);
+    float *s = ARENA_ARRAY(a, float, cols, e);
+    Tensor target[ROLE_COUNT];
+    if (!x || !xs || !s) return false;
+    for (int64_t i = 0; i < n; i++)
+        memcpy(x + i * cols, st->inputs + st->n * i / n * cols, (size_t)cols * sizeof *x);
+    for (LinearRole r = g->first; r <= g->last; r++) {
+        int64_t rows = b->linears[r].rows;
+        target[r] = tensor_f32(ARENA_ARRAY(a, float, n * rows, e), n, rows);
+        if (!target[r].data) return false;
+        op_linear_exact(job_backend(job), target[r], tensor_f32(x, n, cols), &b->linears[r].q);
+    }
+    double best = INFINITY;
+    for (int i = 0; i <= SEARCH_STEPS; i++) {
+        float candidate = (float)i / SEARCH_STEPS;
+        double error = 0;
+        smoothing(s, st->absmax, w_max, cols, candidate);
+        scale_columns(xs, x, s, n, cols, true);
+        for (LinearRole r = g->first; r <= g->last; r++)
+            if (!candidate_error(job, o, &b->linears[r], b->w[r], tensor_f32(xs, n, cols), target[r],
+                                 s, max_ratio(st->absmax, s, cols), &error, e))
+                return false;
+        if (error < best) {
+            best = error;
+            *alpha = candidate;
+        }
+    }
+    return true;
+}
+
+/* 平滑一组：求 s，norm /= s，各 W 的第 j 列乘 s_j。返回的 s 活到本块结束。 */
+static bool smooth_group(QuantJob *job, const SmoothOptions *o, QuantBlock *b, const Smoothed *g,
+                         float **s_out, Err *e) {
+    const InputStats *st = &b->stats[g->group];
+    Arena *a = job_scratch(job);
+    int64_t cols = st->cols;
+    float *s = ARENA_ARRAY(a, float, cols, e), *w_max = ARENA_ARRAY(a, float, cols, e);
+    if (!s || !w_max) return false;
+    for (LinearRole r = g->first; r <= g->last; r++) {
+        const float *w = tensor_data_f32(b->w[r]);
+        for (int64_t i = 0; i < b->linears[r].rows; i++)
+            for (int64_t j = 0; j < cols; j++) w_max[j] = fmaxf(w_max[j], fabsf(w[i * cols + j]));
+    }
+    float alpha = (float)o->alpha;
+    ArenaMark mark = arena_mark(a);
+    bool ok = !o->search || search_alpha(job, o, b, g, w_max, &alpha, e);
+    arena_rewind(a, mark);
+    if (!ok) return false;
+    smoothing(s, st->absmax, w_max, cols, alpha);
+    float *norm = g->group == INPUT_QKV ? b->attn_norm : b->mlp_norm;
+    scale_columns(norm, norm, s, 1, cols, true);
+    for (LinearRole r = g->first; r <= g->last; r++) {
+        float *w = tensor_data_f32(b->w[r]);
+        scale_columns(w, w, s, b->linears[r].rows, cols, false);
+    }
+    *s_out = s;
+    return true;
+}
+
+/* q、k、v 的输出在校准中的 max|·|（平滑不改变它），由原输入与稠密权重算出。 */
+static bool output_max(QuantJob *job, const Linear *l, const InputStats *st, float *m, Err *e) {
+    Backend *b = job_backend(job);
+    Arena *a = job_scratch(job);
+    ArenaMark mark = arena_mark(a);
+    float *y = ARENA_ARRAY(a, float, OUTPUT_ROWS * l->rows, e);
+    *m = 0;
+    for (int64_t i = 0; y && i < st->n; i += OUTPUT_ROWS) {
+        int64_t n = st->n - i < OUTPUT_ROWS ? st->n - i : OUTPUT_ROWS;
+        op_linear_exact(b, tensor_f32(y, n, l->rows),
+                        tensor_f32(st->inputs + i * l->cols, n, l->cols), &l->q);
+        for (int64_t k = 0; k < n * l->rows; k++)
+            *m = fmaxf(*m, fabsf(y[k] + (l->bias ? l->bias[k % l->rows] : 0)));
+    }
+    arena_rewind(a, mark);
+    return y && backend_check(b, e);
+}
+
+static bool smooth_block(QuantJob *job, QuantBlock *b, Err *e) {
+    SmoothOptions o = effective(job);
+    float out_max[ROLE_COUNT] = {0}, *s[INPUT_COUNT] = {0};
+    for (LinearRole r = ROLE_Q; o.act.scheme == ACT_STATIC && o.act.bmm && r <= ROLE_V; r++)
+        if (!output_max(job, &b->linears[r], &b->stats[INPUT_QKV], &out_max[r], e)) return false;
+    for (size_t i = 0; o.smooth && i < sizeof GROUPS / sizeof *GROUPS; i++)
+        if (!smooth_group(job, &o, b, &GROUPS[i], &s[GROUPS[i].group], e)) return false;
+    for (LinearRole r = 0; r < ROLE_COUNT; r++) {
+        Linear *l = &b->linears[r];
+        InputGroup g = input_group(r);
+        float in_max = b->stats ? max_ratio(b->stats[g].absmax, s[g], l->cols) : 0;
+        QSpec spec;
+        if (!weight_spec(job, &o, l->cols, &spec, e) ||
+            !job_quantize_nearest(job, l, b->w[r], &spec, e) ||
+            !job_set_act(l, &o.act, in_max, out_max[r], e))
+            return err_wrap(e, "%s", l->name);
+    }
+    return true;
+}
+
+static bool smooth_quantize(QuantJob *job, Err *e) {
+    SmoothOptions o = effective(job);
+    bool is_static = o.act.scheme == ACT_STATIC;
+    unsigned stats = STAT_NONE;
+    if (o.act.scheme == ACT_NONE)
+        return err_set(e, ERR_CONFIG, "smoothquant 须量化激活：activation.scheme 不能为 none");
+    if (o.smooth || is_static) stats |= STAT_ABSMAX;
+    if ((o.smooth && o.search) || (is_static && o.act.bmm)) stats |= STAT_INPUTS;
+    return quantize_each_block(job, stats, FLOW_ORIGINAL, smooth_block, e);
+}
+
+PTQ_METHOD(smoothquant) = {.name = "smoothquant", .tracks = "B", .options = OPTIONS,
+                           .options_size = sizeof(SmoothOptions), .calibrated = true,
+                           .quantize = smooth_quantize};

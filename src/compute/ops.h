@@ -8,7 +8,7 @@
 /* y(n,out) = x(n,in)·Wᵀ + bias。参数: bias 可为空张量（data==NULL）。 */
 void op_linear(Backend *b, Tensor y, Tensor x, const QTensor *w, Tensor bias);
 /* 激活也量化的线性层：x 先按 act 取整为 bits 位整数，再与整数权重相乘，累加是精确的 int32：
- *   s = max(max|x|, 1e-5)/(2^(bits-1)−1)（TOKEN 每行一个，TENSOR 整个 x 一个，STATIC 用 act->scale）
+ *   s = max(max|x|, 1e-5)·(1/(2^(bits-1)−1))（同 SmoothQuant 的 fake_quant.py 在 GPU 上；TOKEN 每行一个，TENSOR 整个 x 一个，STATIC 用 act->scale）
  *   x_q = clamp(rint(x/s), −2^(bits-1), 2^(bits-1)−1)；y = (Σ (code−zero)·x_q)·(s_w·s) + bias
  * 结果与指令集、批大小（TENSOR 除外）、线程数无关，逐位相同；x 里有非有限值的行得 NaN。
  * 参数: w 须是 8 位、整行一组、零点为 SYM 或 INT 的量化矩阵，cols < 131072；bias 可为空张量；act->kind 不是 ACT_NONE。 */
@@ -30,7 +30,7 @@ void op_pack_dense(Backend *b, QTensor *q, Tensor w);
 /* 每组的 scale 与 zero（RTN，亦 GPTQ 官方代码 quant.py 的 find_params）：
  *   asym: lo=min(0,min w), hi=max(0,max w)；lo==hi==0 时取 lo=-1, hi=1；scale=(hi-lo)/(2^b-1)，zero=round(-lo/scale)
  *   sym : m=max|w|（m==0 时取 1）；scale=2m/(2^b-1)，zero=2^(b-1)
- *   absmax: m=max|w|；scale=max(m,1e-5)/(2^(b-1)−1)，zero=2^(b-1)；m 取一组的，或（GRID_TENSOR）整个矩阵的
+ *   absmax: m=max|w|；scale=max(m,1e-5)·(1/(2^(b-1)−1))，zero=2^(b-1)；m 取一组的，或（GRID_TENSOR）整个矩阵的
  *   float: lo=min w, hi=max w；scale=(hi-lo)/(2^b-1)（为 0 时取 1；F16 时不小于 |lo|/65504），zero=-lo/scale（实数）
  * scale、zero 均为 (rows, n_groups) f32。spec->scale_dtype 为 F16 时 scale（与 float 零点）先舍入到 f16。 */
 void op_qparams(Backend *b, Tensor scale, Tensor zero, Tensor w, const QSpec *spec);

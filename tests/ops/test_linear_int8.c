@@ -49,7 +49,7 @@ static QTensor make_weight(QSpec spec, int64_t rows, int64_t cols, bool permuted
 static float scale_of(const ActQuant *act, float row_max, float all_max) {
     float top = (float)((1 << (act->bits - 1)) - 1);
     if (act->kind == ACT_STATIC) return act->scale;
-    return fmaxf(act->kind == ACT_TOKEN ? row_max : all_max, 1e-5f) / top;
+    return fmaxf(act->kind == ACT_TOKEN ? row_max : all_max, 1e-5f) * (1 / top);
 }
 
 static float absmax_of(const float *x, int64_t n) {
@@ -232,7 +232,7 @@ static void test_absmax_grid(void **state) {
             for (int64_t g = 0; g < groups; g++) {
                 int64_t k = g * G, n = groups == 1 ? C : k + G > C ? C - k : G;
                 float m = tensor ? absmax_of(w, R * C) : absmax_of(w + r * C + k, n);
-                assert_true(scale[r * groups + g] == fmaxf(m, 1e-5f) / 127);
+                assert_true(scale[r * groups + g] == fmaxf(m, 1e-5f) * (1.0f / 127));
                 assert_true(zero[r * groups + g] == 128);
             }
         ref_check(&b);

@@ -24,7 +24,8 @@ static void put(const char *rel, const char *text) {
 
 #define BASE "seed: 1\nthreads: 1\neval:\n  limit: 5\n"
 #define MODEL "name: m\nmodel_id: data/raw/m\ndtype: bfloat16\neval:\n  limit: 6\n"
-#define RTN "name: rtn\ndisplay_name: RTN\nsupported_tracks: [A]\nlibrary: x\n" \
+#define RTN_TRACKS "supported_tracks: [A, B]\n" /* 与 rtn.c 登记的一致 */
+#define RTN "name: rtn\ndisplay_name: RTN\n" RTN_TRACKS "library: x\n" \
             "weight:\n  w_bits: 4\n  group_size: 32\ncalibration:\n  required: false\n"
 #define FP16 "name: fp16\nsupported_tracks: [A, B, C]\n"
 #define TRACK "name: track_a\ndisplay_name: t\ncondition: c\nmethods: [rtn]\neval:\n" \
@@ -155,7 +156,8 @@ static void test_names(void **state) {
     (void)state;
     refuse("mm", "rtn", "A", NULL, ERR_CONFIG, "是否想写 'm'");
     refuse("m", "rtm", "A", NULL, ERR_CONFIG, "方法 'rtm' 未注册，是否想写 'rtn'");
-    refuse("m", "rtn", "B", NULL, ERR_UNSUPPORTED, "方法 rtn 不支持 Track B");
+    put("configs/methods/gptq.yaml", "name: gptq\nsupported_tracks: [A]\n");
+    refuse("m", "gptq", "B", NULL, ERR_UNSUPPORTED, "方法 gptq 不支持 Track B");
     refuse("m", "rtn", "D", NULL, ERR_CONFIG, "没有轨道 'D'");
     refuse("m", "rtn", "track_", NULL, ERR_CONFIG, "没有轨道");
     refuse("../models/m", "rtn", "A", NULL, ERR_CONFIG, "没有模型");
@@ -166,9 +168,9 @@ static void test_names(void **state) {
     put("configs/models/m.yaml", "- 1\n");
     refuse("m", "rtn", "A", NULL, ERR_CONFIG, "最外层应为映射");
     put("configs/models/m.yaml", MODEL);
-    put("configs/methods/rtn.yaml", "name: rtn\nsupported_tracks: [A, B]\n");
+    put("configs/methods/rtn.yaml", "name: rtn\nsupported_tracks: [A]\n");
     refuse("m", "rtn", "A", NULL, ERR_CONFIG, "rtn.yaml:2: supported_tracks");
-    put("configs/methods/rtn.yaml", "name: rtn\nsupported_tracks: [A]\ncalibration:\n  required: 1\n");
+    put("configs/methods/rtn.yaml", "name: rtn\n" RTN_TRACKS "calibration:\n  required: 1\n");
     refuse("m", "rtn", "A", NULL, ERR_CONFIG, "rtn.yaml:4: 'calibration.required'");
     unlink(tmp_path("configs/methods/rtn.yaml"));
     refuse("m", "rtn", "A", NULL, ERR_CONFIG, "缺少 configs/methods/rtn.yaml");

@@ -16,9 +16,9 @@ typedef struct ActJob {
     float fixed; /* ACT_TENSOR、ACT_STATIC 的 s */
 } ActJob;
 
-/* s = max(max|x|, 1e-5)/top（SmoothQuant 的 fake_quant.py）；NaN 传出。 */
+/* s = max(max|x|, 1e-5)·(1/top)；NaN 传出。 */
 static float act_scale(float absmax, int top) {
-    return (absmax < 1e-5f ? 1e-5f : absmax) / (float)top;
+    return (absmax < 1e-5f ? 1e-5f : absmax) * (1.0f / (float)top);
 }
 
 /* 各行的 max|x|，暂存在 scale 里。 */

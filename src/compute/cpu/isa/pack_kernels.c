@@ -206,7 +206,7 @@ void KERNEL_NAME(qparams_row)(float *scale, float *zero, const float *w, int64_t
             bool gptq = spec->grid == GRID_GPTQ;
             if (gptq && m == 0) m = 1;
             if (!gptq && m < 1e-5f) m = 1e-5f;
-            float s = gptq ? 2 * m / top : m / (float)((1 << (spec->bits - 1)) - 1);
+            float s = gptq ? 2 * m / top : m * (1.0f / (float)((1 << (spec->bits - 1)) - 1));
             scale[g] = stored(s, spec->scale_dtype, true);
             zero[g] = (float)(1 << (spec->bits - 1));
         } else {

@@ -3,6 +3,7 @@
  * 写：自己排版，使实数取能原样读回的最短写法，同样的值总是同样的字节。 */
 #include "io/json.h"
 
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -12,6 +13,19 @@
 #define SMALL_BYTES ((size_t)4 << 20) /* 不大于此的文件不估计内存 */
 #define WEIGHT_LIMIT ((size_t)16 << 20) /* 逗号计 1、括号计 4；每 1 约占 40 至 70 字节 */
 #define BIG_INTS_MAX 16 /* 一个文件中允许的超大整数个数 */
+
+/* jansson 的词法器把内存不足当作语法错误，甚至不声不响地丢掉一个键，所以自己记下有没有分配失败过。 */
+static _Thread_local bool out_of_memory;
+static pthread_once_t hooked = PTHREAD_ONCE_INIT;
+
+static void *noting_malloc(size_t bytes) {
+    void *p = malloc(bytes);
+    if (!p) out_of_memory = true;
+    return p;
+}
+static void install_hook(void) {
+    json_set_alloc_funcs(noting_malloc, free);
+}
 
 /* 中文说明；没有对应时用 jansson 的原文。 */
 static const char *problem(const json_error_t *je) {
@@ -86,13 +100,16 @@ json_t *json_parse(const char *name, const void *text, size_t len, Err *e) {
         return NULL;
     }
     if (len >= 3 && memcmp(p, "\xEF\xBB\xBF", 3) == 0) p += 3, len -= 3; /* BOM */
+    pthread_once(&hooked, install_hook);
+    out_of_memory = false;
     json_error_t je = {0}; /* jansson 在最早的内存不足时不写错误码 */
     json_t *v = json_loadb(p, len, flags, &je);
     if (!v && json_error_code(&je) == json_error_numeric_overflow)
         v = parse_wide(p, len, flags, &je);
-    if (v) return v;
+    if (v && !out_of_memory) return v;
+    json_decref(v);
     enum json_error_code code = json_error_code(&je);
-    if (code == json_error_out_of_memory || code == json_error_unknown) /* 词法器未建成时为后者 */
+    if (out_of_memory || code == json_error_out_of_memory || code == json_error_unknown)
         err_set(e, ERR_MEMORY, "%s: 解析 JSON 时内存不足", name);
     else
         err_set(e, ERR_FORMAT, "%s:%d:%d: %s（%s）", name, je.line, je.column, problem(&je),

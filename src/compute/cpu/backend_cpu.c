@@ -130,7 +130,7 @@ bool backend_open_cpu(Backend *b, int n_threads, ComputeMode compute, const char
     c->pool = pool_open(n);
     if (c->scratch && c->scratch_bytes && c->pool) return true;
     backend_close(b);
-    return err_set(e, ERR_MEMORY, "无法建立 %d 个线程的线程池；请减小 --threads", n);
+    return err_set(e, ERR_MEMORY, "无法建立 %d 个线程的线程池（内存不足或线程数受限）；请减小 --threads", n);
 }
 
 void backend_close(Backend *b) {

@@ -5,6 +5,7 @@
 #ifndef PTQ_COMPUTE_BACKEND_H
 #define PTQ_COMPUTE_BACKEND_H
 #include "base/arena.h"
+#include "compute/kvstore.h"
 #include "compute/qtensor.h"
 #include "compute/tensor.h"
 
@@ -13,13 +14,39 @@
 typedef enum { COMPUTE_F32, COMPUTE_BF16 } ComputeMode;
 
 /* 注意力的参数。第 i 个查询的绝对位置是 first+i，它看位置 j 满足 j <= first+i，
- * 且 window>0 时 j > first+i-window。键值缓存的第 j 行是绝对位置 j。 */
+ * 且 window>0 时 j > first+i-window。 */
 typedef struct AttnSpec {
     int64_t n_heads, n_kv_heads, head_dim;
     int64_t first;  /* 第一个查询的绝对位置 */
     int64_t window; /* 0 表示不限 */
     float scale;    /* 乘在 q·k 上，通常 1/sqrt(head_dim) */
 } AttnSpec;
+
+/* 位置 t 的查询，哪些位置读量化的（远），其余读原样的（近）。R 是 residual：
+ *   NONE 都读近的；ALL 都读远的，连同 t 自己；STEP 远的是 [0, R·⌊t/R⌋)（攒满 R 个才一起量化，KIVI 的键）；
+ *   SLIDE 远的是 [0, t−R)（KIVI 的值：近的留 t 与之前 R 个）。 */
+typedef enum { FAR_NONE, FAR_ALL, FAR_STEP, FAR_SLIDE } FarRule;
+
+/* 注意力的一侧（键或值）的来源。 */
+typedef struct AttnSide {
+    const KvStore *near; /* DENSE；须含一切查询要读的近的位置 */
+    const KvStore *far;  /* 量化的，从位置 0 起；rule 为 NONE 时可为 NULL */
+    FarRule rule;
+    int64_t residual;
+    const float *cos_table, *sin_table; /* (位置, half)：读出后旋转（存的是 RoPE 之前的键）；NULL 不转 */
+    int64_t half;
+} AttnSide;
+
+/* 位置 pos 的查询读远的 [0, 返回值)。 */
+static inline int64_t attn_far_end(const AttnSide *s, int64_t pos) {
+    switch (s->rule) {
+    case FAR_NONE: return 0;
+    case FAR_ALL: return pos + 1;
+    case FAR_STEP: return pos / s->residual * s->residual;
+    case FAR_SLIDE: break;
+    }
+    return pos > s->residual ? pos - s->residual : 0;
+}
 
 /* 语言模型头 + log-softmax + 打分，一趟完成，不存整块 logits。
  * ref_x/ref_head 非空时同时对照基线：KL(基线‖当前) 与首位是否相同。 */
@@ -75,9 +102,13 @@ typedef struct BackendOps {
      * cos、sin 为 (位置, half) 的表，第 i 行用位置 first+i */
     void (*rope)(Backend *b, float *x, int64_t n, int64_t heads, int64_t dim, int64_t half,
                  const float *cos_table, const float *sin_table, int64_t first);
-    /* out(n,heads·dim)；k、v 为 (n_keys, kv_heads·dim)，n_keys = first+n */
-    void (*attention)(Backend *b, float *out, const float *q, const float *k, const float *v,
+    /* out(n,heads·dim)、q 同；k、v 须存有位置 [0, first+n) 中查询要读的 */
+    void (*attention)(Backend *b, float *out, const float *q, const AttnSide *k, const AttnSide *v,
                       int64_t n, const AttnSpec *s);
+    /* DENSE 的末尾添 n 行 x(n, heads·dim) */
+    void (*kv_write)(Backend *b, KvStore *s, const float *x, int64_t n);
+    /* 把 near（DENSE）的位置 [pos, pos+n) 量化进 s，之后 s->length = pos+n。参数逐通道时 pos 是组宽的倍数 */
+    void (*kv_quantize)(Backend *b, KvStore *s, const KvStore *near, int64_t pos, int64_t n);
     void (*silu_mul)(Backend *b, float *y, const float *gate, const float *up, int64_t n);
     void (*add)(Backend *b, float *y, const float *x, int64_t n); /* y += x */
     void (*score)(Backend *b, const ScoreJob *job);

@@ -104,18 +104,58 @@ void op_rope(Backend *b, Tensor x, Tensor cos_table, Tensor sin_table, int64_t f
     b->ops->rope(b, x.data, n, x.shape[1], x.shape[2], half, cos_table.data, sin_table.data, first);
 }
 
-void op_attention(Backend *b, Tensor out, Tensor q, Tensor k, Tensor v, const AttnSpec *s) {
+static void check_side(const AttnSide *side, const AttnSpec *s, int64_t n) {
+    CHECK(side->near && side->near->f.form == KV_DENSE && side->near->data);
+    CHECK(side->near->heads == s->n_kv_heads && side->near->dim == s->head_dim);
+    CHECK(side->near->first + side->near->length >= s->first + n || side->rule == FAR_ALL);
+    CHECK(side->near->first <= attn_far_end(side, s->first) || s->window > 0);
+    CHECK(side->half >= 0 && 2 * side->half <= s->head_dim);
+    CHECK(!side->cos_table == !side->sin_table);
+    if (side->rule == FAR_NONE) return;
+    CHECK(side->far && side->far->data && side->residual >= (side->rule == FAR_STEP));
+    CHECK(side->far->heads == s->n_kv_heads && side->far->dim == s->head_dim);
+    CHECK(side->far->length >= attn_far_end(side, s->first + n - 1));
+}
+
+void op_attention_kv(Backend *b, Tensor out, Tensor q, const AttnSide *k, const AttnSide *v,
+                     const AttnSpec *s) {
     check_f32(q, 3);
-    check_f32(k, 3);
     CHECK(s && s->n_heads >= 1 && s->n_kv_heads >= 1 && s->n_heads % s->n_kv_heads == 0);
     CHECK(s->head_dim >= 1 && s->first >= 0 && s->window >= 0);
     CHECK(q.shape[1] == s->n_heads && q.shape[2] == s->head_dim);
-    CHECK(k.shape[1] == s->n_kv_heads && k.shape[2] == s->head_dim);
-    CHECK(k.shape[0] == s->first + q.shape[0]);
-    check_2d(v, k.shape[0], row_width(k));
     check_2d(out, q.shape[0], row_width(q));
     if (failed(b) || q.shape[0] == 0) return;
-    b->ops->attention(b, out.data, q.data, k.data, v.data, q.shape[0], s);
+    check_side(k, s, q.shape[0]);
+    check_side(v, s, q.shape[0]);
+    b->ops->attention(b, out.data, q.data, k, v, q.shape[0], s);
+}
+
+void op_attention(Backend *b, Tensor out, Tensor q, Tensor k, Tensor v, const AttnSpec *s) {
+    check_f32(k, 3);
+    CHECK(s && k.shape[1] == s->n_kv_heads && k.shape[2] == s->head_dim);
+    CHECK(q.n_dims == 3 && k.shape[0] == s->first + q.shape[0]);
+    check_2d(v, k.shape[0], row_width(k));
+    KvStore ks = kvstore_view(k.data, s->n_kv_heads, s->head_dim, 0, k.shape[0]);
+    KvStore vs = kvstore_view(v.data, s->n_kv_heads, s->head_dim, 0, k.shape[0]);
+    op_attention_kv(b, out, q, &(AttnSide){.near = &ks}, &(AttnSide){.near = &vs}, s);
+}
+
+void op_kv_write(Backend *b, KvStore *s, Tensor x) {
+    CHECK(s && s->f.form == KV_DENSE && x.n_dims >= 1);
+    check_2d(x, x.shape[0], s->heads * s->dim);
+    CHECK(s->length + x.shape[0] <= s->capacity);
+    if (failed(b) || x.shape[0] == 0) return;
+    b->ops->kv_write(b, s, x.data, x.shape[0]);
+}
+
+void op_kv_quantize(Backend *b, KvStore *s, const KvStore *near, int64_t pos, int64_t n) {
+    CHECK(s && s->f.form != KV_DENSE && near && near->f.form == KV_DENSE && n >= 0);
+    CHECK(near->heads == s->heads && near->dim == s->dim && pos + n <= s->capacity);
+    bool group = s->f.form == KV_AFFINE && s->f.per_channel;
+    CHECK(group ? pos % s->f.group == 0 && pos <= s->length : pos == s->length);
+    CHECK(n == 0 || (near->first <= pos && pos + n <= near->first + near->length));
+    if (failed(b) || n == 0) return;
+    b->ops->kv_quantize(b, s, near, pos, n);
 }
 
 void op_silu_mul(Backend *b, Tensor y, Tensor gate, Tensor up) {

@@ -23,6 +23,14 @@ void op_rmsnorm(Backend *b, Tensor y, Tensor x, Tensor weight, float eps);
 void op_rope(Backend *b, Tensor x, Tensor cos_table, Tensor sin_table, int64_t first);
 /* q(n,heads,dim) k,v(n_keys,kv_heads,dim) → out(n,heads,dim)。 */
 void op_attention(Backend *b, Tensor out, Tensor q, Tensor k, Tensor v, const AttnSpec *s);
+/* 同上，键值来自缓存的存放（见 AttnSide）：近的原样、远的量化，逐块展开。 */
+void op_attention_kv(Backend *b, Tensor out, Tensor q, const AttnSide *k, const AttnSide *v,
+                     const AttnSpec *s);
+/* DENSE 的末尾添上 x(n, heads·dim)；容量须够。 */
+void op_kv_write(Backend *b, KvStore *s, Tensor x);
+/* 把 near 的位置 [pos, pos+n) 量化进 s：逐 token 的参数须从 s->length 接着来；逐通道的从组首来，末组可以不满，
+ * 之后补齐了再量化一次。 */
+void op_kv_quantize(Backend *b, KvStore *s, const KvStore *near, int64_t pos, int64_t n);
 void op_silu_mul(Backend *b, Tensor y, Tensor gate, Tensor up);
 void op_add(Backend *b, Tensor y, Tensor x);
 void op_score(Backend *b, const ScoreJob *job);

@@ -17,7 +17,8 @@ typedef struct AttnJob {
     const AttnCore *core;
     const AttnSpec *spec;
     float *out;
-    const float *q, *k, *v;
+    const float *q;
+    const AttnSide *k, *v;
     int64_t n, tile_n, n_tiles;
     float *packed;           /* (键值头, 键块) 已打包的键值，或 NULL */
     int64_t n_blocks, block_floats;
@@ -32,10 +33,10 @@ static AttnTile make_tile(const AttnJob *j, int64_t kv_head, int64_t i, int64_t 
     return (AttnTile){
         .out = j->out + at,
         .q = j->q + at,
-        .k = j->k + kv_head * s->head_dim,
-        .v = j->v + kv_head * s->head_dim,
+        .k = j->k,
+        .v = j->v,
+        .kv_head = kv_head,
         .q_stride = q_stride,
-        .kv_stride = s->n_kv_heads * s->head_dim,
         .n = n,
         .group = group,
         .dim = s->head_dim,
@@ -55,10 +56,10 @@ static void attention_task(void *ctx, int64_t task, int thread) {
 }
 
 static void pack_task(void *ctx, int64_t task, int thread) {
-    (void)thread;
     const AttnJob *j = ctx;
     AttnTile t = make_tile(j, task / j->n_blocks, 0, j->n);
-    j->kernels->pack(j->core, &t, task % j->n_blocks, j->packed + task * j->block_floats);
+    j->kernels->pack(j->core, &t, task % j->n_blocks, j->packed + task * j->block_floats,
+                     j->work[thread]);
 }
 
 /* 查询块的查询数：够摊薄打包，又让每个线程至少有几个任务 */
@@ -72,10 +73,11 @@ static int64_t tile_queries(int64_t n, int64_t group, int64_t kv_heads, int n_th
 /* 备好每线程的工作区；值得整体打包时在 0 号线程的工作区后面留出位置 */
 static bool reserve(Backend *b, AttnJob *j) {
     const AttnSpec *s = j->spec;
-    size_t bytes = j->kernels->work_bytes(j->tile_n * (s->n_heads / s->n_kv_heads), s->head_dim);
+    bool far = j->k->rule != FAR_NONE || j->v->rule != FAR_NONE;
+    size_t bytes = j->kernels->work_bytes(j->tile_n * (s->n_heads / s->n_kv_heads), s->head_dim, far);
     int64_t first_seen = s->window > 0 && s->first >= s->window ? s->first - s->window + 1 : 0;
     j->n_blocks = (s->first + j->n + ATTN_BLOCK - 1) / ATTN_BLOCK;
-    j->block_floats = j->kernels->packed_floats(s->head_dim);
+    j->block_floats = j->kernels->packed_floats(s->head_dim, far);
     bool fits = s->n_kv_heads * j->block_floats <= MAX_PACKED_FLOATS / j->n_blocks;
     bool whole = j->n_tiles > 1 && first_seen < ATTN_BLOCK && fits;
     size_t extra = whole ? (size_t)(s->n_kv_heads * j->n_blocks * j->block_floats) * 4 : 0;
@@ -85,7 +87,7 @@ static bool reserve(Backend *b, AttnJob *j) {
     return true;
 }
 
-void cpu_attention(Backend *b, float *out, const float *q, const float *k, const float *v,
+void cpu_attention(Backend *b, float *out, const float *q, const AttnSide *k, const AttnSide *v,
                    int64_t n, const AttnSpec *s) {
     CpuBackend *c = b->impl;
     const AttnKernels *kernels = c->kernels->attn;

@@ -17,6 +17,8 @@ static const BackendOps CPU_OPS = {
     .rmsnorm = cpu_rmsnorm,
     .rope = cpu_rope,
     .attention = cpu_attention,
+    .kv_write = cpu_kv_write,
+    .kv_quantize = cpu_kv_quantize,
     .silu_mul = cpu_silu_mul,
     .add = cpu_add,
     .score = cpu_score,
@@ -58,7 +60,8 @@ static bool has_generic(void) {
 }
 
 #define KERNELS(isa)                                                                               \
-    {#isa, &gemm_kernels_##isa, &attn_kernels_##isa, &elem_kernels_##isa, &grad_kernels_##isa}
+    {#isa, &gemm_kernels_##isa, &attn_kernels_##isa, &elem_kernels_##isa, &grad_kernels_##isa,     \
+     &kv_kernels_##isa}
 static const struct {
     CpuKernels kernels;
     bool (*supported)(void);

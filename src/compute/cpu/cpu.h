@@ -46,8 +46,10 @@ void cpu_rmsnorm(Backend *b, float *y, const float *x, const float *weight, int6
                  float eps);
 void cpu_rope(Backend *b, float *x, int64_t n, int64_t heads, int64_t dim, int64_t half,
               const float *cos_table, const float *sin_table, int64_t first);
-void cpu_attention(Backend *b, float *out, const float *q, const float *k, const float *v,
+void cpu_attention(Backend *b, float *out, const float *q, const AttnSide *k, const AttnSide *v,
                    int64_t n, const AttnSpec *s);
+void cpu_kv_write(Backend *b, KvStore *s, const float *x, int64_t n);
+void cpu_kv_quantize(Backend *b, KvStore *s, const KvStore *near, int64_t pos, int64_t n);
 void cpu_silu_mul(Backend *b, float *y, const float *gate, const float *up, int64_t n);
 void cpu_add(Backend *b, float *y, const float *x, int64_t n);
 void cpu_score(Backend *b, const ScoreJob *job);

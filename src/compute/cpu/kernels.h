@@ -15,6 +15,7 @@ typedef struct GemmKernels GemmKernels; /* gemm_kernels.h：矩阵乘、装包�
 typedef struct AttnKernels AttnKernels; /* attn_kernels.h：注意力、打分 */
 typedef struct ElemKernels ElemKernels; /* elem_kernels.h：逐元素与归一化 */
 typedef struct GradKernels GradKernels; /* grad_kernels.h：反向与学习 */
+typedef struct KvKernels KvKernels;     /* kv_kernels.h：键值缓存的展开 */
 
 struct CpuKernels {
     const char *isa;
@@ -22,13 +23,15 @@ struct CpuKernels {
     const AttnKernels *attn;
     const ElemKernels *elem;
     const GradKernels *grad;
+    const KvKernels *kv;
 };
 
 #define KERNELS_DECLARE(isa)                                                                       \
     extern const GemmKernels gemm_kernels_##isa;                                                   \
     extern const AttnKernels attn_kernels_##isa;                                                   \
     extern const ElemKernels elem_kernels_##isa;                                                   \
-    extern const GradKernels grad_kernels_##isa;
+    extern const GradKernels grad_kernels_##isa;                                                   \
+    extern const KvKernels kv_kernels_##isa;
 KERNELS_DECLARE(generic)
 KERNELS_DECLARE(avx2)
 KERNELS_DECLARE(avx512)

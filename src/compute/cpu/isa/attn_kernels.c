@@ -1,13 +1,15 @@
 /* attn_kernels — 注意力块的骨架与 f32 内核
  * flash 式：逐键块算 S = q·k，在线 softmax，O = O·alpha + P·V。核心不变式是 attn_kernels.h 的次序约定：
  * 一行在一块里的可见范围 [lo,hi) 只由它的绝对位置与窗口定，范围之外的键不进入它的任何运算。 */
+#include "compute/cpu/elem_kernels.h"
 #include "compute/cpu/isa/attn_core.h"
+#include "compute/cpu/kv_kernels.h"
 
 #define LOWEST (-1e37f) /* 还没有见过键时的最大值；有限，使 2^(LOWEST−m) = 0 而不是 NaN */
 
-/* 工作区的切分 */
+/* 工作区的切分；rows（展开的 64 行）在最前，打包任务只用它 */
 typedef struct Work {
-    float *q, *o, *sum, *max, *kv, *s;
+    float *rows, *q, *o, *sum, *max, *kv, *s, *far_s;
     float alpha[ATTN_ROWS];
 } Work;
 
@@ -16,8 +18,9 @@ typedef struct Run {
     const AttnTile *t;
     const AttnCore *core;
     Work w;
-    const float *k, *v; /* 当前的键块 */
+    const float *kv; /* 当前的键块：近的 k、v，远的 k、v */
     int64_t dq, dv;
+    bool far;
     float log2_scale; /* scale·log2(e) */
 } Run;
 
@@ -29,20 +32,20 @@ static int64_t max64(int64_t a, int64_t b) {
 }
 
 /* 各部分的 float 数都取 16 的倍数，保持 64 字节对齐 */
-static size_t carve(Work *w, float *base, int64_t rows, int64_t dim) {
-    int64_t dq = attn_q_floats(dim), dv = attn_v_floats(dim), at = 0;
-    float **part[] = {&w->q, &w->o, &w->sum, &w->max, &w->kv, &w->s};
-    int64_t size[] = {rows * dq, rows * dv, rows * 16, rows, ATTN_BLOCK * (dq + dv),
-                      ATTN_ROWS * ATTN_BLOCK};
+static size_t carve(Work *w, float *base, int64_t rows, int64_t dim, bool far) {
+    int64_t dq = attn_q_floats(dim), dv = attn_v_floats(dim), at = 0, s = ATTN_ROWS * ATTN_BLOCK;
+    float **part[] = {&w->rows, &w->q, &w->o, &w->sum, &w->max, &w->kv, &w->s, &w->far_s};
+    int64_t size[] = {ATTN_BLOCK * dv, rows * dq, rows * dv, rows * 16, rows,
+                      ATTN_BLOCK * (dq + dv) * (far ? 2 : 1), s, far ? s : 0};
     for (size_t i = 0; i < sizeof size / sizeof size[0]; i++) {
         if (base) *part[i] = base + at;
         at += (size[i] + 15) / 16 * 16;
     }
     return (size_t)at * sizeof(float);
 }
-static size_t work_bytes(int64_t rows, int64_t dim) {
+static size_t work_bytes(int64_t rows, int64_t dim, bool far) {
     Work w;
-    return carve(&w, NULL, rows, dim);
+    return carve(&w, NULL, rows, dim, far);
 }
 
 /* 一行在 base 起的块里的可见范围 */
@@ -96,42 +99,146 @@ static float softmax_row(float *s, float *row_sum, float *row_max, float c, int 
     }
 }
 
+/* q·k：界在块首尾之外的只算一份；否则两份都算，各行取界之前的远的一份 */
+static void score_rows(Run *run, const float *q, int rows, const int *lo, const int *hi,
+                       const int *mid) {
+    Work *w = &run->w;
+    const float *near = run->kv, *far = near + ATTN_BLOCK * (run->dq + run->dv);
+    int64_t dim = run->t->dim;
+    int min_lo = ATTN_BLOCK, max_hi = 0, min_mid = ATTN_BLOCK, max_mid = 0;
+    for (int r = 0; r < rows; r++) {
+        if (lo[r] < min_lo) min_lo = lo[r];
+        if (hi[r] > max_hi) max_hi = hi[r];
+        int first_near = mid[r] < hi[r] ? mid[r] : ATTN_BLOCK; /* 没有近的 */
+        if (first_near < min_mid) min_mid = first_near;
+        if (mid[r] > lo[r] && mid[r] > max_mid) max_mid = mid[r];
+    }
+    if (min_mid < ATTN_BLOCK)
+        run->core->qk(w->s, q, near, rows, min_mid / 16, (max_hi + 15) / 16, dim);
+    if (max_mid == 0) return;
+    float *s = min_mid < ATTN_BLOCK ? w->far_s : w->s;
+    run->core->qk(s, q, far, rows, min_lo / 16, (max_mid + 15) / 16, dim);
+    for (int r = 0; s == w->far_s && r < rows; r++)
+        if (mid[r] > lo[r])
+            memcpy(w->s + r * ATTN_BLOCK + lo[r], s + r * ATTN_BLOCK + lo[r],
+                   (size_t)(mid[r] - lo[r]) * sizeof *s);
+}
+
+/* 一行在块里的界：[lo, 返回值) 读远的 */
+static int boundary(const AttnSide *side, const AttnTile *t, int64_t row, int64_t base, int lo,
+                    int hi) {
+    int64_t end = attn_far_end(side, t->first + row / t->group) - base;
+    return (int)max64(lo, min64(hi, end));
+}
+
+static const float ONES[8] = {1, 1, 1, 1, 1, 1, 1, 1};
+
 /* 一块键上的 rows（<= ATTN_ROWS）行 */
 static void step_rows(Run *run, int64_t row, int rows, int64_t base) {
     Work *w = &run->w;
-    int lo[ATTN_ROWS], hi[ATTN_ROWS], min_lo = ATTN_BLOCK, max_hi = 0;
+    const AttnTile *t = run->t;
+    int lo[ATTN_ROWS], hi[ATTN_ROWS], mid_k[ATTN_ROWS], mid_v[ATTN_ROWS];
     for (int r = 0; r < rows; r++) {
-        visible(run->t, row + r, base, &lo[r], &hi[r]);
-        if (lo[r] < min_lo) min_lo = lo[r];
-        if (hi[r] > max_hi) max_hi = hi[r];
+        visible(t, row + r, base, &lo[r], &hi[r]);
+        mid_k[r] = run->far ? boundary(t->k, t, row + r, base, lo[r], hi[r]) : lo[r];
+        mid_v[r] = run->far ? boundary(t->v, t, row + r, base, lo[r], hi[r]) : lo[r];
     }
-    run->core->qk(w->s, w->q + row * run->dq, run->k, rows, min_lo / 16, (max_hi + 15) / 16,
-                  run->t->dim);
+    score_rows(run, w->q + row * run->dq, rows, lo, hi, mid_k);
     for (int r = 0; r < rows; r++)
         w->alpha[r] = softmax_row(w->s + r * ATTN_BLOCK, w->sum + (row + r) * 16,
                                   w->max + row + r, run->log2_scale, lo[r], hi[r]);
-    for (int r = 0, n; r < rows; r += n) { /* 可见范围相同的连续几行一起 */
-        for (n = 1; r + n < rows && lo[r + n] == lo[r] && hi[r + n] == hi[r];) n++;
-        run->core->pv(w->o + (row + r) * run->dv, run->dv, w->alpha + r, w->s + r * ATTN_BLOCK,
-                      run->v, n, lo[r], hi[r]);
+    const float *near = run->kv + ATTN_BLOCK * run->dq;
+    const float *far = near + ATTN_BLOCK * (run->dq + run->dv);
+    for (int r = 0, n; r < rows; r += n) { /* 可见范围与界都相同的连续几行一起 */
+        for (n = 1; r + n < rows && lo[r + n] == lo[r] && hi[r + n] == hi[r] &&
+                    mid_v[r + n] == mid_v[r];)
+            n++;
+        float *o = w->o + (row + r) * run->dv, *p = w->s + r * ATTN_BLOCK;
+        bool split = mid_v[r] > lo[r];
+        if (split) run->core->pv(o, run->dv, w->alpha + r, p, far, n, lo[r], mid_v[r]);
+        if (mid_v[r] < hi[r])
+            run->core->pv(o, run->dv, split ? ONES : w->alpha + r, p, near, n, mid_v[r], hi[r]);
     }
 }
 
-/* 打包 base 起的一块中位置在 [from,to) 的键值：k 之后接 v */
+/* 位置 [pos, pos+n) 的 f32 行：直接指过去，或展开（并旋转）到 tmp */
+static const float *fetch(const AttnTile *t, const AttnSide *side, const KvStore *s, int64_t pos,
+                          int64_t n, float *tmp, int64_t *stride) {
+    if (s->f.form == KV_DENSE && s->f.dtype == DT_F32 && !side->cos_table) {
+        *stride = s->heads * s->dim;
+        return (const float *)s->data + (pos - s->first) * *stride + t->kv_head * s->dim;
+    }
+    *stride = s->vecs * KV_LANES;
+    KERNEL_NAME(kv_kernels).expand(s, t->kv_head, pos, n, tmp, *stride);
+    for (int64_t i = 0; side->cos_table && i < n; i++)
+        KERNEL_NAME(elem_kernels).rope_head(tmp + i * *stride, side->half,
+                                            side->cos_table + (pos + i) * side->half,
+                                            side->sin_table + (pos + i) * side->half);
+    return tmp;
+}
+
+/* 打包 base 起的一块中位置在 [from,to) 的键；面板里 from 之前的补零 */
+static void pack_keys(const AttnCore *core, const AttnTile *t, const KvStore *s, int64_t base,
+                      int64_t from, int64_t to, float *dst, float *tmp) {
+    int64_t dq = attn_q_floats(t->dim), stride;
+    from = max64(from, base);
+    to = min64(to, base + ATTN_BLOCK);
+    if (from >= to) return;
+    for (int64_t p = (from - base) / 16; base + p * 16 < to; p++) {
+        int64_t start = base + p * 16, first = max64(from, start), n = min64(16, to - start);
+        const float *rows = fetch(t, t->k, s, first, start + n - first, tmp, &stride);
+        if (first > start) {
+            float *padded = tmp + 16 * attn_v_floats(t->dim);
+            memset(padded, 0, (size_t)(16 * stride) * sizeof *tmp);
+            for (int64_t i = first - start; i < n; i++)
+                memcpy(padded + i * attn_v_floats(t->dim), rows + (start + i - first) * stride,
+                       (size_t)t->dim * sizeof *tmp);
+            rows = padded;
+            stride = attn_v_floats(t->dim);
+        }
+        core->pack_k(dst + p * 16 * dq, rows, stride, n, t->dim);
+    }
+}
+
+static void pack_values(const AttnCore *core, const AttnTile *t, const KvStore *s, int64_t base,
+                        int64_t from, int64_t to, float *dst, float *tmp) {
+    int64_t stride;
+    from = max64(from, base);
+    to = min64(to, base + ATTN_BLOCK);
+    if (from >= to) return;
+    const float *rows = fetch(t, t->v, s, from, to - from, tmp, &stride);
+    core->pack_v(dst, rows - (from - base) * stride, stride, (int)(from - base), (int)(to - base),
+                 t->dim);
+}
+
+/* 看得见一块的查询从 seen 起，它们读近的位置的下限（不读近的则为无穷） */
+static int64_t near_from(const AttnSide *side, int64_t from, int64_t seen) {
+    return side->rule == FAR_ALL ? INT64_MAX : max64(from, attn_far_end(side, seen));
+}
+
+/* 打包 base 起的一块中位置 >= from 的键值：近的 k、v，有远的再接远的 k、v；只打包 t 的查询会读的 */
 static void pack_range(const AttnCore *core, const AttnTile *t, int64_t base, int64_t from,
-                       int64_t to, float *dst) {
-    int64_t dq = attn_q_floats(t->dim);
-    int lo = (int)(max64(from, base) - base), hi = (int)(min64(to, base + ATTN_BLOCK) - base);
-    for (int p = lo / 16; p * 16 < hi; p++)
-        core->pack_k(dst + p * 16 * dq, t->k + (base + p * 16) * t->kv_stride, t->kv_stride,
-                     min64(16, hi - p * 16), t->dim);
-    core->pack_v(dst + ATTN_BLOCK * dq, t->v + base * t->kv_stride, t->kv_stride, lo, hi, t->dim);
+                       bool far, float *dst, float *tmp) {
+    int64_t k_floats = ATTN_BLOCK * attn_q_floats(t->dim);
+    int64_t v_floats = ATTN_BLOCK * attn_v_floats(t->dim), end = t->first + t->n;
+    int64_t seen = max64(t->first, base); /* 看得见这一块的第一个查询 */
+    pack_keys(core, t, t->k->near, base, near_from(t->k, from, seen), end, dst, tmp);
+    pack_values(core, t, t->v->near, base, near_from(t->v, from, seen), end,
+                dst + k_floats, tmp);
+    if (!far) return;
+    dst += k_floats + v_floats;
+    int64_t k_end = attn_far_end(t->k, end - 1), v_end = attn_far_end(t->v, end - 1);
+    if (k_end > 0) pack_keys(core, t, t->k->far, base, from, k_end, dst, tmp);
+    if (v_end > 0) pack_values(core, t, t->v->far, base, from, v_end, dst + k_floats, tmp);
 }
-static void pack(const AttnCore *core, const AttnTile *t, int64_t block, float *dst) {
-    pack_range(core, t, block * ATTN_BLOCK, 0, t->first + t->n, dst);
+static bool has_far(const AttnTile *t) {
+    return t->k->rule != FAR_NONE || t->v->rule != FAR_NONE;
 }
-static int64_t packed_floats(int64_t dim) {
-    return ATTN_BLOCK * (attn_q_floats(dim) + attn_v_floats(dim));
+static void pack(const AttnCore *core, const AttnTile *t, int64_t block, float *dst, void *work) {
+    pack_range(core, t, block * ATTN_BLOCK, 0, has_far(t), dst, work);
+}
+static int64_t packed_floats(int64_t dim, bool far) {
+    return ATTN_BLOCK * (attn_q_floats(dim) + attn_v_floats(dim)) * (far ? 2 : 1);
 }
 
 static void start_rows(Run *run, int64_t rows) {
@@ -158,15 +265,15 @@ static void finish_rows(const Run *run, int64_t rows) {
 
 static void tile(const AttnCore *core, const AttnTile *t, void *work) {
     Run run = {.t = t, .core = core, .dq = attn_q_floats(t->dim), .dv = attn_v_floats(t->dim),
-               .log2_scale = t->scale * 1.44269504f};
+               .log2_scale = t->scale * 1.44269504f, .far = has_far(t)};
     int64_t rows = t->n * t->group, end = t->first + t->n;
-    carve(&run.w, work, rows, t->dim);
+    carve(&run.w, work, rows, t->dim, run.far);
     start_rows(&run, rows);
     int64_t from = t->window > 0 ? max64(0, t->first - t->window + 1) : 0;
     for (int64_t base = from / ATTN_BLOCK * ATTN_BLOCK; base < end; base += ATTN_BLOCK) {
-        if (!t->packed) pack_range(core, t, base, from, end, run.w.kv);
-        run.k = t->packed ? t->packed + base / ATTN_BLOCK * packed_floats(t->dim) : run.w.kv;
-        run.v = run.k + ATTN_BLOCK * run.dq;
+        if (!t->packed) pack_range(core, t, base, from, run.far, run.w.kv, run.w.rows);
+        run.kv = t->packed ? t->packed + base / ATTN_BLOCK * packed_floats(t->dim, run.far)
+                           : run.w.kv;
         int64_t i0 = max64(0, base - t->first), i1 = t->n; /* 看得见这一块的查询 */
         if (t->window > 0) i1 = min64(i1, base + ATTN_BLOCK - 1 + t->window - t->first);
         for (int64_t r = i0 * t->group; r < i1 * t->group; r += ATTN_ROWS)

@@ -33,6 +33,8 @@ bool workspace_open(Workspace *w, const Model *m, int64_t max_rows, Err *e) {
 }
 
 void workspace_close(Workspace *w) {
+    kv_layer_close(&w->kv);
+    arena_free(&w->kv_arena);
     arena_free(&w->arena);
     *w = (Workspace){0};
 }
@@ -67,6 +69,27 @@ static void norm(Model *m, float *y, const float *x, const float *weight, int64_
                tensor_f32_1d((float *)weight, d), (float)m->config.norm_eps);
 }
 
+static void count_kv(Workspace *w, KvBytes b) {
+    w->kv_bytes.codes += b.codes;
+    w->kv_bytes.params += b.params;
+    w->kv_bytes.outliers += b.outliers;
+    w->kv_bytes.dense += b.dense;
+}
+
+/* 没有缓存的段借用的一层。返回: 内存不足为 NULL（错误在 Backend.err）。 */
+static KvLayer *borrow_kv(Model *m, int64_t layer, Workspace *w, int64_t n) {
+    if (w->kv_rows >= n) {
+        kv_layer_reset(&w->kv, m, layer);
+        return &w->kv;
+    }
+    kv_layer_close(&w->kv);
+    arena_free(&w->kv_arena);
+    w->kv_rows = 0;
+    if (!kv_layer_open(&w->kv, &w->kv_arena, m, layer, n, n, &m->backend->err)) return NULL;
+    w->kv_rows = n;
+    return &w->kv;
+}
+
 static void attend(Model *m, int64_t layer, Workspace *w, const Segment *s) {
     const ModelConfig *c = &m->config;
     int64_t q = c->n_heads * c->head_dim, kv = c->n_kv_heads * c->head_dim;
@@ -74,23 +97,29 @@ static void attend(Model *m, int64_t layer, Workspace *w, const Segment *s) {
     float *qs = w->q + s->row0 * q, *ks = w->k + s->row0 * kv, *vs = w->v + s->row0 * kv;
     Tensor cos_t = tensor_f32(m->cos_table, m->n_rope, half);
     Tensor sin_t = tensor_f32(m->sin_table, m->n_rope, half);
-    op_rope(m->backend, tensor_f32_3d(qs, s->n, c->n_heads, c->head_dim), cos_t, sin_t, s->first);
-    op_rope(m->backend, tensor_f32_3d(ks, s->n, c->n_kv_heads, c->head_dim), cos_t, sin_t,
-            s->first);
-    if (s->k) {
-        memcpy(s->k + s->first * kv, ks, (size_t)(s->n * kv) * sizeof *ks);
-        memcpy(s->v + s->first * kv, vs, (size_t)(s->n * kv) * sizeof *vs);
-        ks = s->k;
-        vs = s->v;
-    }
+    Tensor q_t = tensor_f32_3d(qs, s->n, c->n_heads, c->head_dim);
+    Tensor out_t = tensor_f32_3d(w->att + s->row0 * q, s->n, c->n_heads, c->head_dim);
+    op_rope(m->backend, q_t, cos_t, sin_t, s->first);
+    if (!kv_pre_rope(m, layer))
+        op_rope(m->backend, tensor_f32_3d(ks, s->n, c->n_kv_heads, c->head_dim), cos_t, sin_t,
+                s->first);
     AttnSpec spec = {.n_heads = c->n_heads, .n_kv_heads = c->n_kv_heads, .head_dim = c->head_dim,
                      .first = s->first, .window = arch_window(c, layer),
                      .scale = (float)(1.0 / sqrt((double)c->head_dim))};
-    int64_t n_keys = s->first + s->n;
-    op_attention(m->backend, tensor_f32_3d(w->att + s->row0 * q, s->n, c->n_heads, c->head_dim),
-                 tensor_f32_3d(qs, s->n, c->n_heads, c->head_dim),
-                 tensor_f32_3d(ks, n_keys, c->n_kv_heads, c->head_dim),
-                 tensor_f32_3d(vs, n_keys, c->n_kv_heads, c->head_dim), &spec);
+    if (layer == 0) w->kv_tokens += s->kv ? 0 : s->n;
+    if (!s->kv && !m->kv && m->kv_dtype != DT_F16) {
+        count_kv(w, (KvBytes){.dense = (size_t)(2 * s->n * kv) * sizeof *ks});
+        op_attention(m->backend, out_t, q_t, tensor_f32_3d(ks, s->n, c->n_kv_heads, c->head_dim),
+                     tensor_f32_3d(vs, s->n, c->n_kv_heads, c->head_dim), &spec);
+        return;
+    }
+    KvLayer *cache = s->kv ? s->kv : borrow_kv(m, layer, w, s->n);
+    AttnSide k_side, v_side;
+    if (!cache) return;
+    kv_layer_append(m, layer, cache, ks, vs, s->first, s->n);
+    kv_layer_sides(m, layer, cache, s->first, &k_side, &v_side);
+    op_attention_kv(m->backend, out_t, q_t, &k_side, &v_side, &spec);
+    if (!s->kv) count_kv(w, kv_layer_bytes(m, cache, s->n));
 }
 
 /* 有限值减自己为 0，非有限值得 NaN：整段只需一趟无分支的求和。 */

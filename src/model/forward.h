@@ -8,7 +8,7 @@
 /* 批中的一段：行 [row0, row0+n) 是某条时间线的位置 [first, first+n)。 */
 typedef struct Segment {
     int64_t row0, n, first;
-    float *k, *v; /* 该层的键值缓存 (容量, kv_heads·dim)；NULL 表示 first==0 且就用本批的键值 */
+    KvLayer *kv; /* 该层的键值缓存；NULL 表示 first==0，算完即弃 */
 } Segment;
 
 /* 一批的工作区：行数上限 max_rows。 */
@@ -22,6 +22,11 @@ typedef struct Workspace {
     float *gate, *up;  /* (rows, intermediate) */
     const Segment *segments; /* 正在算的批的分段，block_forward 设 */
     size_t n_segments;
+    KvLayer kv;        /* 没有缓存的段借用，逐段逐层重来 */
+    Arena kv_arena;
+    int64_t kv_rows;
+    KvBytes kv_bytes;  /* 没有缓存的各段存了多少，全部层累计 */
+    int64_t kv_tokens;
 } Workspace;
 
 bool workspace_open(Workspace *w, const Model *m, int64_t max_rows, Err *e);

@@ -4,6 +4,7 @@
 #ifndef PTQ_MODEL_MODEL_H
 #define PTQ_MODEL_MODEL_H
 #include "compute/ops.h"
+#include "model/kvcache.h"
 #include "model/linear.h"
 #include "model/weights.h"
 
@@ -12,7 +13,7 @@ typedef struct Block {
     Linear linears[ROLE_COUNT];
 } Block;
 
-typedef struct Model {
+struct Model {
     Arena arena; /* 装好的权重 */
     Arena meta;  /* 名字等元数据 */
     ModelConfig config;
@@ -28,7 +29,10 @@ typedef struct Model {
     float *cos_table, *sin_table; /* (n_rope, rotary_dim/2)，按需增长 */
     int64_t n_rope;
     double load_seconds, pack_seconds;
-} Model;
+    KvSpec *kv;     /* (n_layers) 键值缓存的量化；NULL 为不量化 */
+    KvMode kv_mode; /* 开会话或窗口之前定好 */
+    DType kv_dtype; /* 不量化的键值的存放类型：F32、F16；NONE 即 F32（量化期间的前向） */
+};
 
 /* 打开并检查：所有张量存在且形状相符。参数: dtype 为 DT_NONE 时取文件自身的类型。 */
 bool model_open(Model *m, const char *path, DType dtype, Backend *b, Err *e);

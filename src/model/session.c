@@ -1,13 +1,25 @@
 /* session — 会话的实现
- * 键值以 f32 存放，每层一段连续内存。 */
+ * 每层一份键值缓存（kvcache.h），一直活到会话关闭。 */
 #include "model/session.h"
 
 #include <string.h>
 
 #include "base/log.h"
 
-size_t session_kv_bytes_per_token(const ModelConfig *c) {
-    return (size_t)(2 * c->n_layers * c->n_kv_heads * c->head_dim) * sizeof(float);
+size_t session_kv_bytes_per_token(const ModelConfig *c, DType dtype) {
+    return (size_t)(2 * c->n_layers * c->n_kv_heads * c->head_dim) * (dtype == DT_F16 ? 2 : 4);
+}
+
+KvBytes session_kv_bytes(const Session *s) {
+    KvBytes total = {0};
+    for (int64_t l = 0; l < s->model->config.n_layers; l++) {
+        KvBytes b = kv_layer_bytes(s->model, &s->kv[l], s->length);
+        total.codes += b.codes;
+        total.params += b.params;
+        total.outliers += b.outliers;
+        total.dense += b.dense;
+    }
+    return total;
 }
 
 bool session_check_ids(const ModelConfig *c, const int32_t *ids, int64_t n, Err *e) {
@@ -22,21 +34,17 @@ bool session_open(Session *s, Model *m, int64_t capacity, int64_t max_rows, Err 
     const ModelConfig *c = &m->config;
     *s = (Session){.model = m, .capacity = capacity};
     if (max_rows > capacity) max_rows = capacity;
-    int64_t per_layer = capacity * c->n_kv_heads * c->head_dim;
-    s->k = ARENA_ARRAY(&s->arena, float *, c->n_layers, e);
-    s->v = ARENA_ARRAY(&s->arena, float *, c->n_layers, e);
-    bool ok = s->k && s->v && workspace_open(&s->work, m, max_rows, e) &&
+    s->kv = ARENA_ARRAY(&s->arena, KvLayer, c->n_layers, e);
+    bool ok = s->kv && workspace_open(&s->work, m, max_rows, e) &&
               model_ensure_rope(m, capacity, e);
-    for (int64_t l = 0; ok && l < c->n_layers; l++) {
-        s->k[l] = ARENA_ARRAY(&s->arena, float, per_layer, e);
-        s->v[l] = ARENA_ARRAY(&s->arena, float, per_layer, e);
-        ok = s->k[l] && s->v[l];
-    }
+    for (int64_t l = 0; ok && l < c->n_layers; l++)
+        ok = kv_layer_open(&s->kv[l], &s->arena, m, l, capacity, max_rows, e);
     if (!ok) session_close(s);
     return ok;
 }
 
 void session_close(Session *s) {
+    for (int64_t l = 0; s->kv && l < s->model->config.n_layers; l++) kv_layer_close(&s->kv[l]);
     workspace_close(&s->work);
     arena_free(&s->arena);
     *s = (Session){0};
@@ -44,6 +52,8 @@ void session_close(Session *s) {
 
 void session_reset(Session *s) {
     s->length = 0;
+    for (int64_t l = 0; l < s->model->config.n_layers; l++)
+        kv_layer_reset(&s->kv[l], s->model, l);
 }
 
 static bool forward_piece(Session *s, const int32_t *ids, int64_t n, Err *e) {
@@ -51,7 +61,7 @@ static bool forward_piece(Session *s, const int32_t *ids, int64_t n, Err *e) {
     const ModelConfig *c = &m->config;
     op_embed(m->backend, tensor_f32(s->work.x, n, c->hidden), &m->embed, ids);
     for (int64_t l = 0; l < c->n_layers; l++) {
-        Segment seg = {.n = n, .first = s->length, .k = s->k[l], .v = s->v[l]};
+        Segment seg = {.n = n, .first = s->length, .kv = &s->kv[l]};
         if (!interrupt_check(e) || !block_forward(m, l, &s->work, n, &seg, 1, NULL, e)) return false;
     }
     op_rmsnorm(m->backend, tensor_f32(s->work.h, n, c->hidden),

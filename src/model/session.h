@@ -9,7 +9,7 @@ typedef struct Session {
     Arena arena;
     Workspace work;
     int64_t capacity, length; /* 缓存容量、已有的位置数 */
-    float **k, **v;           /* 每层 (capacity, kv_heads·dim) */
+    KvLayer *kv;              /* (n_layers) */
 } Session;
 
 /* 打开。参数: capacity 最多的位置数；max_rows 一次最多喂入的 token 数。 */
@@ -18,8 +18,10 @@ void session_close(Session *s);
 void session_reset(Session *s);
 /* 喂入 n 个 token（自动分段）。hidden 非 NULL 时写入各位置最终归一化后的隐藏状态 (n, hidden)。错误: 容量不足、id 越界。 */
 bool session_forward(Session *s, const int32_t *ids, int64_t n, float *hidden, Err *e);
-/* 每 token 的键值缓存字节数。 */
-size_t session_kv_bytes_per_token(const ModelConfig *c);
+/* 现在的键值缓存占的字节，逐项清点（残留窗口在内）。 */
+KvBytes session_kv_bytes(const Session *s);
+/* 不量化的键值缓存每 token 的字节数；dtype 为 F32 或 F16。 */
+size_t session_kv_bytes_per_token(const ModelConfig *c, DType dtype);
 /* 检查 id 都在词表内。 */
 bool session_check_ids(const ModelConfig *c, const int32_t *ids, int64_t n, Err *e);
 #endif

@@ -204,17 +204,22 @@ static void lut_token(const KvJob *j, int64_t pos, const float *row, uint8_t *co
     }
 }
 
-/* 线程工作区：rows 行 f32 + 一个头的编码 + 每通道的参数（或分位点用的极值） */
+/* 线程工作区：rows 行 f32，每通道的参数（或分位点用的极值），一个头的编码 */
 typedef struct Work {
     float *rows, *extra;
     uint8_t *code;
 } Work;
-static size_t carve(Work *w, char *base, const KvStore *s, int64_t rows) {
+static size_t work_bytes(const KvStore *s, int64_t rows) {
     int64_t width = s->heads * s->dim;
-    size_t a = (size_t)(rows * width + KV_LANES) * sizeof(float);
-    size_t b = (size_t)(2 * width) * sizeof(float), c = (size_t)(s->vecs * KV_LANES);
-    if (base) *w = (Work){(float *)base, (float *)(base + a), (uint8_t *)(base + a + b)};
-    return a + b + c;
+    return (size_t)(rows * width + KV_LANES + 2 * width) * sizeof(float) +
+           (size_t)(s->vecs * KV_LANES);
+}
+static Work carve(void *base, const KvStore *s, int64_t rows) {
+    Work w;
+    w.rows = base;
+    w.extra = w.rows + rows * s->heads * s->dim + KV_LANES;
+    w.code = (uint8_t *)(w.extra + 2 * s->heads * s->dim);
+    return w;
 }
 
 static void quantize_task(void *ctx, int64_t task, int thread) {
@@ -223,8 +228,7 @@ static void quantize_task(void *ctx, int64_t task, int thread) {
     int64_t p0 = j->pos + task * j->per_task, p1 = min64(p0 + j->per_task, j->pos + j->n);
     bool group = s->f.form == KV_AFFINE && s->f.per_channel;
     int64_t width = s->heads * s->dim;
-    Work w;
-    carve(&w, j->work[thread], s, group ? j->per_task : 1);
+    Work w = carve(j->work[thread], s, group ? j->per_task : 1);
     memset(w.code, 0, (size_t)(s->vecs * KV_LANES));
     for (int64_t pos = p0; pos < p1; pos++) {
         float *row = w.rows + (group ? (pos - p0) * width : 0);
@@ -246,8 +250,7 @@ static void outlier_task(void *ctx, int64_t task, int thread) {
     const KvStore *s = j->s;
     int64_t width = s->heads * s->dim;
     int64_t p0 = j->pos + task * j->per_task, p1 = min64(p0 + j->per_task, j->pos + j->n);
-    Work w;
-    carve(&w, j->work[thread], s, 1);
+    Work w = carve(j->work[thread], s, 1);
     for (int64_t pos = p0; pos < p1; pos++) {
         const uint8_t *mask = j->mask + (pos - j->pos) * j->mask_bytes;
         int64_t at = pos ? s->row_end[pos - 1] : 0;
@@ -280,13 +283,12 @@ void cpu_kv_quantize(Backend *b, KvStore *s, const KvStore *near, int64_t pos, i
     KvJob j = {.kernels = cpu->kernels->kv, .s = s, .near = near, .pos = pos, .n = n,
                .per_task = TOKENS_PER_TASK, .work = cpu->scratch};
     Arena tmp = {0};
-    Work w;
     bool group = s->f.form == KV_AFFINE && s->f.per_channel, ok = true;
     if (group) j.per_task = s->f.group;
     for (int k = 0; s->f.form == KV_LUT && k + 1 < 1 << s->f.bits; k++)
         j.boundary[k] = (s->f.lut[k] + s->f.lut[k + 1]) / 2;
     for (int t = 0; t < b->n_threads; t++)
-        if (!cpu_scratch(b, t, carve(&w, NULL, s, group ? j.per_task : 1))) return;
+        if (!cpu_scratch(b, t, work_bytes(s, group ? j.per_task : 1))) return;
     if (s->f.sparse) {
         j.mask_bytes = (s->heads * s->dim + 7) / 8;
         j.mask = ARENA_ARRAY(&tmp, uint8_t, n * j.mask_bytes, &b->err);

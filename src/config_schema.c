@@ -12,6 +12,8 @@
 
 static const char *const DEVICES[] = {"auto", "cpu", "cuda", NULL};
 static const char *const COMPUTES[] = {"auto", "float32", "bfloat16", NULL};
+static const char *const KV_MODES[] = {"decode", "all", "prefill_fp", NULL};
+static const char *const KV_DTYPES[] = {"float16", "float32", NULL};
 static const char *const DTYPES[] = {"auto", "float32", "float16", "bfloat16", NULL};
 
 #define MAX_COUNT 1e9
@@ -33,6 +35,10 @@ const Option RUN_OPTIONS[] = {
     OPT_BOOL(RunOptions, speed, "eval.speed", 1, "是否测 prefill / decode 速度"),
     OPT_INT(RunOptions, decode_tokens, "eval.decode_tokens", 16, 1, 4096,
             "decode 测速生成的 token 数"),
+    OPT_ENUM(RunOptions, kv_mode, "eval.kv_mode", KV_MODES, 0,
+             "量化的键值缓存怎样评测：decode 同逐 token 解码（残留窗口之外才量化）；all 每个位置都量化，连同当前的；"
+             "prefill_fp 一次性预填看到的是未量化的键值"),
+    OPT_ENUM(RunOptions, kv_dtype, "eval.kv_dtype", KV_DTYPES, 0, "未量化的键值的存放类型"),
     OPT_END};
 
 const Option MODEL_OPTIONS[] = {

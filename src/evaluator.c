@@ -82,6 +82,23 @@ static json_t *int_array(const int64_t *v, int64_t n) {
     return a;
 }
 
+/* 键值缓存：怎样算的、每 token 多少字节（全部层，窗口末尾的存量除以窗口长）。 */
+static json_t *kv_json(const Evaluation *v, const Protocol *p, const PplResult *r) {
+    static const char *const MODES[] = {"decode", "all", "prefill_fp"};
+    const Model *m = v->model;
+    const ModelConfig *c = &m->config;
+    double n = (double)(r->n_windows * p->window);
+    double codes = (double)r->kv.codes / n, params = (double)r->kv.params / n;
+    double outliers = (double)r->kv.outliers / n, dense = (double)r->kv.dense / n;
+    double total = codes + params + outliers + dense;
+    double values = (double)(2 * c->n_layers * c->n_kv_heads * c->head_dim);
+    return json_pack("{s:b, s:s?, s:s, s:f, s:f, s:{s:f, s:f, s:f, s:f}}", "quantized", m->kv != NULL,
+                     "mode", m->kv ? MODES[m->kv_mode] : NULL, "dtype",
+                     dtype_name(m->kv_dtype == DT_F16 ? DT_F16 : DT_F32), "bytes_per_token", total,
+                     "bits_per_value", 8 * total / values, "bytes", "codes", codes, "params",
+                     params, "outliers", outliers, "unquantized", dense);
+}
+
 static json_t *ppl_json(const Evaluation *v, const EvalText *t, const Protocol *p,
                         const TokenIds *ids, const PplResult *r) {
     json_t *nll = json_array(), *first = json_array();
@@ -90,7 +107,7 @@ static json_t *ppl_json(const Evaluation *v, const EvalText *t, const Protocol *
         json_array_append_new(first, json_integer(ids->ids[i]));
     return json_pack(
         "{s:f, s:f, s:s, s:f, s:f, s:f, s:I, s:I, s:I, s:I, s:f, s:{s:I, s:f}, s:o, s:s, s:s, s:o, "
-        "s:s, s:f, s:f, s:o}",
+        "s:s, s:f, s:f, s:o, s:o}",
         "ppl", r->ppl, "ppl_gptq", r->ppl_gptq, "protocol", p->name, "nll_mean", r->nll_mean,
         "nll_stderr", r->nll_stderr, "ppl_stderr", r->ppl_stderr, "n_tokens", (json_int_t)ids->n,
         "n_windows", (json_int_t)r->n_windows, "n_windows_total", (json_int_t)r->n_windows_total,
@@ -98,7 +115,8 @@ static json_t *ppl_json(const Evaluation *v, const EvalText *t, const Protocol *
         "index", (json_int_t)r->worst_window, "nll", r->window_nll[r->worst_window],
         "outlier_windows", int_array(r->outliers, r->n_outliers), "text_path", t->text.path,
         "text_sha256", t->text.sha256, "first_ids", first, "bos", tokenizer_bos_policy(v->tokenizer),
-        "seconds", r->seconds, "tok_per_s", r->tok_per_s, "window_nll", nll);
+        "seconds", r->seconds, "tok_per_s", r->tok_per_s, "window_nll", nll, "kv_cache",
+        kv_json(v, p, r));
 }
 
 /* 指南 §10 的警告：量化没有作用、困惑度荒谬、离群窗口。 */
@@ -113,7 +131,10 @@ static void check_result(const Evaluation *v, const EvalText *t, const PplResult
              (long long)r->n_outliers);
     if (!ref || v->is_baseline) return;
     int64_t n = r->n_windows < ref->n_windows ? r->n_windows : ref->n_windows;
-    if (memcmp(r->window_nll, ref->window_nll, (size_t)n * sizeof(double)) == 0)
+    if (memcmp(r->window_nll, ref->window_nll, (size_t)n * sizeof(double)) != 0) return;
+    if (v->model->kv && v->model->kv_mode == KV_MODE_PREFILL_FP)
+        warn(v, "%s: eval.kv_mode=prefill_fp 的窗口一次预填，看到的都是未量化的键值，PPL 与基线相同", t->text.name);
+    else
         warn(v, "%s: 量化后 PPL 与基线完全相同，量化没有起作用", t->text.name);
 }
 

@@ -82,17 +82,18 @@ static json_t *quantization_json(const Experiment *x, const QuantJob *job) {
 static json_t *metrics_json(const Experiment *x, const json_t *ppl, double decode) {
     double tokens = 0, seconds = 0;
     const char *name;
-    json_t *v;
+    json_t *v, *kv = NULL;
     json_object_foreach((json_t *)ppl, name, v) {
         double s = json_number_value(json_object_get(v, "seconds"));
         tokens += json_number_value(json_object_get(v, "tok_per_s")) * s;
         seconds += s;
+        if (!kv) kv = json_object_get(json_object_get(v, "kv_cache"), "bytes_per_token");
     }
-    return json_pack("{s:n, s:f, s:f, s:f, s:I, s:o, s:o}", "vram_peak_mb", "rss_peak_mb",
+    return json_pack("{s:n, s:f, s:f, s:f, s:O?, s:o, s:o}", "vram_peak_mb", "rss_peak_mb",
                      (double)env_rss_peak() / 1e6, "alloc_peak_mb",
                      (double)allocator_default()->peak / 1e6, "weights_mb",
                      (double)model_bytes(&x->model).total / 1e6, "kv_bytes_per_token",
-                     (json_int_t)session_kv_bytes_per_token(&x->model.config), "prefill_tok_s",
+                     kv, "prefill_tok_s",
                      seconds > 0 ? json_real(tokens / seconds) : json_null(), "decode_tok_s",
                      decode > 0 ? json_real(decode) : json_null());
 }
@@ -134,12 +135,14 @@ static bool dump_linear(Experiment *x, const char *name, const char *dir, Err *e
 
 /* 量化 → 评测，把各部分装进 result。 */
 static bool run_stages(Experiment *x, const RunRequest *r, json_t *result, Err *e) {
-    QuantJob job = {0};
+    QuantJob job = {.track = x->config.track};
     double started = clock_seconds(), quantized, decode = 0;
     json_t *ppl = NULL;
     bool ok = job_run(&job, x->config.method, x->config.method_options, &x->model,
                       x->has_calib ? &x->calib : NULL, e);
     quantized = clock_seconds();
+    x->model.kv_mode = (KvMode)x->config.run.kv_mode;
+    x->model.kv_dtype = x->config.run.kv_dtype == 1 ? DT_F32 : DT_F16;
     for (size_t i = 0; i < job.n_fallbacks; i++) {
         log_line(LOG_WARN, "退让：%s", job.fallbacks[i]);
         json_array_append_new(x->fallbacks, json_string(job.fallbacks[i]));

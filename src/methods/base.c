@@ -10,6 +10,9 @@
 const void *job_options(const QuantJob *job) {
     return job->options;
 }
+char job_track(const QuantJob *job) {
+    return job->track ? job->track : 'A';
+}
 Backend *job_backend(QuantJob *job) {
     return job->model->backend;
 }
@@ -109,6 +112,37 @@ bool job_set_act(Linear *l, const ActOptions *o, float in_max, float out_max, Er
     if (o->bmm && l->role <= ROLE_V) {
         l->out = l->act;
         l->out.scale = fmaxf(out_max, 1e-5f) / top;
+    }
+    return true;
+}
+
+const char *const KV_POSITION[] = {"auto", "pre_rope", "post_rope", NULL};
+const char *const KV_SCALE[] = {"float16", "float32", NULL};
+
+bool job_kv_spec(QuantJob *job, const KvOptions *o, bool keys_per_channel, KvSpec *spec, Err *e) {
+    const ModelConfig *c = &job->model->config;
+    *spec = (KvSpec){.residual = o->residual, .split_bias = true};
+    spec->pre_rope = o->key_position == 1 || (o->key_position == 0 && c->q_bias);
+    spec->v = (KvFormat){.form = KV_AFFINE, .dtype = o->scale_dtype == 1 ? DT_F32 : DT_F16,
+                         .bits = (int)o->v_bits, .group = o->group_size, .sink = o->sink};
+    spec->k = spec->v;
+    spec->k.bits = (int)o->k_bits;
+    spec->k.per_channel = keys_per_channel;
+    if (o->group_size > c->head_dim)
+        job_fallback(job, "kv_cache.group_size %lld 大于头的维数 %lld，按 token 的组取整个头",
+                     (long long)o->group_size, (long long)c->head_dim);
+    if (o->key_position == 0 && c->q_bias)
+        job_fallback(job, "k_proj 有偏置：键在 RoPE 之前量化，偏置另放（kv_cache.key_position=auto）");
+    return kv_spec_check(job->model, 0, spec, e);
+}
+
+bool job_set_kv(QuantJob *job, int64_t layer, const KvSpec *spec, Err *e) {
+    Model *m = job->model;
+    int64_t n = m->config.n_layers;
+    if (!m->kv && !(m->kv = ARENA_ARRAY(&m->arena, KvSpec, n, e))) return false;
+    for (int64_t l = layer < 0 ? 0 : layer; l < (layer < 0 ? n : layer + 1); l++) {
+        m->kv[l] = *spec;
+        if (!kv_spec_check(m, l, spec, e)) return false;
     }
     return true;
 }

@@ -35,6 +35,8 @@ typedef struct Method {
 
 /* 填好的选项结构体（类型由方法的 options 决定）。 */
 const void *job_options(const QuantJob *job);
+/* 所在的轨道：'A'、'B' 或 'C'。 */
+char job_track(const QuantJob *job);
 Backend *job_backend(QuantJob *job);
 /* 只活到当前线性层（或块）结束的临时内存。 */
 Arena *job_scratch(QuantJob *job);
@@ -89,6 +91,29 @@ bool job_set_act(Linear *l, const ActOptions *o, float in_max, float out_max, Er
 
 /* 按模型的 dtype 原样存放 w（不量化）。 */
 bool job_keep_dense(QuantJob *job, Linear *l, Tensor w, Err *e);
+
+/* 键值缓存量化的共同选项（轨道 C），用法同 WeightOptions。bits 是默认位宽。 */
+typedef struct KvOptions {
+    int64_t k_bits, v_bits, group_size, residual, sink;
+    int scale_dtype, key_position;
+} KvOptions;
+extern const char *const KV_POSITION[], *const KV_SCALE[];
+#define KV_OPTIONS(T, f, bits)                                                                     \
+    OPT_INT(T, f.k_bits, "kv_cache.k_bits", bits, 1, 8, "键的位宽"),                               \
+    OPT_INT(T, f.v_bits, "kv_cache.v_bits", bits, 1, 8, "值的位宽"),                               \
+    OPT_INT(T, f.group_size, "kv_cache.group_size", 32, 1, 65536,                                  \
+            "每组的通道数（在一个头之内），键按通道时是每组的 token 数"),                          \
+    OPT_INT(T, f.residual, "kv_cache.residual_length", 128, 0, 1048576,                            \
+            "最近的多少个 token 不量化"),                                                          \
+    OPT_INT(T, f.sink, "kv_cache.sink_tokens", 0, 0, 1024, "开头的多少个 token 原样保存"),         \
+    OPT_ENUM(T, f.scale_dtype, "kv_cache.scale_dtype", KV_SCALE, 0, "scale 与最小值的存放类型"),   \
+    OPT_ENUM(T, f.key_position, "kv_cache.key_position", KV_POSITION, 0,                           \
+             "量化 RoPE 之前还是之后的键；auto：k_proj 有偏置（如 Qwen2.5）时取之前并把偏置另放，"  \
+             "否则之后")
+/* 由选项得到两侧按组的仿射量化：值按 token；键按通道（keys_per_channel）或按 token。 */
+bool job_kv_spec(QuantJob *job, const KvOptions *o, bool keys_per_channel, KvSpec *spec, Err *e);
+/* 设第 layer 层（-1 为全部层）的键值缓存；其中的指针须与模型同寿命。错误: 组宽与残留窗口不合。 */
+bool job_set_kv(QuantJob *job, int64_t layer, const KvSpec *spec, Err *e);
 
 /* 校准样本怎样流过各块。样本的隐藏状态停在下一块的输入处，一块一块往前推。 */
 typedef enum {

@@ -7,6 +7,7 @@
 struct QuantJob {
     const Method *method;
     const void *options;
+    char track; /* 'A' 'B' 'C'；0 当作 'A' */
     Model *model;
     const CalibSet *calib; /* 不需要校准时为 NULL */
     Arena scratch;

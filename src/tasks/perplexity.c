@@ -181,6 +181,7 @@ bool perplexity_run(const PplJob *job, PplResult *r, Arena *a, Err *e) {
               workspace_open(&w, job->model, rows, e) &&
               run_windows(job, r, &w, &s, &cmp, ids, e) && summarize(r, &cmp, a, e);
     if (ok) {
+        r->kv = w.kv_bytes;
         r->ppl_gptq = gptq_style(r, p->window);
         r->tok_per_s = (double)(r->n_windows * p->window) / (r->seconds > 0 ? r->seconds : 1e-9);
     }

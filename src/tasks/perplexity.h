@@ -27,6 +27,7 @@ typedef struct PplResult {
     int64_t worst_window;
     int64_t *outliers; /* 偏离中位数超过 5 倍稳健标准差的窗口 */
     int64_t n_outliers;
+    KvBytes kv;         /* 各窗口末尾的键值缓存占的字节，逐项合计；除以 n_windows·窗口长即每 token */
     double seconds, tok_per_s; /* 全部窗口的 token 数 / 秒 */
     /* 对基线（n_kl > 0 时有效） */
     int64_t n_kl;   /* 位置数 */

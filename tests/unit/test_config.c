@@ -24,7 +24,7 @@ static void put(const char *rel, const char *text) {
 
 #define BASE "seed: 1\nthreads: 1\neval:\n  limit: 5\n"
 #define MODEL "name: m\nmodel_id: data/raw/m\ndtype: bfloat16\neval:\n  limit: 6\n"
-#define RTN_TRACKS "supported_tracks: [A, B]\n" /* 与 rtn.c 登记的一致 */
+#define RTN_TRACKS "supported_tracks: [A, B, C]\n" /* 与 rtn.c 登记的一致 */
 #define RTN "name: rtn\ndisplay_name: RTN\n" RTN_TRACKS "library: x\n" \
             "weight:\n  w_bits: 4\n  group_size: 32\ncalibration:\n  required: false\n"
 #define FP16 "name: fp16\nsupported_tracks: [A, B, C]\n"

@@ -131,7 +131,7 @@ typedef struct BackendOps {
     void (*round_act)(Backend *b, float *x, int64_t n, int64_t d, const ActQuant *act);
     /* 并行执行 fn(ctx, 0..n-1)；各任务互不相干 */
     void (*parallel)(Backend *b, int64_t n, void (*fn)(void *ctx, int64_t task), void *ctx);
-    /* g(d,d) 的上三角 += x(n,d)ᵀ·x，恒为 f32（不受 compute 影响）；下三角的值不定 */
+    /* g(d,d) 的上三角 += x(n,d)ᵀ·x，累加为 f32；下三角的值不定 */
     void (*gram)(Backend *b, float *g, const float *x, int64_t n, int64_t d);
     void (*feedback)(Backend *b, const FeedbackJob *job);
     /* 以下供反向与学习，公式见 ops.h。 */

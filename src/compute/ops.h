@@ -47,7 +47,7 @@ void op_quantize(Backend *b, QTensor *q, Tensor w, Tensor scale, Tensor zero);
 void op_dequantize(Backend *b, Tensor w, const QTensor *q);
 /* 同 op_linear，但恒为 f32、无偏置（方法的求解器用，不受 compute=bfloat16 影响）。 */
 void op_linear_exact(Backend *b, Tensor y, Tensor x, const QTensor *w);
-/* g(d,d) 的上三角 += x(n,d)ᵀ·x（GPTQ、SpQR 的 Hessian 累积）；下三角的值不定，用前请对称化。 */
+/* g(d,d) 的上三角 += x(n,d)ᵀ·x（GPTQ、SpQR 的 Hessian 累积；compute=bfloat16 时 x 先舍入到 bf16，即线性层实际看到的输入）；下三角的值不定，用前请对称化。 */
 void op_gram(Backend *b, Tensor g, Tensor x);
 /* 逐列取整与误差反馈，见 FeedbackJob。 */
 void op_feedback(Backend *b, const FeedbackJob *job);

@@ -127,7 +127,7 @@ bool backend_open_cpu(Backend *b, int n_threads, ComputeMode compute, const char
                    .n_threads = n, .impl = c};
     c->kernels = kernels;
     c->block_bytes = block_bytes();
-    c->n_slots = 2 * n + 2;
+    c->n_slots = 2 * n + 3;
     c->scratch = calloc((size_t)c->n_slots, sizeof *c->scratch);
     c->scratch_bytes = calloc((size_t)c->n_slots, sizeof *c->scratch_bytes);
     c->pool = pool_open(n);

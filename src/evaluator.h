@@ -29,8 +29,13 @@ typedef struct Evaluation {
 
 /* 全部文本的困惑度。返回: {"demo": {...}} 新引用；失败为 NULL。 */
 json_t *evaluate_ppl(const Evaluation *v, Err *e);
-/* 速度：贪心逐 token 解码，取单步用时的中位数。返回: tok/s；文本太短时为 0。 */
-bool evaluate_decode(const Evaluation *v, double *tok_per_s, Err *e);
+/* 速度（token/秒，批大小 1），量不了为 0。 */
+typedef struct Speed {
+    double prefill; /* 512 个 token 一次预填，只算末位的 logits；三次的中位数 */
+    double decode;  /* 接在 16 个 token 之后贪心逐 token 解码，单步用时的中位数 */
+} Speed;
+/* 量速度。文本太短时相应的一项为 0。 */
+bool evaluate_speed(const Evaluation *v, Speed *s, Err *e);
 /* 由 eval.ppl_protocol 与模型的最大长度定出协议名（auto 时取不超过 2048 的最大 2 的幂）。写入 buf。 */
 const char *evaluate_protocol_name(const RunOptions *o, int64_t max_seq_len, char *buf, size_t cap);
 #endif

@@ -79,23 +79,18 @@ static json_t *quantization_json(const Experiment *x, const QuantJob *job) {
                                       : json_null());
 }
 
-static json_t *metrics_json(const Experiment *x, const json_t *ppl, double decode) {
-    double tokens = 0, seconds = 0;
+static json_t *metrics_json(const Experiment *x, const json_t *ppl, const Speed *speed) {
     const char *name;
     json_t *v, *kv = NULL;
     json_object_foreach((json_t *)ppl, name, v) {
-        double s = json_number_value(json_object_get(v, "seconds"));
-        tokens += json_number_value(json_object_get(v, "tok_per_s")) * s;
-        seconds += s;
         if (!kv) kv = json_object_get(json_object_get(v, "kv_cache"), "bytes_per_token");
     }
     return json_pack("{s:n, s:f, s:f, s:f, s:O?, s:o, s:o}", "vram_peak_mb", "rss_peak_mb",
                      (double)env_rss_peak() / 1e6, "alloc_peak_mb",
                      (double)allocator_default()->peak / 1e6, "weights_mb",
-                     (double)model_bytes(&x->model).total / 1e6, "kv_bytes_per_token",
-                     kv, "prefill_tok_s",
-                     seconds > 0 ? json_real(tokens / seconds) : json_null(), "decode_tok_s",
-                     decode > 0 ? json_real(decode) : json_null());
+                     (double)model_bytes(&x->model).total / 1e6, "kv_bytes_per_token", kv,
+                     "prefill_tok_s", speed->prefill > 0 ? json_real(speed->prefill) : json_null(),
+                     "decode_tok_s", speed->decode > 0 ? json_real(speed->decode) : json_null());
 }
 
 /* --dump_linear：一层的 w、scale、zero、code，供与官方代码逐元素对照。 */
@@ -136,7 +131,8 @@ static bool dump_linear(Experiment *x, const char *name, const char *dir, Err *e
 /* 量化 → 评测，把各部分装进 result。 */
 static bool run_stages(Experiment *x, const RunRequest *r, json_t *result, Err *e) {
     QuantJob job = {.track = x->config.track};
-    double started = clock_seconds(), quantized, decode = 0;
+    double started = clock_seconds(), quantized;
+    Speed speed = {0};
     json_t *ppl = NULL;
     bool ok = job_run(&job, x->config.method, x->config.method_options, &x->model,
                       x->has_calib ? &x->calib : NULL, e);
@@ -165,11 +161,11 @@ static bool run_stages(Experiment *x, const RunRequest *r, json_t *result, Err *
                         .warnings = x->warnings, .fallbacks = x->fallbacks};
         ppl = evaluate_ppl(&v, e);
         ok = ppl != NULL;
-        if (ok && x->config.run.speed && x->n_texts) ok = evaluate_decode(&v, &decode, e);
+        if (ok && x->config.run.speed && x->n_texts) ok = evaluate_speed(&v, &speed, e);
         if (ok)
             json_object_set_new(result, "results",
                                 json_pack("{s:O, s:{}, s:o}", "ppl", ppl, "lm_eval",
-                                          "system_metrics", metrics_json(x, ppl, decode)));
+                                          "system_metrics", metrics_json(x, ppl, &speed)));
     }
     json_decref(ppl);
     job_close(&job);

@@ -157,6 +157,7 @@ float kvstore_at(const KvStore *s, int64_t pos, int64_t head, int64_t d) {
         a = item_at(s, s->params, 2 * at);
         b = item_at(s, s->params, 2 * at + 1);
     }
-    float x = b + a * (s->f.form == KV_LUT ? s->f.lut[code] : (float)code);
+    const float *values = s->f.values ? s->f.values : s->f.lut;
+    float x = b + a * (s->f.form == KV_LUT ? values[code] : (float)code);
     return s->f.bias ? x + s->f.bias[col] : x;
 }

@@ -3,7 +3,7 @@
  * 三种形式：
  *   DENSE   逐元素原样，F32 或 F16，行 (heads·dim)
  *   AFFINE  x = min + scale·code；参数每「token × 通道组」一对，或（per_channel）每「token 组 × 通道」一对
- *   LUT     x = offset + range·lut[code]；offset、range 逐通道固定（lower、upper 的中点与半距），或每 token 一对；
+ *   LUT     x = offset + range·values[code]；offset、range 逐通道固定（lower、upper 的中点与半距），或每 token 一对；
  *           sparse 时离群值按 CSR 原样另存
  * 编码按位面存：[token][头][16 通道一组][位 p] 一个 u16，第 c 位是该组第 c 个通道编码的第 p 位；所以任何位宽都没有浪费的位，
  * 逐 token 追加不必重排。头的维数不是 16 的倍数时各头补齐。
@@ -28,7 +28,8 @@ typedef struct KvFormat {
     int64_t group;       /* AFFINE：per_channel 时每组的 token 数，否则头内每组的通道数（>= dim 即整头） */
     bool sparse;         /* LUT：离群值另存 */
     double outliers;     /* LUT 且每 token：两端合计的离群比例，(0, 1) */
-    const float *lut;    /* LUT：(2^bits)，递增 */
+    const float *lut;    /* LUT：(2^bits)，递增；取最近的一项 */
+    const float *values; /* LUT：(2^bits) 读出的值；NULL 即 lut（KVQuant 的 Q-Norm 才不同） */
     const float *lower, *upper; /* LUT 且 per_channel：(heads·dim) */
     const float *bias;   /* (heads·dim) 或 NULL */
     int64_t sink;        /* 开头原样保存的位置数 */

@@ -147,6 +147,14 @@ bool job_set_kv(QuantJob *job, int64_t layer, const KvSpec *spec, Err *e) {
     return true;
 }
 
+bool quantize_each_cache(QuantJob *job, KvSampleFn *fn, Err *e) {
+    CHECK(job->calib != NULL);
+    double t = clock_seconds();
+    bool ok = model_finish(job->model, e) && kv_sample_each(job->model, job->calib, fn, job, e);
+    job->calib_seconds += clock_seconds() - t;
+    return ok;
+}
+
 bool job_keep_dense(QuantJob *job, Linear *l, Tensor w, Err *e) {
     return model_pack_linear(job->model, l, tensor_data_f32(w), &job->model->arena, e);
 }

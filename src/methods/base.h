@@ -19,6 +19,7 @@
 #include "compute/ops.h"
 #include "model/calib.h"
 #include "model/forward.h"
+#include "model/kvsample.h"
 
 typedef struct QuantJob QuantJob; /* 一次量化：模型、后端、校准数据、方法设置、记录 */
 
@@ -114,6 +115,9 @@ extern const char *const KV_POSITION[], *const KV_SCALE[];
 bool job_kv_spec(QuantJob *job, const KvOptions *o, bool keys_per_channel, KvSpec *spec, Err *e);
 /* 设第 layer 层（-1 为全部层）的键值缓存；其中的指针须与模型同寿命。错误: 组宽与残留窗口不合。 */
 bool job_set_kv(QuantJob *job, int64_t layer, const KvSpec *spec, Err *e);
+/* 权重不量化；依次对每层调用 fn（ctx 就是 job），给它校准集上的键、值与损失的梯度（KvSample），
+ * fn 以 job_set_kv 设该层。方法须登记 calibrated。 */
+bool quantize_each_cache(QuantJob *job, KvSampleFn *fn, Err *e);
 
 /* 校准样本怎样流过各块。样本的隐藏状态停在下一块的输入处，一块一块往前推。 */
 typedef enum {

@@ -85,6 +85,7 @@ void kv_layer_close(KvLayer *kv) {
 static void rebind(KvStore *s, const KvFormat *f, const float *bias) {
     s->length = 0;
     s->f.lut = f->lut;
+    s->f.values = f->values;
     s->f.lower = f->lower;
     s->f.upper = f->upper;
     s->f.bias = bias;

@@ -193,13 +193,14 @@ bool model_finish(Model *m, Err *e) {
     const ModelConfig *c = &m->config;
     for (int64_t i = 0; i < c->n_layers; i++)
         if (!finish_block(m, i, e)) return false;
-    if (!load_vector(m, "model.norm.weight", c->hidden, &m->final_norm, e) ||
-        !model_load_embed(m, e))
+    if (!m->final_norm && !load_vector(m, "model.norm.weight", c->hidden, &m->final_norm, e))
         return false;
+    if (!model_load_embed(m, e)) return false;
     m->head = &m->embed;
     if (c->tied) return true;
     m->head = &m->own_head;
-    return load_matrix(m, "lm_head.weight", c->vocab, c->hidden, &m->own_head, e);
+    return m->own_head.data ||
+           load_matrix(m, "lm_head.weight", c->vocab, c->hidden, &m->own_head, e);
 }
 
 Linear *model_find_linear(Model *m, const char *name) {

@@ -36,7 +36,7 @@ struct Model {
 
 /* 打开并检查：所有张量存在且形状相符。参数: dtype 为 DT_NONE 时取文件自身的类型。 */
 bool model_open(Model *m, const char *path, DType dtype, Backend *b, Err *e);
-/* 载入归一化、偏置、词嵌入与头；未装好的线性层装成稠密。 */
+/* 载入归一化、偏置、词嵌入与头；未装好的线性层装成稠密。已载入的不再做。 */
 bool model_finish(Model *m, Err *e);
 void model_close(Model *m);
 /* 提前载入（校准需要）；已载入则不做事。 */

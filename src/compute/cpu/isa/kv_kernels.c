@@ -134,7 +134,7 @@ static void expand(const KvStore *s, int64_t head, int64_t pos, int64_t n, float
     float table[16] = {0};
     const float *lut = NULL;
     if (s->f.form == KV_LUT) {
-        memcpy(table, s->f.lut, sizeof *table << s->f.bits);
+        memcpy(table, s->f.values ? s->f.values : s->f.lut, sizeof *table << s->f.bits);
         lut = table;
     }
     switch (s->f.bits) {

@@ -93,6 +93,26 @@ static json_t *metrics_json(const Experiment *x, const json_t *ppl, const Speed 
                      "decode_tok_s", speed->decode > 0 ? json_real(speed->decode) : json_null());
 }
 
+static bool dump_vector(const char *dir, char side, const char *what, int layer, const float *x,
+                        int64_t n, Err *e) {
+    char path[1024];
+    snprintf(path, sizeof path, "%s/%c%s%d.npy", dir, side, what, layer);
+    return npy_write(path, DT_F32, 1, &n, x, e);
+}
+
+/* 键值缓存查表量化的这一侧：表，以及键的上下阈值。 */
+static bool dump_cache(const Experiment *x, const Linear *l, const char *dir, Err *e) {
+    if (!x->model.kv || (l->role != ROLE_K && l->role != ROLE_V)) return true;
+    bool keys = l->role == ROLE_K;
+    const KvSpec *s = &x->model.kv[l->layer];
+    const KvFormat *f = keys ? &s->k : &s->v;
+    char side = keys ? 'k' : 'v';
+    if (f->form != KV_LUT) return true;
+    return dump_vector(dir, side, "lut", l->layer, f->lut, (int64_t)1 << f->bits, e) &&
+           (!f->per_channel || (dump_vector(dir, side, "lower", l->layer, f->lower, l->rows, e) &&
+                                dump_vector(dir, side, "upper", l->layer, f->upper, l->rows, e)));
+}
+
 /* --dump_linear：一层的 w、scale、zero、code，供与官方代码逐元素对照。 */
 static bool dump_linear(Experiment *x, const char *name, const char *dir, Err *e) {
     Linear *l = model_find_linear(&x->model, name);
@@ -124,6 +144,7 @@ static bool dump_linear(Experiment *x, const char *name, const char *dir, Err *e
         ok = ok && npy_write(ps, DT_F32, 2, groups, scale, e) &&
              npy_write(pz, DT_F32, 2, groups, zero, e) && npy_write(pc, DT_U8, 2, wide, code, e);
     }
+    ok = ok && dump_cache(x, l, dir, e);
     arena_free(&a);
     return ok;
 }

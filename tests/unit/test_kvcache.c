@@ -194,12 +194,54 @@ static void bad_residual(void **state) {
     assert_true(kv_spec_check(&model, 0, &s, &e));
 }
 
+typedef struct Seen {
+    int64_t layers;
+    double k_grad, v_grad;
+} Seen;
+
+/* 第 0 层的键 = k_proj(归一化(词嵌入))，不旋转。 */
+static bool check_sample(void *ctx, const KvSample *s, Err *e) {
+    Seen *seen = ctx;
+    int64_t d = model.config.hidden;
+    const Linear *l = &model.blocks[s->layer].linears[ROLE_K];
+    assert_int_equal(s->layer, seen->layers++);
+    assert_int_equal(s->n, 60);
+    assert_int_equal(s->width, l->rows);
+    for (int64_t i = 0; i < s->n * s->width; i++) {
+        seen->k_grad += fabs((double)s->k_grad[i]);
+        seen->v_grad += fabs((double)s->v_grad[i]);
+    }
+    if (s->layer > 0) return true;
+    float *x = calloc((size_t)(s->n * d), sizeof *x), *k = calloc((size_t)(s->n * s->width), sizeof *k);
+    op_embed(&backend, tensor_f32(x, s->n, d), &model.embed, ids);
+    op_rmsnorm(&backend, tensor_f32(x, s->n, d), tensor_f32(x, s->n, d),
+               tensor_f32_1d(model.blocks[0].attn_norm, d), (float)model.config.norm_eps);
+    op_linear(&backend, tensor_f32(k, s->n, s->width), tensor_f32(x, s->n, d), &l->q,
+              tensor_f32_1d(NULL, 0));
+    assert_memory_equal(k, s->k, (size_t)(s->n * s->width) * sizeof *k);
+    free(x);
+    free(k);
+    return backend_check(&backend, e);
+}
+
+static void samples(void **state) {
+    (void)state;
+    Err e = {0};
+    CalibSet set = {.n_samples = 3, .length = 20, .ids = ids};
+    Seen seen = {0};
+    apply(&SETTINGS[0]);
+    if (!kv_sample_each(&model, &set, check_sample, &seen, &e)) fail_msg("%s", e.msg);
+    assert_int_equal(seen.layers, 2);
+    assert_true(seen.k_grad > 0 && seen.v_grad > 0);
+}
+
 int main(void) {
-    struct CMUnitTest tests[N_SETTINGS + 2];
+    struct CMUnitTest tests[N_SETTINGS + 3];
     for (int i = 0; i < N_SETTINGS; i++)
         tests[i] = (struct CMUnitTest){SETTINGS[i].name, same_result, NULL, NULL,
                                        (void *)(uintptr_t)&SETTINGS[i]};
     tests[N_SETTINGS] = (struct CMUnitTest){"评测方式", modes, NULL, NULL, NULL};
     tests[N_SETTINGS + 1] = (struct CMUnitTest){"残留窗口", bad_residual, NULL, NULL, NULL};
+    tests[N_SETTINGS + 2] = (struct CMUnitTest){"校准的样本", samples, NULL, NULL, NULL};
     return cmocka_run_group_tests(tests, open_model, close_model);
 }

@@ -14,7 +14,7 @@
 #include "runner.h"
 
 typedef struct Args {
-    const char *model, *method, *track, *device, *threads, *limit, *results, *compute;
+    const char *model, *method, *track, *device, *threads, *limit, *results, *compute, *max_memory;
     const char *dump_linear, *dump_dir;
     CliList overrides;
     bool dry_run, json, quiet;
@@ -32,6 +32,7 @@ static CliResult parse(Args *a, int argc, char **argv) {
         {"--threads", CLI_STR, &a->threads, "N", "线程数，0 为全部核", false},
         {"--limit", CLI_STR, &a->limit, "N", "每个数据集最多多少个窗口", false},
         {"--compute", CLI_STR, &a->compute, "auto|float32|bfloat16", "矩阵乘的计算类型", false},
+        {"--max_memory", CLI_STR, &a->max_memory, "大小", "内存上限，如 400MB：装不下时逐块载入", false},
         {"--results", CLI_STR, &a->results, "文件夹", "结果写到哪里（默认 results/）", false},
         {"--dump_linear", CLI_STR, &a->dump_linear, "层名", "把这一层量化后的 w、scale、zero、code 写成 .npy",
          false},
@@ -184,7 +185,8 @@ int cmd_run_one(int argc, char **argv) {
         if (a.quiet || a.json) log_set_quiet(a.quiet);
         bool ok = add_override(&a, "device", a.device) && add_override(&a, "threads", a.threads) &&
                   add_override(&a, "eval.limit", a.limit) &&
-                  add_override(&a, "compute", a.compute) && add_results(&a);
+                  add_override(&a, "compute", a.compute) &&
+                  add_override(&a, "max_memory", a.max_memory) && add_results(&a);
         code = ok ? run(&a, argc, argv) : 1;
         while (a.overrides.n > own) free((char *)a.overrides.items[--a.overrides.n]);
     }

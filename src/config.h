@@ -16,6 +16,8 @@ typedef struct RunOptions {
     int64_t seed;
     int device;            /* 下标: auto cpu cuda */
     int64_t threads;       /* 0 = 全部核 */
+    const char *max_memory; /* 如 "400MB"；NULL 为不限 */
+    size_t max_memory_bytes; /* 由上得出，0 为不限 */
     int compute;           /* 下标: auto float32 bfloat16；auto = float32 */
     const char *results_dir;
     const char *data_dir;

@@ -22,6 +22,8 @@ const Option RUN_OPTIONS[] = {
     OPT_INT(RunOptions, seed, "seed", 0, 0, 9007199254740991.0, "随机种子"),
     OPT_ENUM(RunOptions, device, "device", DEVICES, 0, "运行设备，auto 取可用的最好设备"),
     OPT_INT(RunOptions, threads, "threads", 0, 0, 1024, "线程数，0 为全部核；不影响数值结果"),
+    OPT_STR(RunOptions, max_memory, "max_memory", NULL,
+            "内存上限，如 400MB、8GB；不够时未量化的线性层逐块从文件载入，数值不变"),
     OPT_ENUM(RunOptions, compute, "compute", COMPUTES, 0,
              "矩阵乘的计算类型，auto 即 float32；bfloat16 以 fp32 累加并记在结果里"),
     OPT_STR(RunOptions, results_dir, "results_dir", "results", "结果文件夹（相对项目根）"),
@@ -38,7 +40,8 @@ const Option RUN_OPTIONS[] = {
     OPT_ENUM(RunOptions, kv_mode, "eval.kv_mode", KV_MODES, 0,
              "量化的键值缓存怎样评测：decode 同逐 token 解码（残留窗口之外才量化）；all 每个位置都量化，连同当前的；"
              "prefill_fp 一次性预填看到的是未量化的键值"),
-    OPT_ENUM(RunOptions, kv_dtype, "eval.kv_dtype", KV_DTYPES, 0, "未量化的键值的存放类型"),
+    OPT_ENUM(RunOptions, kv_dtype, "eval.kv_dtype", KV_DTYPES, 1,
+             "未量化的键值的存放类型；轨道 C 的配置取 float16"),
     OPT_END};
 
 const Option MODEL_OPTIONS[] = {

@@ -52,6 +52,32 @@ static bool open_model(Experiment *x, Err *e) {
     return true;
 }
 
+/* 全部权重都以稠密形式留在内存里、加上评测的工作区，超过 max_memory 就逐块载入未量化的线性层。 */
+static bool limit_memory(Experiment *x, Err *e) {
+    enum { MARGIN = 100 << 20, ROWS = 2048 }; /* 程序、缓冲、文件映射 */
+    Model *m = &x->model;
+    const ModelConfig *c = &m->config;
+    size_t limit = x->config.run.max_memory_bytes, total = MARGIN + workspace_bytes(c, ROWS);
+    if (!limit) return true;
+    QTensor q;
+    if (!qtensor_measure(&q, m->dtype, (QSpec){0}, c->vocab, c->hidden, e)) return false;
+    total += qtensor_bytes(&q) * (c->tied ? 1 : 2);
+    for (int64_t i = 0; i < c->n_layers; i++)
+        for (LinearRole r = 0; r < ROLE_COUNT; r++) {
+            const Linear *l = &m->blocks[i].linears[r];
+            if (!qtensor_measure(&q, m->dtype, (QSpec){0}, l->rows, l->cols, e)) return false;
+            total += qtensor_bytes(&q);
+        }
+    if (total <= limit) return true;
+    m->stream = true;
+    char text[200], need[32], have[32];
+    snprintf(text, sizeof text, "估计要 %s，超过 max_memory 的 %s：未量化的线性层逐块载入",
+             str_bytes(need, sizeof need, (double)total), str_bytes(have, sizeof have, (double)limit));
+    log_line(LOG_WARN, "%s", text);
+    json_array_append_new(x->fallbacks, json_string(text));
+    return true;
+}
+
 static bool open_texts(Experiment *x, Err *e) {
     const RunOptions *o = &x->config.run;
     x->n_texts = o->n_ppl_datasets;
@@ -152,7 +178,8 @@ bool experiment_open(Experiment *x, const ConfigRequest *r, Err *e) {
     x->results_dir = file_join(&x->arena, x->config.root, o->results_dir, e);
     if (!x->data_dir || !x->results_dir) return false;
     x->reference_dir = arena_printf(&x->arena, e, "%s/processed/reference", x->data_dir);
-    return x->reference_dir && open_backend(x, e) && open_model(x, e) && open_texts(x, e) &&
+    return x->reference_dir && open_backend(x, e) && open_model(x, e) && limit_memory(x, e) &&
+           open_texts(x, e) &&
            open_calib(x, e) && identify(x, e);
 }
 

@@ -12,6 +12,7 @@
 #include "experiment.h"
 #include "io/npy.h"
 #include "methods/job.h"
+#include "model/blockfile.h"
 #include "model/session.h"
 
 static json_t *model_json(const Experiment *x) {
@@ -152,6 +153,9 @@ static bool dump_linear(Experiment *x, const char *name, const char *dir, Err *e
 /* 量化 → 评测，把各部分装进 result。 */
 static bool run_stages(Experiment *x, const RunRequest *r, json_t *result, Err *e) {
     QuantJob job = {.track = x->config.track};
+    job.block_dir = arena_printf(&x->arena, e, "%s/processed/blocks/%.16s", x->data_dir, x->run_key);
+    job.block_key = x->run_key;
+    if (!job.block_dir) return false;
     double started = clock_seconds(), quantized;
     Speed speed = {0};
     json_t *ppl = NULL;
@@ -188,6 +192,7 @@ static bool run_stages(Experiment *x, const RunRequest *r, json_t *result, Err *
                                 json_pack("{s:O, s:{}, s:o}", "ppl", ppl, "lm_eval",
                                           "system_metrics", metrics_json(x, ppl, &speed)));
     }
+    if (ok) blockfile_clear(job.block_dir, x->model.config.n_layers);
     json_decref(ppl);
     job_close(&job);
     return ok;

@@ -162,3 +162,20 @@ char *str_seconds(char *buf, size_t cap, double s) {
         snprintf(buf, cap, "%d 时 %02d 分", (int)(s / 3600), (int)(s / 60) % 60);
     return buf;
 }
+
+bool str_parse_bytes(const char *text, size_t *bytes) {
+    static const char UNITS[] = "KMGT";
+    char *end;
+    double v = strtod(text, &end);
+    if (end == text || !(v >= 0)) return false;
+    while (*end == ' ') end++;
+    const char *unit = *end ? strchr(UNITS, *end & ~0x20) : NULL;
+    if (unit) {
+        for (const char *u = UNITS; u <= unit; u++) v *= 1000;
+        end++;
+    }
+    if (*end == 'B' || *end == 'b') end++;
+    if (*end || v >= 9e18) return false;
+    *bytes = (size_t)v;
+    return true;
+}

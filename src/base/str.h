@@ -33,6 +33,8 @@ bool str_starts(const char *s, const char *prefix);
 bool str_ends(const char *s, const char *suffix);
 /* 人类可读的字节数，如 "14.0 MB"（MB=10^6）。写入 buf 并返回 buf。 */
 char *str_bytes(char *buf, size_t cap, double bytes);
+/* "400MB"、"1.5 GB"、"800000" → 字节（K、M、G、T 为 10 的幂，后可带 B）。返回: 写法不对为假。 */
+bool str_parse_bytes(const char *text, size_t *bytes);
 /* 人类可读的秒数，如 "3.2 秒"、"4 分 05 秒"。 */
 char *str_seconds(char *buf, size_t cap, double s);
 #endif

@@ -103,6 +103,13 @@ size_t qtensor_bytes(const QTensor *q) {
     return q->data_bytes + q->scale_bytes + q->zero_bytes + q->perm_bytes;
 }
 
+void qtensor_parts(QTensor *q, QtPart part[QT_PARTS]) {
+    part[0] = (QtPart){&q->data, q->data_bytes};
+    part[1] = (QtPart){&q->scales, q->scale_bytes};
+    part[2] = (QtPart){&q->zeros, q->zero_bytes};
+    part[3] = (QtPart){(void **)&q->perm, q->perm_bytes};
+}
+
 bool qtensor_set_perm(QTensor *q, Arena *a, const int32_t *perm, Err *e) {
     int32_t *copy = ARENA_ARRAY(a, int32_t, q->cols, e);
     if (!copy) return false;

@@ -69,6 +69,13 @@ bool qtensor_new(QTensor *q, Arena *a, QSpec spec, int64_t rows, int64_t cols, E
 bool qtensor_measure(QTensor *q, DType dense_or_none, QSpec spec, int64_t rows, int64_t cols,
                      Err *e);
 size_t qtensor_bytes(const QTensor *q);
+/* 全部数据段（指针的位置与字节数），存盘用；没有的段字节数为 0。 */
+enum { QT_PARTS = 4 };
+typedef struct QtPart {
+    void **data;
+    size_t bytes;
+} QtPart;
+void qtensor_parts(QTensor *q, QtPart part[QT_PARTS]);
 /* 记下列的排列（复制到 a）。perm 须是 0..cols-1 的一个排列（否则 CHECK）。 */
 bool qtensor_set_perm(QTensor *q, Arena *a, const int32_t *perm, Err *e);
 /* 写入一个数所需的面板寻址，供装包与测试：逐元素、慢而直白。 */

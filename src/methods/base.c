@@ -5,7 +5,9 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/str.h"
 #include "methods/job.h"
+#include "model/blockfile.h"
 
 const void *job_options(const QuantJob *job) {
     return job->options;
@@ -156,6 +158,7 @@ bool quantize_each_cache(QuantJob *job, KvSampleFn *fn, Err *e) {
 }
 
 bool job_keep_dense(QuantJob *job, Linear *l, Tensor w, Err *e) {
+    if (job->model->stream) return model_stream_linear(job->model, l, e);
     return model_pack_linear(job->model, l, tensor_data_f32(w), &job->model->arena, e);
 }
 
@@ -236,6 +239,7 @@ static bool collect_stats(Walk *k, QuantBlock *b, unsigned groups, Err *e) {
 
 static bool measure_linear(Walk *k, QuantBlock *b, LinearRole r, Err *e) {
     Linear *l = &b->linears[r];
+    if (l->streamed) return true;
     CHECK(l->q.data != NULL && l->q.data != k->dense[r]);
     return l->q.dense != DT_NONE || measure_error(k->job, l, tensor_data_f32(b->w[r]), e);
 }
@@ -294,6 +298,50 @@ static bool quantize_block(Walk *k, int64_t layer, Err *e) {
     return ok;
 }
 
+/* 存下量化好的块。存不下（磁盘满等）只警告：结果不受影响，只是中断后要重做。 */
+static void save_block(Walk *k, int64_t layer) {
+    QuantJob *job = k->job;
+    Err e = {0};
+    Str notes = {0};
+    for (size_t i = 0; i < job->n_fallbacks; i++) str_addf(&notes, "%s\n", job->fallbacks[i]);
+    bool ok = !notes.failed && blockfile_save(job->model, layer, job->block_dir, job->block_key,
+                                              notes.data ? notes.data : "", &e);
+    if (!ok && !job->save_failed) log_line(LOG_WARN, "量化好的块没有存下（%s）：中断后将从头做", e.msg);
+    job->save_failed |= !ok;
+    str_free(&notes);
+}
+
+/* 上次存下的块：装入，让校准流走过去。*done 为假时本块要重做。 */
+static bool resume_block(Walk *k, int64_t layer, bool *done, Err *e) {
+    QuantJob *job = k->job;
+    Model *m = job->model;
+    Block before = m->blocks[layer], after;
+    const char *notes;
+    *done = blockfile_load(m, layer, job->block_dir, job->block_key, &notes);
+    if (!*done) return true;
+    after = m->blocks[layer];
+    bool ok = true, original = k->flow == FLOW_ORIGINAL || k->flow == FLOW_BOTH;
+    if (original) { /* 原始流要的是量化前的块 */
+        m->blocks[layer] = before;
+        QuantBlock b = {.layer = layer, .linears = m->blocks[layer].linears, .model = m};
+        CalibStream *s = k->flow == FLOW_BOTH ? &k->original : &k->stream;
+        ok = load_block(k, &b, e) && calib_stream_pass(s, layer, 0, 0, NULL, NULL, true, e);
+        m->blocks[layer] = after;
+        arena_free(&k->arena);
+    }
+    if (ok && k->flow != FLOW_ORIGINAL)
+        ok = calib_stream_pass(&k->stream, layer, 0, 0, NULL, NULL, true, e);
+    for (LinearRole r = 0; r < ROLE_COUNT; r++) {
+        const Linear *l = &after.linears[r];
+        if (l->q.dense != DT_NONE) continue;
+        job->squared_error += l->weight_mse * (double)(l->rows * l->cols);
+        job->n_quantized += l->rows * l->cols;
+    }
+    for (const char *end; (end = strchr(notes, '\n')); notes = end + 1)
+        job_fallback(job, "%.*s", (int)(end - notes), notes);
+    return ok;
+}
+
 static bool walk_blocks(Walk *k, Err *e) {
     Model *m = k->job->model;
     bool ok = true;
@@ -303,8 +351,18 @@ static bool walk_blocks(Walk *k, Err *e) {
              (k->flow != FLOW_BOTH || calib_stream_open(&k->original, m, k->job->calib, e));
     }
     Progress p = progress_start(LOG_QUANT, "量化", "块", m->config.n_layers);
+    bool files = streams(k) && k->job->block_dir, resuming = files;
+    int64_t n_resumed = 0;
     for (int64_t i = 0; ok && i < m->config.n_layers; i++) {
-        ok = quantize_block(k, i, e);
+        if (resuming) ok = resume_block(k, i, &resuming, e);
+        if (ok && !resuming) {
+            if (n_resumed) log_line(LOG_INFO, "接着上次：前 %lld 块已经量化", (long long)n_resumed);
+            n_resumed = 0;
+            ok = quantize_block(k, i, e);
+            if (ok && files) save_block(k, i);
+        } else {
+            n_resumed++;
+        }
         progress_step(&p, i + 1);
     }
     progress_end(&p);

@@ -10,6 +10,9 @@ struct QuantJob {
     char track; /* 'A' 'B' 'C'；0 当作 'A' */
     Model *model;
     const CalibSet *calib; /* 不需要校准时为 NULL */
+    const char *block_dir; /* 量化好的块存在这里，中断后接着做；NULL 为不存 */
+    const char *block_key; /* 这次运行的身份，64 个十六进制字符 */
+    bool save_failed;      /* 存块失败过（只警告一次） */
     Arena scratch;
     Arena notes;           /* fallbacks 的文字 */
     const char **fallbacks;

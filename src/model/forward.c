@@ -169,6 +169,7 @@ bool block_forward(Model *m, int64_t layer, Workspace *w, int64_t n, const Segme
                    size_t n_segments, const BlockTap *tap, Err *e) {
     const Block *b = &m->blocks[layer];
     int64_t d = m->config.hidden;
+    if (!model_need_block(m, layer, e)) return false;
     w->segments = segments;
     w->n_segments = n_segments;
     norm(m, w->h, w->x, b->attn_norm, n);

@@ -81,6 +81,7 @@ bool block_trace_forward(Model *m, int64_t layer, BlockTrace *t, const float *x,
     Backend *be = m->backend;
     int64_t d = c->hidden, ff = c->intermediate;
     CHECK(n >= 1 && n <= t->max_rows);
+    if (!model_need_block(m, layer, e)) return false;
     t->n = n;
     memcpy(t->x, x, (size_t)(n * d) * sizeof *x);
     norm(m, t->h1, t->x, b->attn_norm, n);

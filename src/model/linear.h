@@ -1,5 +1,5 @@
 /* linear — 一个线性层：名字、形状、存放形式、偏置
- * 存放形式 q 是稠密面板或量化面板；评测用的就是它。不变式：模型就绪后 q.data != NULL。 */
+ * 存放形式 q 是稠密面板或量化面板；评测用的就是它。不变式：模型就绪后 q.data != NULL，或 streamed。 */
 #ifndef PTQ_MODEL_LINEAR_H
 #define PTQ_MODEL_LINEAR_H
 #include "compute/qtensor.h"
@@ -15,6 +15,7 @@ typedef struct Linear {
     float *bias; /* (rows) 或 NULL */
     ActQuant act; /* 输入的量化；kind 为 ACT_NONE 即不量化 */
     ActQuant out; /* 输出的取整（q、k、v：注意力两个 BMM 的输入） */
+    bool streamed; /* 未量化，用到时才从权重文件载入（--max_memory） */
     double weight_mse; /* 量化前后权重的均方误差；未量化为 0 */
 } Linear;
 

@@ -67,7 +67,7 @@ static bool describe_block(Model *m, int64_t layer, Err *e) {
 }
 
 bool model_open(Model *m, const char *path, DType dtype, Backend *b, Err *e) {
-    *m = (Model){.backend = b};
+    *m = (Model){.backend = b, .stream_layer = -1};
     if (!weights_open(&m->weights, path, &m->config, e)) return false;
     const ModelConfig *c = &m->config;
     m->dtype = dtype == DT_NONE ? weights_native_dtype(&m->weights) : dtype;
@@ -85,6 +85,9 @@ bool model_open(Model *m, const char *path, DType dtype, Backend *b, Err *e) {
 
 void model_close(Model *m) {
     weights_close(&m->weights);
+    for (int64_t i = 0; m->blocks && i < m->config.n_layers; i++)
+        if (m->blocks[i].file.data) file_unmap(&m->blocks[i].file);
+    arena_free(&m->stream_arena);
     arena_free(&m->arena);
     arena_free(&m->meta);
     *m = (Model){0};
@@ -179,7 +182,11 @@ static bool finish_block(Model *m, int64_t layer, Err *e) {
     bool ok = true;
     for (LinearRole r = 0; ok && r < ROLE_COUNT; r++) {
         Linear *l = &b->linears[r];
-        if (l->q.data) continue;
+        if (l->q.data || l->streamed) continue;
+        if (m->stream) {
+            if (!model_stream_linear(m, l, e)) return false;
+            continue;
+        }
         ArenaMark mark = arena_mark(&tmp);
         float *w = ARENA_ARRAY(&tmp, float, l->rows * l->cols, e);
         ok = w && model_load_linear(m, l, w, e) && model_pack_linear(m, l, w, &m->arena, e);
@@ -187,6 +194,34 @@ static bool finish_block(Model *m, int64_t layer, Err *e) {
     }
     arena_free(&tmp);
     return ok;
+}
+
+bool model_stream_linear(Model *m, Linear *l, Err *e) {
+    l->streamed = true;
+    if (m->stream_layer == l->layer) m->stream_layer = -1;
+    return qtensor_measure(&l->q, m->dtype, (QSpec){0}, l->rows, l->cols, e);
+}
+
+bool model_need_block(Model *m, int64_t layer, Err *e) {
+    if (!m->stream || m->stream_layer == layer) return true;
+    Linear *now = m->blocks[layer].linears;
+    for (LinearRole r = 0; m->stream_layer >= 0 && r < ROLE_COUNT; r++) {
+        Linear *old = &m->blocks[m->stream_layer].linears[r];
+        if (old->streamed) old->q.data = NULL;
+    }
+    arena_free(&m->stream_arena);
+    m->stream_layer = layer;
+    for (LinearRole r = 0; r < ROLE_COUNT; r++) {
+        Linear *l = &now[r];
+        if (!l->streamed) continue;
+        Arena tmp = {0};
+        float *w = ARENA_ARRAY(&tmp, float, l->rows * l->cols, e);
+        bool ok = w && model_load_linear(m, l, w, e) &&
+                  model_pack_linear(m, l, w, &m->stream_arena, e);
+        arena_free(&tmp);
+        if (!ok) return false;
+    }
+    return true;
 }
 
 bool model_finish(Model *m, Err *e) {

@@ -4,6 +4,7 @@
 #ifndef PTQ_MODEL_MODEL_H
 #define PTQ_MODEL_MODEL_H
 #include "compute/ops.h"
+#include "io/file.h"
 #include "model/kvcache.h"
 #include "model/linear.h"
 #include "model/weights.h"
@@ -11,6 +12,7 @@
 typedef struct Block {
     float *attn_norm, *mlp_norm; /* (hidden) */
     Linear linears[ROLE_COUNT];
+    FileMap file; /* 由存盘的块装入时的映射（blockfile.h） */
 } Block;
 
 struct Model {
@@ -29,6 +31,9 @@ struct Model {
     float *cos_table, *sin_table; /* (n_rope, rotary_dim/2)，按需增长 */
     int64_t n_rope;
     double load_seconds, pack_seconds;
+    bool stream;          /* 未量化的线性层不留在内存里，逐块载入 */
+    Arena stream_arena;   /* 正在用的那一块 */
+    int64_t stream_layer; /* 它的层号；还没有则 -1 */
     KvSpec *kv;     /* (n_layers) 键值缓存的量化；NULL 为不量化 */
     KvMode kv_mode; /* 开会话或窗口之前定好 */
     DType kv_dtype; /* 不量化的键值的存放类型：F32、F16；NONE 即 F32（量化期间的前向） */
@@ -46,6 +51,10 @@ bool model_load_embed(Model *m, Err *e);
 bool model_load_linear(Model *m, Linear *l, float *w, Err *e);
 /* 把稠密权重 w 按模型的 dtype 装入 l，内存来自 a。 */
 bool model_pack_linear(Model *m, Linear *l, const float *w, Arena *a, Err *e);
+/* stream 时代替 model_pack_linear：只记下要多少字节，用到时再载入。 */
+bool model_stream_linear(Model *m, Linear *l, Err *e);
+/* 前向用到第 layer 块之前调用：stream 时载入它的未量化的线性层，并放掉上一块的。 */
+bool model_need_block(Model *m, int64_t layer, Err *e);
 /* 按名字找线性层；没有返回 NULL。 */
 Linear *model_find_linear(Model *m, const char *name);
 /* 保证旋转表至少有 n 个位置。 */

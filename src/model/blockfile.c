@@ -1,0 +1,127 @@
+/* blockfile — 量化好的一个块存成文件 */
+#include "model/blockfile.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "io/hash.h"
+
+enum { ALIGN = 64, MAX_PARTS = 2 + ROLE_COUNT * (QT_PARTS + 1) };
+
+typedef struct Head {
+    char magic[8];
+    size_t head_bytes, block_bytes; /* 结构的大小：换了版本就不认 */
+    int64_t layer;
+    size_t notes_bytes;
+    char key[HASH_HEX], sha256[HASH_HEX]; /* sha256 是头之后全部内容的哈希 */
+} Head;
+static const char MAGIC[8] = "ptqblk1";
+
+/* 一个块的全部数据段，次序固定：两个归一化、各线性层的数据与偏置。 */
+typedef struct Parts {
+    QtPart part[MAX_PARTS];
+    size_t n;
+} Parts;
+
+static void list_parts(Parts *p, Block *b, int64_t hidden) {
+    size_t norm = (size_t)hidden * sizeof(float);
+    p->n = 0;
+    p->part[p->n++] = (QtPart){(void **)&b->attn_norm, norm};
+    p->part[p->n++] = (QtPart){(void **)&b->mlp_norm, norm};
+    for (LinearRole r = 0; r < ROLE_COUNT; r++) {
+        Linear *l = &b->linears[r];
+        qtensor_parts(&l->q, p->part + p->n);
+        p->n += QT_PARTS;
+        p->part[p->n++] = (QtPart){(void **)&l->bias, l->bias ? (size_t)l->rows * sizeof(float) : 0};
+    }
+}
+
+static size_t padding(size_t bytes) {
+    return (ALIGN - bytes % ALIGN) % ALIGN;
+}
+
+static const char *block_path(char *buf, size_t cap, const char *dir, int64_t layer) {
+    snprintf(buf, cap, "%s/block-%04lld.bin", dir, (long long)layer);
+    return buf;
+}
+
+bool blockfile_save(const Model *m, int64_t layer, const char *dir, const char *key,
+                    const char *notes, Err *e) {
+    static const char zeros[ALIGN];
+    Block b = m->blocks[layer];
+    Parts p;
+    FilePart out[2 * MAX_PARTS + 4];
+    size_t n = 1;
+    Head h = {.head_bytes = sizeof h, .block_bytes = sizeof b, .layer = layer,
+              .notes_bytes = strlen(notes) + 1};
+    memcpy(h.magic, MAGIC, sizeof h.magic);
+    memcpy(h.key, key, HASH_HEX);
+    list_parts(&p, &b, m->config.hidden);
+    out[n++] = (FilePart){&b, sizeof b};
+    out[n++] = (FilePart){zeros, padding(sizeof h + sizeof b)};
+    for (size_t i = 0; i < p.n; i++) {
+        out[n++] = (FilePart){*p.part[i].data, p.part[i].bytes};
+        out[n++] = (FilePart){zeros, padding(p.part[i].bytes)};
+    }
+    out[n++] = (FilePart){notes, h.notes_bytes};
+    Hash *hash = hash_new();
+    if (!hash) return err_set(e, ERR_MEMORY, "内存不足");
+    for (size_t i = 1; i < n; i++)
+        if (out[i].len) hash_add(hash, out[i].data, out[i].len);
+    hash_end(hash, h.sha256);
+    out[0] = (FilePart){&h, sizeof h};
+    char path[4096];
+    return file_mkdirs(dir, e) &&
+           file_write_parts(block_path(path, sizeof path, dir, layer), out, n, e);
+}
+
+/* 头、版本与哈希都对：内容就是本程序写的，其余不必再查。 */
+static bool check(const FileMap *f, int64_t layer, const char *key, Head *h) {
+    char sha256[HASH_HEX];
+    if (f->size < sizeof *h + sizeof(Block)) return false;
+    memcpy(h, f->data, sizeof *h);
+    if (memcmp(h->magic, MAGIC, sizeof h->magic) != 0 || h->head_bytes != sizeof *h ||
+        h->block_bytes != sizeof(Block) || h->layer != layer ||
+        memcmp(h->key, key, HASH_HEX) != 0)
+        return false;
+    hash_bytes(f->data + sizeof *h, f->size - sizeof *h, sha256);
+    return memcmp(sha256, h->sha256, HASH_HEX) == 0;
+}
+
+bool blockfile_load(Model *m, int64_t layer, const char *dir, const char *key,
+                    const char **notes) {
+    FileMap f;
+    Head h;
+    Err ignored = {0};
+    char path[4096];
+    if (!file_exists(block_path(path, sizeof path, dir, layer)) || !file_map(&f, path, &ignored))
+        return false;
+    if (!check(&f, layer, key, &h)) {
+        file_unmap(&f);
+        return false;
+    }
+    Block *to = &m->blocks[layer], b;
+    memcpy(&b, f.data + sizeof h, sizeof b);
+    Parts p;
+    list_parts(&p, &b, m->config.hidden);
+    size_t at = sizeof h + sizeof b;
+    at += padding(at);
+    for (size_t i = 0; i < p.n; i++) {
+        *p.part[i].data = p.part[i].bytes ? (void *)(f.data + at) : NULL;
+        at += p.part[i].bytes + padding(p.part[i].bytes);
+    }
+    for (LinearRole r = 0; r < ROLE_COUNT; r++) {
+        b.linears[r].name = to->linears[r].name;
+        if (b.linears[r].streamed) b.linears[r].q.data = NULL;
+    }
+    *notes = (const char *)f.data + at;
+    b.file = f;
+    *to = b;
+    return true;
+}
+
+void blockfile_clear(const char *dir, int64_t n_layers) {
+    char path[4096];
+    for (int64_t i = 0; i < n_layers; i++) remove(block_path(path, sizeof path, dir, i));
+    remove(dir);
+}

@@ -1,0 +1,16 @@
+/* blockfile — 量化好的一个块存成文件：中断后接着做，内存不够时从文件里用
+ * 文件 = 头（版本、层号、key、内容的 SHA-256）+ 各线性层的描述 + 各段数据（64 字节对齐，可以映射后直接计算）。
+ * 只读自己写的：头、key 或哈希不符就当作没有。 */
+#ifndef PTQ_MODEL_BLOCKFILE_H
+#define PTQ_MODEL_BLOCKFILE_H
+#include "model/model.h"
+
+/* 原子地写出第 layer 块（线性层、偏置、归一化）到 dir（自动建立）。notes 是随块保存的文字（退让的记录）。 */
+bool blockfile_save(const Model *m, int64_t layer, const char *dir, const char *key,
+                    const char *notes, Err *e);
+/* 装入第 layer 块，数据留在只读映射里（model_close 解除）。*notes 指向映射之内。
+ * 返回: 没有文件、文件不完整或 key 不同时为假（模型不变）。 */
+bool blockfile_load(Model *m, int64_t layer, const char *dir, const char *key, const char **notes);
+/* 删去 dir 里的块与 dir 本身；没有也无妨。 */
+void blockfile_clear(const char *dir, int64_t n_layers);
+#endif

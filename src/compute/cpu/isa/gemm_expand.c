@@ -16,21 +16,23 @@
 /* 一个 32 块整个属于一组：展开并反量化。 */
 #define DEFINE_BLOCK(bits, kind)                                                                   \
     static void block_##bits##_##kind(float *dst, const uint32_t *block, const GroupParams *g) {   \
-        GroupParams local = *g;                                                                    \
+        Placed local = place_params(*g, bits, kind);                                               \
         BLOCK_UNROLL for (int j = 0; j < QT_KBLOCK; j++)                                           \
-            vf_store(dst + 16 * j, dequantize(block_code(block, bits, j), local, kind));           \
+            vf_store(dst + 16 * j, block_weight(block, &local, bits, kind, j));                    \
     }
 #define EACH_BITS(X) X(2) X(3) X(4) X(5) X(6) X(7) X(8)
 #define DEFINE_ALL(bits)                                                                           \
     DEFINE_CODES(bits)                                                                             \
     DEFINE_BLOCK(bits, DEQUANT_FUSED)                                                              \
-    DEFINE_BLOCK(bits, DEQUANT_PLAIN)
+    DEFINE_BLOCK(bits, DEQUANT_INT)                                                                \
+    DEFINE_BLOCK(bits, DEQUANT_REAL)
 EACH_BITS(DEFINE_ALL)
 #define LIST_CODES(bits) [bits] = codes_##bits,
 static void (*const CODES[9])(float *, const uint32_t *) = {EACH_BITS(LIST_CODES)};
 #define LIST_BLOCK(bits)                                                                           \
-    [bits] = {block_##bits##_DEQUANT_FUSED, block_##bits##_DEQUANT_PLAIN},
-static void (*const BLOCKS[9][2])(float *, const uint32_t *, const GroupParams *) = {
+    [bits] = {block_##bits##_DEQUANT_FUSED, block_##bits##_DEQUANT_INT,                            \
+              block_##bits##_DEQUANT_REAL},
+static void (*const BLOCKS[9][DEQUANT_KINDS])(float *, const uint32_t *, const GroupParams *) = {
     EACH_BITS(LIST_BLOCK)};
 
 /* 块跨越组界：先取编码，再逐组反量化。k 是块首的列号。 */

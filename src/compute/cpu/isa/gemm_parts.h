@@ -4,14 +4,15 @@
 #include "compute/cpu/gemm_kernels.h"
 #include "compute/cpu/isa/vec16.h"
 
-/* 反量化的两种算法，结果都与 qtensor.h 的定义逐位相同。
+/* 反量化的三种算法，结果都与 qtensor.h 的定义逐位相同。
  * FUSED: 缩放是 f16、零点是整数时，scale·code 与 scale·zero 至多 19 位有效数字，在 f32 中精确，
- *        scale·(code−zero) 因而等于一次乘加 scale·code+offset，offset = −scale·zero。 */
-typedef enum { DEQUANT_FUSED, DEQUANT_PLAIN } DequantKind;
+ *        scale·(code−zero) 因而等于一次乘加 scale·code+offset，offset = −scale·zero。
+ * INT:   零点是整数，code−zero 精确。REAL: 零点是实数，依定义逐步计算。 */
+typedef enum { DEQUANT_FUSED, DEQUANT_INT, DEQUANT_REAL, DEQUANT_KINDS } DequantKind;
 
 VEC_INLINE DequantKind dequant_kind(const QTensor *w) {
-    return w->spec.scale_dtype == DT_F16 && w->spec.zero != ZERO_FLOAT ? DEQUANT_FUSED
-                                                                       : DEQUANT_PLAIN;
+    if (w->spec.zero == ZERO_FLOAT) return DEQUANT_REAL;
+    return w->spec.scale_dtype == DT_F16 ? DEQUANT_FUSED : DEQUANT_INT;
 }
 
 /* 一个面板的一组的缩放与零点（FUSED 时 zero 是 offset）。 */
@@ -61,6 +62,54 @@ VEC_INLINE vf block_code(const uint32_t *block, const int bits, const int j) {
 VEC_INLINE vf dequantize(vf code, GroupParams g, const DequantKind kind) {
     if (kind == DEQUANT_FUSED) return vf_fma(g.scale, code, g.zero);
     return vf_mul(g.scale, vf_sub(code, g.zero));
+}
+
+/* 「嵌入」：4、8 位的编码不必移到最低位再转成 f32。移到尾数里的第 p 位（从低数），并上 2^23 的指数，就是
+ * V = 2^23 + code·2^p；因为 (V − 2^23 − zero·2^p)·(scale·2^−p) = (code−zero)·scale，且各步都精确（缩放小到次正规数除外），
+ * 结果逐位不变。4 位用第 12、16 位（一次移位供两个编码，居中的两个不必移），8 位用第 15 位。 */
+enum { PLACES = 2 };
+typedef struct Placed {
+    vf scale[PLACES], zero[PLACES]; /* 各位置上的缩放与零点（FUSED 时是 offset）；不嵌入时只用第 0 份 */
+} Placed;
+
+VEC_INLINE int is_placed(const int bits, const DequantKind kind) {
+    return (bits == 4 || bits == 8) && kind != DEQUANT_REAL;
+}
+/* 块内第 j 个编码用哪一份、在第几位、要右移多少（负为左移）。 */
+VEC_INLINE int place_of(const int bits, const int j) {
+    return bits == 4 && (j % 8 == 1 || j % 8 == 4 || j % 8 == 5 || j % 8 == 7);
+}
+VEC_INLINE int place_bit(const int bits, const int place) {
+    return bits == 8 ? 15 : place ? 16 : 12;
+}
+VEC_INLINE int place_shift(const int bits, const int j) {
+    return j % (32 / bits) * bits - place_bit(bits, place_of(bits, j));
+}
+/* 把一组的缩放与零点化为各位置的。 */
+VEC_INLINE Placed place_params(GroupParams g, const int bits, const DequantKind kind) {
+    Placed p = {{g.scale, g.scale}, {g.zero, g.zero}};
+    if (!is_placed(bits, kind)) return p;
+    VEC_UNROLL for (int i = 0; i < PLACES; i++) {
+        float unit = (float)(1 << place_bit(bits, i)), first = 0x1p23f;
+        p.scale[i] = vf_mul(g.scale, vf_set1(1.0f / unit));
+        if (kind == DEQUANT_FUSED) /* offset − scale·2^(23−p) */
+            p.zero[i] = vf_sub(g.zero, vf_mul(g.scale, vf_set1(first / unit)));
+        else
+            p.zero[i] = vf_add(vf_set1(first), vf_mul(g.zero, vf_set1(unit)));
+    }
+    return p;
+}
+/* 块内第 j 个 k 的 16 个权重；bits、kind、j 应为编译期常数。 */
+VEC_INLINE vf block_weight(const uint32_t *block, const Placed *p, const int bits,
+                           const DequantKind kind, const int j) {
+    if (!is_placed(bits, kind))
+        return dequantize(block_code(block, bits, j), (GroupParams){p->scale[0], p->zero[0]}, kind);
+    const int i = place_of(bits, j), shift = place_shift(bits, j);
+    vu word = vu_load(block + j * bits / 32 * 16);
+    word = shift > 0 ? vu_shr(word, shift) : shift < 0 ? vu_shl(word, -shift) : word;
+    vu mask = vu_set1(((1u << bits) - 1) << place_bit(bits, i));
+    vf v = vf_bits(vu_and_or(word, mask, vu_set1(0x4B000000u)));
+    return dequantize(v, (GroupParams){p->scale[i], p->zero[i]}, kind);
 }
 
 #if defined(KERNEL_ISA_avx512_bf16)

@@ -2,7 +2,7 @@
  * 同时推进几个面板以掩盖乘加的延迟；每个输出仍是一个累加器沿 k 依次累加，与 GEMM 逐位相同。 */
 #include "compute/cpu/isa/gemm_parts.h"
 
-enum { DENSE_PANELS = 8 / VEC_PARTS, INT_PANELS = VEC_PARTS == 1 ? 2 : 1 };
+enum { DENSE_PANELS = 8 / VEC_PARTS, INT_PANELS = VEC_PARTS == 1 ? 4 : 1 };
 
 /* 写出一个面板的结果，valid 为有效的输出数（不大于 0 时不写）。 */
 VEC_INLINE void store_panel(float *y, vf acc, int64_t valid) {
@@ -96,10 +96,10 @@ static void gemv_any(float *y, const float *x, const QTensor *w, int64_t panel, 
 
 #if VEC_PARTS <= 2
 /* 一个 32 块：x 是 f32。 */
-VEC_INLINE vf int_block_f32(vf acc, const float *x, const uint32_t *d, GroupParams g,
+VEC_INLINE vf int_block_f32(vf acc, const float *x, const uint32_t *d, const Placed *g,
                             const int bits, const DequantKind kind, const int j) {
-    acc = vf_fma(vf_set1(x[j]), dequantize(block_code(d, bits, j), g, kind), acc);
-    return vf_fma(vf_set1(x[j + 1]), dequantize(block_code(d, bits, j + 1), g, kind), acc);
+    acc = vf_fma(vf_set1(x[j]), block_weight(d, g, bits, kind, j), acc);
+    return vf_fma(vf_set1(x[j + 1]), block_weight(d, g, bits, kind, j + 1), acc);
 }
 /* 尾块（不满 32 列）展开后逐列乘。 */
 VEC_INLINE vf int_tail_f32(vf acc, const float *x, const float *tail, int64_t n) {
@@ -108,12 +108,11 @@ VEC_INLINE vf int_tail_f32(vf acc, const float *x, const float *tail, int64_t n)
     return acc;
 }
 #if defined(KERNEL_ISA_avx512_bf16)
-VEC_INLINE vf int_block_bf16(vf acc, const uint16_t *x, const uint32_t *d, GroupParams g,
+VEC_INLINE vf int_block_bf16(vf acc, const uint16_t *x, const uint32_t *d, const Placed *g,
                              const int bits, const DequantKind kind, const int j) {
     uint32_t pair;
     memcpy(&pair, x + j, sizeof pair);
-    vf lo = dequantize(block_code(d, bits, j), g, kind);
-    vf hi = dequantize(block_code(d, bits, j + 1), g, kind);
+    vf lo = block_weight(d, g, bits, kind, j), hi = block_weight(d, g, bits, kind, j + 1);
     return vf_dot_pairs(acc, vu_set1(pair), vu_round_pairs(lo, hi));
 }
 VEC_INLINE vf int_tail_bf16(vf acc, const uint16_t *x, const float *tail, int64_t n) {
@@ -137,7 +136,7 @@ VEC_INLINE vf int_tail_bf16(vf acc, const uint16_t *x, const float *tail, int64_
         int64_t ahead = prefetch_distance(INT_PANELS * blocks * bits * QT_PANEL * 4);              \
         for (; n_out > 0; n_out -= 16 * INT_PANELS, y += 16 * INT_PANELS, panel += INT_PANELS) {   \
             vf acc[INT_PANELS];                                                                    \
-            GroupParams g[INT_PANELS];                                                             \
+            Placed g[INT_PANELS];                                                                  \
             int64_t at[INT_PANELS];                                                                \
             const uint32_t *d[INT_PANELS];                                                         \
             VEC_UNROLL for (int p = 0; p < INT_PANELS; p++) {                                      \
@@ -147,7 +146,7 @@ VEC_INLINE vf int_tail_bf16(vf acc, const uint16_t *x, const float *tail, int64_
             }                                                                                      \
             for (int64_t group = 0, block = 0; block < full; group++) {                            \
                 VEC_UNROLL for (int p = 0; p < INT_PANELS; p++)                                    \
-                    g[p] = group_params(w, at[p], group);                                          \
+                    g[p] = place_params(group_params(w, at[p], group), bits, kind);                \
                 int64_t stop = block + per_group < full ? block + per_group : full;                \
                 for (; block < stop; block++) {                                                    \
                     VEC_UNROLL for (int i = 0; i < bits; i++)                                      \
@@ -155,7 +154,7 @@ VEC_INLINE vf int_tail_bf16(vf acc, const uint16_t *x, const float *tail, int64_
                             __builtin_prefetch((const char *)(d[p] + 16 * i) + ahead, 0, 2);       \
                     VEC_UNROLL for (int j = 0; j < QT_KBLOCK; j += 2)                              \
                         VEC_UNROLL for (int p = 0; p < INT_PANELS; p++)                            \
-                            acc[p] = step(acc[p], x + QT_KBLOCK * block, d[p], g[p], bits, kind,   \
+                            acc[p] = step(acc[p], x + QT_KBLOCK * block, d[p], &g[p], bits, kind,  \
                                           j);                                                      \
                     VEC_UNROLL for (int p = 0; p < INT_PANELS; p++) d[p] += bits * QT_PANEL;       \
                 }                                                                                  \
@@ -177,18 +176,15 @@ VEC_INLINE vf int_tail_bf16(vf acc, const uint16_t *x, const float *tail, int64_
         walk(y, x, w, panel, n_out, bits, kind);                                                   \
     }
 DEFINE_INT_WALK(walk_f32, float, int_block_f32, int_tail_f32)
-DEFINE_INT(walk_f32, float, 2, DEQUANT_FUSED)
-DEFINE_INT(walk_f32, float, 3, DEQUANT_FUSED)
-DEFINE_INT(walk_f32, float, 4, DEQUANT_FUSED)
-DEFINE_INT(walk_f32, float, 8, DEQUANT_FUSED)
-DEFINE_INT(walk_f32, float, 4, DEQUANT_PLAIN)
+#define EACH_WALK(X)                                                                               \
+    X(2, DEQUANT_FUSED) X(2, DEQUANT_INT) X(3, DEQUANT_FUSED) X(3, DEQUANT_INT)                    \
+    X(4, DEQUANT_FUSED) X(4, DEQUANT_INT) X(8, DEQUANT_FUSED) X(8, DEQUANT_INT)
+#define DEFINE_WALK_F32(bits, kind) DEFINE_INT(walk_f32, float, bits, kind)
+EACH_WALK(DEFINE_WALK_F32)
 /* 常见的组合才各编一份；其余走 gemv_any。 */
-static void (*const WALKS[9][2])(float *, const float *, const QTensor *, int64_t, int64_t) = {
-    [2] = {walk_f32_2_DEQUANT_FUSED, NULL},
-    [3] = {walk_f32_3_DEQUANT_FUSED, NULL},
-    [4] = {walk_f32_4_DEQUANT_FUSED, walk_f32_4_DEQUANT_PLAIN},
-    [8] = {walk_f32_8_DEQUANT_FUSED, NULL},
-};
+#define LIST_WALK_F32(bits, kind) [bits][kind] = walk_f32_##bits##_##kind,
+static void (*const WALKS[9][DEQUANT_KINDS])(float *, const float *, const QTensor *, int64_t,
+                                             int64_t) = {EACH_WALK(LIST_WALK_F32)};
 #endif
 
 static void gemv_int(float *y, const float *x, const QTensor *w, int64_t panel, int64_t n_out) {
@@ -249,8 +245,14 @@ static void gemv_any_bf16(float *y, const uint16_t *x, const QTensor *w, int64_t
     }
 }
 DEFINE_INT_WALK(walk_bf16, uint16_t, int_block_bf16, int_tail_bf16)
-DEFINE_INT(walk_bf16, uint16_t, 4, DEQUANT_FUSED)
-DEFINE_INT(walk_bf16, uint16_t, 8, DEQUANT_FUSED)
+#define EACH_WALK_BF16(X)                                                                          \
+    X(4, DEQUANT_FUSED) X(4, DEQUANT_INT) X(8, DEQUANT_FUSED) X(8, DEQUANT_INT)
+#define DEFINE_WALK_BF16(bits, kind) DEFINE_INT(walk_bf16, uint16_t, bits, kind)
+EACH_WALK_BF16(DEFINE_WALK_BF16)
+#define LIST_WALK_BF16(bits, kind) [bits][kind] = walk_bf16_##bits##_##kind,
+static void (*const WALKS_BF16[9][DEQUANT_KINDS])(float *, const uint16_t *, const QTensor *,
+                                                  int64_t, int64_t) = {
+    EACH_WALK_BF16(LIST_WALK_BF16)};
 
 void KERNEL_NAME(gemv_bf16)(float *y, const uint16_t *x, const QTensor *w, int64_t panel,
                             int64_t n_out) {
@@ -259,10 +261,9 @@ void KERNEL_NAME(gemv_bf16)(float *y, const uint16_t *x, const QTensor *w, int64
         gemv_dot(y, x, (const char *)w->data + panel * stride, stride, w->cols, n_out);
         return;
     }
-    bool aligned = w->dense == DT_NONE && dequant_kind(w) == DEQUANT_FUSED &&
-                   (w->n_groups == 1 || w->spec.group_size % QT_KBLOCK == 0);
-    (aligned && w->spec.bits == 4   ? walk_bf16_4_DEQUANT_FUSED
-     : aligned && w->spec.bits == 8 ? walk_bf16_8_DEQUANT_FUSED
-                                    : gemv_any_bf16)(y, x, w, panel, n_out);
+    bool aligned = w->dense == DT_NONE &&
+                   (w->n_groups == 1 || w->spec.group_size % QT_KBLOCK == 0) &&
+                   WALKS_BF16[w->spec.bits][dequant_kind(w)];
+    (aligned ? WALKS_BF16[w->spec.bits][dequant_kind(w)] : gemv_any_bf16)(y, x, w, panel, n_out);
 }
 #endif

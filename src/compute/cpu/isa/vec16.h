@@ -98,6 +98,16 @@ VEC_INLINE vu vu_shr(vu a, int n) {
     VEC_UNROLL VEC_EACH a.p[vec_i] >>= n;
     return a;
 }
+/* (a & mask) | c */
+VEC_INLINE vu vu_and_or(vu a, vu mask, vu c) {
+#if defined(VEC_AVX512)
+    a.p[0] = (vec_nu)_mm512_ternarylogic_epi32((__m512i)a.p[0], (__m512i)mask.p[0],
+                                               (__m512i)c.p[0], 0xEA);
+    return a;
+#else
+    return vu_or(vu_and(a, mask), c);
+#endif
+}
 VEC_INLINE vf vf_bits(vu a) { /* 位模式不变 */
     vf r;
     VEC_UNROLL VEC_EACH r.p[vec_i] = (vec_nf)a.p[vec_i];

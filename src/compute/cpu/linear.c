@@ -10,6 +10,8 @@ enum {
     SMALL_STEPS = 128,        /* 行数很少时的分段：展开块留在一级缓存 */
     SMALL_ROWS = 28,
     TASKS_PER_THREAD = 6,
+    MIN_PANELS = 6,           /* 要展开的权重一个任务至少的面板数（激活小块的复制由它们分摊） */
+    EXPANDED_ROWS = 1024,     /* 展开一次至少供这么多行用 */
     GEMV_TASK_BYTES = 48 * 1024
 };
 
@@ -135,18 +137,20 @@ static void plan_gemm(LinearJob *j) {
     int64_t limit = small ? SMALL_STEPS : TILE_STEPS_MAX;
     j->kc = ceil_div(ceil_div(j->steps, ceil_div(j->steps, limit)), QT_KBLOCK) * QT_KBLOCK;
     int64_t fit = j->cpu->block_bytes / (j->kc * QT_PANEL * 4) / per * per;
+    int64_t want = j->n_threads == 1 ? 1 : (int64_t)TASKS_PER_THREAD * j->n_threads;
+    /* 要展开的权重宁可按面板分任务：按行分则每个任务都要展开一遍 */
+    if (!j->direct) fit = min_i64(fit, max_i64(MIN_PANELS, ceil_div(ceil_div(panels, want), per) * per));
     if (small) fit = per;
     j->panels_per_block = min_i64(max_i64(fit, per), ceil_div(panels, per) * per);
     /* 均分成块，免得最后一块很小 */
     int64_t n_blocks = ceil_div(panels, j->panels_per_block);
     j->panels_per_block = ceil_div(ceil_div(panels, n_blocks), per) * per;
-    int64_t want = j->n_threads == 1 ? 1 : (int64_t)TASKS_PER_THREAD * j->n_threads;
     int64_t block_tasks = min_i64(ceil_div(panels, j->panels_per_block), want);
     j->panels_per_task =
         ceil_div(ceil_div(panels, j->panels_per_block), block_tasks) * j->panels_per_block;
     int64_t n_panel_tasks = ceil_div(panels, j->panels_per_task);
-    int64_t tile = j->k->tile_rows;
-    int64_t row_tasks = min_i64(ceil_div(want, n_panel_tasks), ceil_div(j->n, 8 * tile));
+    int64_t tile = j->k->tile_rows, least = j->direct ? 8 * tile : EXPANDED_ROWS;
+    int64_t row_tasks = min_i64(ceil_div(want, n_panel_tasks), ceil_div(j->n, least));
     j->rows_per_task = ceil_div(ceil_div(j->n, row_tasks), tile) * tile;
     j->n_row_tasks = ceil_div(j->n, j->rows_per_task);
 }

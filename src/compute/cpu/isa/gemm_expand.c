@@ -96,21 +96,52 @@ void KERNEL_NAME(gemm_expand)(float *dst, const QTensor *w, int64_t panel, int64
 }
 
 #if defined(KERNEL_ISA_avx512_bf16)
+/* 一个 32 块整个属于一组：在寄存器里反量化并舍入成对。 */
+#define DEFINE_PAIRS(bits, kind)                                                                   \
+    static void pairs_##bits##_##kind(uint32_t *dst, const uint32_t *block, const GroupParams *g) { \
+        Placed local = place_params(*g, bits, kind);                                               \
+        BLOCK_UNROLL for (int j = 0; j < QT_KBLOCK; j += 2)                                        \
+            vu_store(dst + 8 * j, vu_round_pairs(block_weight(block, &local, bits, kind, j),       \
+                                                 block_weight(block, &local, bits, kind, j + 1))); \
+    }
+DEFINE_PAIRS(4, DEQUANT_FUSED)
+DEFINE_PAIRS(4, DEQUANT_INT)
+DEFINE_PAIRS(8, DEQUANT_FUSED)
+DEFINE_PAIRS(8, DEQUANT_INT)
+typedef void PairsFn(uint32_t *dst, const uint32_t *block, const GroupParams *g);
+static PairsFn *const PAIRS[9][DEQUANT_KINDS] = {
+    [4] = {pairs_4_DEQUANT_FUSED, pairs_4_DEQUANT_INT, NULL},
+    [8] = {pairs_8_DEQUANT_FUSED, pairs_8_DEQUANT_INT, NULL},
+};
+
+/* 任何类型：展开成 f32 再舍入。k 是块首，end 是块尾（不含）。 */
+static void round_block(uint32_t *dst, const QTensor *w, int64_t panel, int64_t k, int64_t end) {
+    float block[QT_KBLOCK * QT_PANEL];
+    KERNEL_NAME(gemm_expand)(block, w, panel, k, end);
+    if ((end - k) % 2) vf_store(block + 16 * (end - k), vf_zero());
+    for (int64_t i = 0; i < end - k; i += 2, dst += 16)
+        vu_store(dst, vu_round_pairs(vf_load(block + 16 * i), vf_load(block + 16 * i + 16)));
+}
+
 void KERNEL_NAME(gemm_expand_bf16)(uint32_t *dst, const QTensor *w, int64_t panel, int64_t k0,
                                    int64_t k1) {
-    int64_t pairs = w->cols / 2 + w->cols % 2;
+    int64_t pairs = w->cols / 2 + w->cols % 2, blocks = (w->cols - 1) / QT_KBLOCK + 1, group = -1;
     if (w->dense == DT_BF16) {
         memcpy(dst, (const uint32_t *)w->data + (panel * pairs + k0 / 2) * QT_PANEL,
                (size_t)(k1 - k0 + 1) / 2 * QT_PANEL * sizeof *dst);
         return;
     }
-    float block[QT_KBLOCK * QT_PANEL];
-    for (int64_t k = k0; k < k1; k += QT_KBLOCK) {
-        int64_t end = k + QT_KBLOCK < k1 ? k + QT_KBLOCK : k1;
-        KERNEL_NAME(gemm_expand)(block, w, panel, k, end);
-        if ((end - k) % 2) vf_store(block + 16 * (end - k), vf_zero());
-        for (int64_t i = 0; i < end - k; i += 2, dst += 16)
-            vu_store(dst, vu_round_pairs(vf_load(block + 16 * i), vf_load(block + 16 * i + 16)));
+    PairsFn *fast = w->dense == DT_NONE ? PAIRS[w->spec.bits][dequant_kind(w)] : NULL;
+    GroupParams g = {vf_zero(), vf_zero()};
+    for (int64_t k = k0; k < k1; k += QT_KBLOCK, dst += 8 * QT_KBLOCK) {
+        int64_t end = k + QT_KBLOCK, first = fast ? k / w->spec.group_size : 0;
+        if (!fast || end > k1 || (end - 1) / w->spec.group_size != first) {
+            round_block(dst, w, panel, k, end < k1 ? end : k1);
+            continue;
+        }
+        if (first != group) g = group_params(w, panel, group = first);
+        fast(dst, (const uint32_t *)w->data + (panel * blocks + k / QT_KBLOCK) * w->spec.bits * QT_PANEL,
+             &g);
     }
 }
 

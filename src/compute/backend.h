@@ -146,6 +146,8 @@ typedef struct BackendOps {
     void (*attention_grad)(Backend *b, float *dq, float *dk, float *dv, const float *d_out,
                            const float *q, const float *k, const float *v, int64_t n,
                            const AttnSpec *s);
+    /* round_act（ACT_TOKEN）的反向：d 就地，x 是取整之前的 (n,cols) */
+    void (*round_act_grad)(Backend *b, float *d, const float *x, int64_t n, int64_t cols, int bits);
     void (*score_grad)(Backend *b, const ScoreGradJob *job);
     /* 每组的最小、最大值 (rows, n_groups) */
     void (*group_range)(Backend *b, float *lo, float *hi, const float *x, int64_t rows,

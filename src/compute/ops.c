@@ -295,6 +295,15 @@ void op_attention_grad(Backend *b, Tensor dq, Tensor dk, Tensor dv, Tensor d_out
     b->ops->attention_grad(b, dq.data, dk.data, dv.data, d_out.data, q.data, k.data, v.data, n, s);
 }
 
+void op_round_act_grad(Backend *b, Tensor d, Tensor x, const ActQuant *act) {
+    int64_t n = x.shape[0], cols = row_width(x);
+    check_2d(x, n, cols);
+    check_2d(d, n, cols);
+    CHECK(act && act->kind == ACT_TOKEN && act->bits >= 2 && act->bits <= 8);
+    if (failed(b) || n * cols == 0) return;
+    b->ops->round_act_grad(b, d.data, x.data, n, cols, act->bits);
+}
+
 void op_score_grad(Backend *b, const ScoreGradJob *job) {
     CHECK(job && job->n >= 0);
     check_weight(job->head);

@@ -63,6 +63,9 @@ void op_silu_mul_grad(Backend *b, Tensor dgate, Tensor dup, Tensor dy, Tensor ga
 /* op_attention（first 为 0）的反向；形状同 op_attention，n_keys == n。 */
 void op_attention_grad(Backend *b, Tensor dq, Tensor dk, Tensor dv, Tensor d_out, Tensor q,
                        Tensor k, Tensor v, const AttnSpec *s);
+/* op_round_act（每 token 一个 s）的直通估计：x̂ = s·rint(x/s)，rint 的导数取 1，s = max|x|/top 求导，故
+ * dx = dx̂，另在 |x| 最大的一列加 ±Σ dx̂·(rint(x/s) − x/s)/top。d 就地由 dx̂ 变为 dx；x 是取整之前的。 */
+void op_round_act_grad(Backend *b, Tensor d, Tensor x, const ActQuant *act);
 void op_score_grad(Backend *b, const ScoreGradJob *job);
 /* 每组（spec->group_size 列）的最小、最大值，均为 (rows, n_groups)。 */
 void op_group_range(Backend *b, Tensor lo, Tensor hi, Tensor x, const QSpec *spec);

@@ -15,10 +15,11 @@
 #include "base/log.h"
 #include "base/option.h"
 #include "base/rng.h"
+#include "compute/adamw.h"
 #include "compute/linalg.h"
 #include "compute/ops.h"
 #include "model/calib.h"
-#include "model/forward.h"
+#include "model/gradient.h"
 #include "model/kvsample.h"
 
 typedef struct QuantJob QuantJob; /* 一次量化：模型、后端、校准数据、方法设置、记录 */

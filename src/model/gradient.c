@@ -15,7 +15,8 @@ static Tensor vec(const float *x, int64_t n) {
     return tensor_f32_1d((float *)x, x ? n : 0);
 }
 
-bool block_trace_open(BlockTrace *t, Model *m, int64_t max_rows, Err *e) {
+bool block_trace_open(BlockTrace *t, Model *m, int64_t max_rows, ActQuant act, bool round_qkv,
+                      Err *e) {
     const ModelConfig *c = &m->config;
     int64_t d = c->hidden, ff = c->intermediate, half = c->rope.rotary_dim / 2;
     int64_t q = c->n_heads * c->head_dim, kv = c->n_kv_heads * c->head_dim, largest = 0;
@@ -23,16 +24,23 @@ bool block_trace_open(BlockTrace *t, Model *m, int64_t max_rows, Err *e) {
         const Linear *l = &m->blocks[0].linears[r];
         if (l->rows * l->cols > largest) largest = l->rows * l->cols;
     }
-    *t = (BlockTrace){.max_rows = max_rows};
+    CHECK(act.kind == ACT_NONE || act.kind == ACT_TOKEN);
+    bool inputs = act.kind != ACT_NONE, qkv = inputs && round_qkv;
+    *t = (BlockTrace){.max_rows = max_rows, .compute = m->backend->compute, .act = act,
+                      .round_qkv = qkv};
     struct {
         float **p;
         int64_t width;
     } parts[] = {{&t->x, d},      {&t->h1, d},    {&t->h2, d},          {&t->q, q},
                  {&t->k, kv},     {&t->v, kv},    {&t->att, q},         {&t->mid, d},
-                 {&t->gate, ff},  {&t->up, ff},   {&t->act, ff},        {&t->out, d},
+                 {&t->gate, ff},  {&t->up, ff},   {&t->prod, ff},        {&t->out, d},
                  {&t->d_att, q},  {&t->d_q, q},   {&t->d_k, kv},        {&t->d_v, kv},
                  {&t->d_gate, ff}, {&t->d_up, ff}, {&t->d_hidden[0], d}, {&t->d_hidden[1], d},
-                 {&t->neg_sin, half}};
+                 {&t->neg_sin, half},
+                 {&t->raw[INPUT_QKV], inputs ? d : 0},     {&t->raw[INPUT_O], inputs ? q : 0},
+                 {&t->raw[INPUT_GATE_UP], inputs ? d : 0}, {&t->raw[INPUT_DOWN], inputs ? ff : 0},
+                 {&t->raw[TRACE_Q], qkv ? q : 0},          {&t->raw[TRACE_K], qkv ? kv : 0},
+                 {&t->raw[TRACE_V], qkv ? kv : 0}};
     bool ok = model_ensure_rope(m, max_rows, e);
     for (size_t i = 0; ok && i < sizeof parts / sizeof *parts; i++) {
         *parts[i].p = ARENA_ARRAY(&t->arena, float, max_rows * parts[i].width, e);
@@ -67,6 +75,17 @@ static void rotate(Model *m, float *q, float *k, int64_t n, const float *sin_tab
     op_rope(m->backend, tensor_f32_3d(k, n, c->n_kv_heads, c->head_dim), cos_t, sin_t, 0);
 }
 
+/* 该处要取整时：留下原样，就地取整。 */
+static void round_at(Model *m, BlockTrace *t, int at, float *x, int64_t n, int64_t cols) {
+    if (t->act.kind == ACT_NONE || (at >= TRACE_Q && !t->round_qkv)) return;
+    memcpy(t->raw[at], x, (size_t)(n * cols) * sizeof *x);
+    op_round_act(m->backend, mat(x, n, cols), &t->act);
+}
+static void round_back(Model *m, const BlockTrace *t, int at, float *dx, int64_t n, int64_t cols) {
+    if (t->act.kind == ACT_NONE || (at >= TRACE_Q && !t->round_qkv)) return;
+    op_round_act_grad(m->backend, mat(dx, n, cols), mat(t->raw[at], n, cols), &t->act);
+}
+
 static AttnSpec attention_spec(const ModelConfig *c, int64_t layer) {
     return (AttnSpec){.n_heads = c->n_heads, .n_kv_heads = c->n_kv_heads,
                       .head_dim = c->head_dim, .window = arch_window(c, layer),
@@ -82,29 +101,39 @@ bool block_trace_forward(Model *m, int64_t layer, BlockTrace *t, const float *x,
     int64_t d = c->hidden, ff = c->intermediate;
     CHECK(n >= 1 && n <= t->max_rows);
     if (!model_need_block(m, layer, e)) return false;
+    ComputeMode usual = be->compute;
+    be->compute = t->compute;
     t->n = n;
     memcpy(t->x, x, (size_t)(n * d) * sizeof *x);
     norm(m, t->h1, t->x, b->attn_norm, n);
+    round_at(m, t, INPUT_QKV, t->h1, n, d);
     linear(m, &l[ROLE_Q], t->q, t->h1, n);
     linear(m, &l[ROLE_K], t->k, t->h1, n);
     linear(m, &l[ROLE_V], t->v, t->h1, n);
+    round_at(m, t, TRACE_Q, t->q, n, l[ROLE_Q].rows);
+    round_at(m, t, TRACE_K, t->k, n, l[ROLE_K].rows);
+    round_at(m, t, TRACE_V, t->v, n, l[ROLE_V].rows);
     rotate(m, t->q, t->k, n, m->sin_table);
     AttnSpec s = attention_spec(c, layer);
     op_attention(be, tensor_f32_3d(t->att, n, s.n_heads, s.head_dim),
                  tensor_f32_3d(t->q, n, s.n_heads, s.head_dim),
                  tensor_f32_3d(t->k, n, s.n_kv_heads, s.head_dim),
                  tensor_f32_3d(t->v, n, s.n_kv_heads, s.head_dim), &s);
+    round_at(m, t, INPUT_O, t->att, n, l[ROLE_O].cols);
     linear(m, &l[ROLE_O], t->out, t->att, n);
     memcpy(t->mid, t->x, (size_t)(n * d) * sizeof *x);
     op_add(be, mat(t->mid, n, d), mat(t->out, n, d));
 
     norm(m, t->h2, t->mid, b->mlp_norm, n);
+    round_at(m, t, INPUT_GATE_UP, t->h2, n, d);
     linear(m, &l[ROLE_GATE], t->gate, t->h2, n);
     linear(m, &l[ROLE_UP], t->up, t->h2, n);
-    op_silu_mul(be, mat(t->act, n, ff), mat(t->gate, n, ff), mat(t->up, n, ff));
-    linear(m, &l[ROLE_DOWN], t->d_hidden[0], t->act, n);
+    op_silu_mul(be, mat(t->prod, n, ff), mat(t->gate, n, ff), mat(t->up, n, ff));
+    round_at(m, t, INPUT_DOWN, t->prod, n, ff);
+    linear(m, &l[ROLE_DOWN], t->d_hidden[0], t->prod, n);
     memcpy(t->out, t->mid, (size_t)(n * d) * sizeof *x);
     op_add(be, mat(t->out, n, d), mat(t->d_hidden[0], n, d));
+    be->compute = usual;
     return backend_check(be, e);
 }
 
@@ -136,11 +165,13 @@ static void mlp_back(Model *m, int64_t layer, BlockTrace *t, const float *d_out,
     Backend *be = m->backend;
     int64_t n = t->n, d = m->config.hidden, ff = m->config.intermediate;
     float *d_mid = t->d_hidden[0], *tmp = t->d_hidden[1];
-    linear_back(m, &l[ROLE_DOWN], t, t->act, d_out, t->d_gate, NULL, g);
+    linear_back(m, &l[ROLE_DOWN], t, t->prod, d_out, t->d_gate, NULL, g);
+    round_back(m, t, INPUT_DOWN, t->d_gate, n, ff);
     op_silu_mul_grad(be, mat(t->d_gate, n, ff), mat(t->d_up, n, ff), mat(t->d_gate, n, ff),
                      mat(t->gate, n, ff), mat(t->up, n, ff));
     linear_back(m, &l[ROLE_GATE], t, t->h2, t->d_gate, d_mid, NULL, g);
     linear_back(m, &l[ROLE_UP], t, t->h2, t->d_up, d_mid, tmp, g);
+    round_back(m, t, INPUT_GATE_UP, d_mid, n, d);
     memcpy(tmp, d_mid, (size_t)(n * d) * sizeof *tmp);
     op_rmsnorm_grad(be, mat(d_mid, n, d), vec(g->mlp_norm, d), mat(tmp, n, d), mat(t->mid, n, d),
                     vec(b->mlp_norm, d), (float)m->config.norm_eps);
@@ -156,9 +187,13 @@ static void attention_back(Model *m, int64_t layer, BlockTrace *t, const BlockGr
     float *d_mid = t->d_hidden[0], *d_h = t->d_hidden[1];
     AttnSpec s = attention_spec(&m->config, layer);
     linear_back(m, &l[ROLE_O], t, t->att, d_mid, t->d_att, NULL, g);
+    round_back(m, t, INPUT_O, t->d_att, n, q);
     op_attention_grad(be, mat(t->d_q, n, q), mat(t->d_k, n, kv), mat(t->d_v, n, kv),
                       mat(t->d_att, n, q), mat(t->q, n, q), mat(t->k, n, kv), mat(t->v, n, kv), &s);
     rotate(m, t->d_q, t->d_k, n, t->neg_sin);
+    round_back(m, t, TRACE_Q, t->d_q, n, q);
+    round_back(m, t, TRACE_K, t->d_k, n, kv);
+    round_back(m, t, TRACE_V, t->d_v, n, kv);
     if (g->k) memcpy(g->k, t->d_k, (size_t)(n * kv) * sizeof *g->k);
     if (g->v) memcpy(g->v, t->d_v, (size_t)(n * kv) * sizeof *g->v);
     bool down = g->x || g->attn_norm;
@@ -167,6 +202,7 @@ static void attention_back(Model *m, int64_t layer, BlockTrace *t, const BlockGr
     linear_back(m, &l[ROLE_K], t, t->h1, t->d_k, down ? d_h : NULL, add, g);
     linear_back(m, &l[ROLE_V], t, t->h1, t->d_v, down ? d_h : NULL, add, g);
     if (!down) return;
+    round_back(m, t, INPUT_QKV, d_h, n, d);
     float *d_x = g->x ? g->x : add;
     op_rmsnorm_grad(be, mat(d_x, n, d), vec(g->attn_norm, d), mat(d_h, n, d), mat(t->x, n, d),
                     vec(b->attn_norm, d), (float)m->config.norm_eps);
@@ -175,9 +211,25 @@ static void attention_back(Model *m, int64_t layer, BlockTrace *t, const BlockGr
 
 bool block_trace_backward(Model *m, int64_t layer, BlockTrace *t, const float *d_out,
                           const BlockGrad *g, Err *e) {
+    Backend *be = m->backend;
+    ComputeMode usual = be->compute;
+    be->compute = t->compute;
     mlp_back(m, layer, t, d_out, g);
     attention_back(m, layer, t, g);
-    return backend_check(m->backend, e);
+    be->compute = usual;
+    return backend_check(be, e);
+}
+
+double block_trace_mse(const BlockTrace *t, const Model *m, const float *target, float *d_out) {
+    int64_t n = t->n * m->config.hidden;
+    float scale = (float)(2.0 / (double)n);
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) {
+        float d = t->out[i] - target[i];
+        sum += (double)(d * d);
+        d_out[i] = scale * d;
+    }
+    return sum / (double)n;
 }
 
 bool model_gradient_open(ModelGradient *g, Model *m, int64_t max_len, Err *e) {
@@ -193,7 +245,7 @@ bool model_gradient_open(ModelGradient *g, Model *m, int64_t max_len, Err *e) {
               (g->d_v = ARENA_ARRAY(a, float, max_len * kv, e)) &&
               (g->targets = ARENA_ARRAY(a, int32_t, max_len, e)) &&
               (g->nll = ARENA_ARRAY(a, double, max_len, e)) &&
-              block_trace_open(&g->trace, m, max_len, e);
+              block_trace_open(&g->trace, m, max_len, (ActQuant){0}, false, e);
     if (!ok) model_gradient_close(g);
     return ok;
 }

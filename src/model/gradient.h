@@ -6,6 +6,9 @@
 #define PTQ_MODEL_GRADIENT_H
 #include "model/forward.h"
 
+/* 会被取整的各处：四组线性层的输入（InputGroup），q、k、v 的输出。 */
+enum { TRACE_Q = INPUT_COUNT, TRACE_K, TRACE_V, TRACE_ROUNDED };
+
 /* 一条时间线（位置从 0 起的 n 行）过一个块时的中间量。 */
 typedef struct BlockTrace {
     Arena arena;
@@ -15,11 +18,15 @@ typedef struct BlockTrace {
     float *q, *k, *v;      /* q、k 在 RoPE 之后 */
     float *att;            /* (n, heads·dim) o_proj 的输入 */
     float *mid;            /* (n, hidden) 注意力残差之后 */
-    float *gate, *up, *act; /* (n, intermediate)，act = silu(gate)·up */
+    float *gate, *up, *prod; /* (n, intermediate)，prod = silu(gate)·up */
     float *out;            /* (n, hidden) 块的输出 */
     float *neg_sin;        /* (max_rows, rotary_dim/2) 反向旋转用 */
     float *d_hidden[2], *d_att, *d_q, *d_k, *d_v, *d_gate, *d_up; /* 反向的工作区 */
     float *weight;         /* 最大的一个线性层的稠密权重 */
+    ComputeMode compute;   /* 这一块的矩阵乘用的精度；打开时同后端，可改 */
+    ActQuant act;          /* 线性层的输入怎样取整（kind 为 ACT_NONE 或 ACT_TOKEN） */
+    bool round_qkv;        /* q、k、v 的输出也照 act 取整 */
+    float *raw[TRACE_ROUNDED]; /* act 有效时：各处取整之前的样子 */
 } BlockTrace;
 
 /* 要哪些梯度：非 NULL 的写入（覆盖）。 */
@@ -32,14 +39,19 @@ typedef struct BlockGrad {
     const float *dense[ROLE_COUNT]; /* 入：该层的稠密权重 (rows, cols)；NULL 则由存放形式反量化 */
 } BlockGrad;
 
-/* 打开，行数上限 max_rows（也会备好旋转表）。错误: 内存不足。 */
-bool block_trace_open(BlockTrace *t, Model *m, int64_t max_rows, Err *e);
+/* 打开，行数上限 max_rows（也会备好旋转表）。参数: act、round_qkv 见上；取整的反向是直通估计（op_round_act_grad）。
+ * 错误: 内存不足。 */
+bool block_trace_open(BlockTrace *t, Model *m, int64_t max_rows, ActQuant act, bool round_qkv,
+                      Err *e);
 void block_trace_close(BlockTrace *t);
 /* 第 layer 块的前向：x (n, hidden) → t->out，并留下中间量。各线性层须已装好。 */
 bool block_trace_forward(Model *m, int64_t layer, BlockTrace *t, const float *x, int64_t n, Err *e);
 /* 反向：d_out (n, hidden) = dL/d(t->out) → g 中要的各项。须紧接同一块的 block_trace_forward。 */
 bool block_trace_backward(Model *m, int64_t layer, BlockTrace *t, const float *d_out,
                           const BlockGrad *g, Err *e);
+
+/* 块的损失：L = mean((t->out − target)²)，d_out = dL/d(t->out)，均为 (n, hidden)。返回: L。 */
+double block_trace_mse(const BlockTrace *t, const Model *m, const float *target, float *d_out);
 
 /* 整模型的反向。 */
 typedef struct ModelGradient {

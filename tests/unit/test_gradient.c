@@ -177,7 +177,7 @@ static void check_layer(Model *m, int layer, int window) {
     Err e = {0};
     Arena a = {0};
     BlockTrace t;
-    assert_true(block_trace_open(&t, m, N + 3, &e));
+    assert_true(block_trace_open(&t, m, N + 3, (ActQuant){0}, false, &e));
     float x[N * HIDDEN], d_out[N * HIDDEN];
     for (int i = 0; i < N * HIDDEN; i++) {
         block_input[i / HIDDEN][i % HIDDEN] = x[i] = (float)noise(50, (uint64_t)i);

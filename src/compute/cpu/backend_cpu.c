@@ -36,6 +36,7 @@ static const BackendOps CPU_OPS = {
     .rmsnorm_grad = cpu_rmsnorm_grad,
     .silu_mul_grad = cpu_silu_mul_grad,
     .attention_grad = cpu_attention_grad,
+    .round_act_grad = cpu_round_act_grad,
     .score_grad = cpu_score_grad,
     .group_range = cpu_group_range,
     .fake_quant = cpu_fake_quant,

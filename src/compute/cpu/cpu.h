@@ -71,6 +71,7 @@ void cpu_silu_mul_grad(Backend *b, float *dgate, float *dup, const float *dy, co
 void cpu_attention_grad(Backend *b, float *dq, float *dk, float *dv, const float *d_out,
                         const float *q, const float *k, const float *v, int64_t n,
                         const AttnSpec *s);
+void cpu_round_act_grad(Backend *b, float *d, const float *x, int64_t n, int64_t cols, int bits);
 void cpu_score_grad(Backend *b, const ScoreGradJob *job);
 void cpu_group_range(Backend *b, float *lo, float *hi, const float *x, int64_t rows, int64_t cols,
                      int64_t group);

@@ -11,7 +11,7 @@ typedef struct GradJob {
     float *out, *out2, *r;
     const float *dy, *x, *w;
     int64_t n, d, per_task;
-    float eps;
+    float eps, top;
 } GradJob;
 
 static int64_t min64(int64_t a, int64_t b) {
@@ -64,6 +64,29 @@ void cpu_silu_mul_grad(Backend *b, float *dgate, float *dup, const float *dy, co
                        const float *up, int64_t n) {
     GradJob j = {.out = dgate, .out2 = dup, .dy = dy, .x = gate, .w = up, .n = n};
     run(b, &j, 1, silu_task);
+}
+
+static void round_task(void *ctx, int64_t task, int thread) {
+    (void)thread;
+    const GradJob *j = ctx;
+    int64_t end = min64(j->n, (task + 1) * j->per_task);
+    float top = j->top;
+    for (int64_t i = task * j->per_task; i < end; i++) {
+        const float *x = j->x + i * j->d;
+        float *d = j->out + i * j->d, lo, hi, ds, zero = top + 1;
+        j->k->range_row(&lo, &hi, x, j->d, j->d);
+        float m = -lo > hi ? -lo : hi, s = m / top;
+        if (!(m >= 1e-5f)) continue; /* s 取了下限，与 x 无关 */
+        j->k->fake_quant_grad_row(NULL, &ds, d, x, &s, &zero, j->d, j->d, 2 * top + 1);
+        int64_t at = 0;
+        while (at + 1 < j->d && x[at] != m && x[at] != -m) at++;
+        d[at] += (x[at] < 0 ? -ds : ds) / top;
+    }
+}
+
+void cpu_round_act_grad(Backend *b, float *d, const float *x, int64_t n, int64_t cols, int bits) {
+    GradJob j = {.out = d, .x = x, .n = n, .d = cols, .top = (float)((1 << (bits - 1)) - 1)};
+    run(b, &j, cols, round_task);
 }
 
 /* 每组一个数的表：按行切分。 */

@@ -1,0 +1,439 @@
+/* omniquant — OmniQuant（Shao 等，arXiv 2308.13137）：逐块以梯度学习权重的钳位（LWC）与等价变换（LET）
+ * LWC（§3.2 式 2）：每组 scale = (σ(γ)·max w − σ(β)·min w)/(2^b−1)，γ、β 可学，初值 4。
+ * LET（§3.3 式 3–5）：对输入通道乘除可学的 s，折进归一化、v/o、q/k。与官方 LLaMA 实现相同，没有位移。
+ * 损失是块的输出与全精度输出的均方误差；取整用直通估计。格点与 OpenGVLab/OmniQuant 的 quantizer.py 相同。
+ * 与官方不同：v/o、q/k 的 s 在共用键值头（GQA）与 RoPE 的同一对之间共用，使变换严格等价；激活的格点对称。 */
+#include "methods/base.h"
+
+enum { LET_AUTO, LET_ON, LET_OFF };
+static const char *const LET[] = {"auto", "on", "off", NULL};
+
+typedef struct OmniOptions {
+    WeightOptions weight;
+    ActOptions act;
+    int64_t epochs;
+    int let;
+    bool lwc;
+    double lwc_lr, let_lr, alpha;
+} OmniOptions;
+
+static const Option OPTIONS[] = {
+    WEIGHT_OPTIONS(OmniOptions, weight),
+    ACT_OPTIONS(OmniOptions, act),
+    OPT_BOOL(OmniOptions, lwc, "omniquant.lwc", 1, "学习权重的钳位"),
+    OPT_ENUM(OmniOptions, let, "omniquant.let", LET, LET_AUTO,
+             "学习等价变换；auto：量化激活时开（同官方脚本）"),
+    OPT_INT(OmniOptions, epochs, "omniquant.epochs", 20, 0, 1000, "每块走几遍校准集"),
+    OPT_FLOAT(OmniOptions, lwc_lr, "omniquant.lwc_lr", 0.01, 0, 1, "钳位的学习率"),
+    OPT_FLOAT(OmniOptions, let_lr, "omniquant.let_lr", 0.005, 0, 1, "等价变换的学习率"),
+    OPT_FLOAT(OmniOptions, alpha, "omniquant.alpha", 0.5, 0, 1,
+              "等价变换的初值 s = max|x|^α / max|w|^(1−α)"),
+    OPT_END};
+
+enum { COLS_PER_TASK = 64 };
+static const float INIT = 4, SCALE_MIN = 1e-5f, SCALE_MAX = 1e4f, LET_MIN = 1e-2f;
+
+/* 一个线性层的可学习量化。w 原权重，u 变换后，q 量化再反量化后；d_* 是损失的导数。 */
+typedef struct Learner {
+    Linear *l;
+    QSpec spec;
+    int64_t rows, cols, n_groups;
+    bool symmetric;
+    const float *w, *bias;
+    float *u, *q, *d_q, *d_bias;
+    float *lo, *hi, *scale, *zero, *d_scale, *d_lo, *d_hi;
+    float *d_row, *d_col; /* LET：行、列因子的导数 */
+    float *low, *high, *d_low, *d_high; /* β、γ，参数向量的一段；不学时为 NULL */
+    int32_t *row_s, *col_s;             /* 行、列乘（row_inverse: 除）第几个 s；−1 为不变。没有 LET 时为 NULL */
+    bool row_inverse;
+    QTensor packed;                     /* q 的稠密面板，训练时的前向用 */
+} Learner;
+
+typedef struct Omni {
+    QuantJob *job;
+    const OmniOptions *o;
+    QuantBlock *b;
+    Backend *backend;
+    Learner learners[ROLE_COUNT];
+    AdamW lwc, let;
+    bool use_let;
+    float *norm[2], *d_norm[2]; /* 原来的归一化权重 */
+    int32_t s_norm[2];          /* 两个归一化各自的 s 从第几个起 */
+} Omni;
+
+static float sigmoid(float x) {
+    return 1 / (1 + expf(-x));
+}
+static float clampf(float x, float lo, float hi) {
+    return x < lo ? lo : x > hi ? hi : x;
+}
+static Tensor wide(const Learner *n, const float *x) {
+    return tensor_f32((float *)x, n->rows, n->cols);
+}
+static Tensor groups(const Learner *n, const float *x) {
+    return tensor_f32((float *)x, n->rows, n->n_groups);
+}
+
+/* ---- 前向：参数 → 量化后的权重（官方 smooth_and_quant_temporary） ---- */
+
+/* 第 i 个 s 的因子。 */
+static float factor(const Omni *m, int32_t i, bool inverse) {
+    if (i < 0) return 1;
+    return inverse ? 1 / m->let.param[i] : m->let.param[i];
+}
+
+typedef struct RowTask {
+    const Omni *m;
+    Learner *n;
+} RowTask;
+
+/* 一行：u = R·w·C。 */
+static void smooth_row(void *ctx, int64_t r) {
+    const RowTask *t = ctx;
+    const Learner *n = t->n;
+    const float *w = n->w + r * n->cols;
+    float *u = n->u + r * n->cols, row = factor(t->m, n->row_s[r], n->row_inverse);
+    for (int64_t c = 0; c < n->cols; c++) u[c] = w[c] * (row * factor(t->m, n->col_s[c], false));
+    if (n->bias) n->l->bias[r] = n->bias[r] * row;
+}
+
+/* 一行各组的 scale、zero（quantizer.py 的 per_token_dynamic_calibration）。 */
+static void params_row(void *ctx, int64_t r) {
+    const Learner *n = ((const RowTask *)ctx)->n;
+    float top = (float)((1 << n->spec.bits) - 1), half = (float)((1 << (n->spec.bits - 1)) - 1);
+    for (int64_t g = r * n->n_groups; g < (r + 1) * n->n_groups; g++) {
+        float lo = n->lo[g], hi = n->hi[g];
+        if (n->low) {
+            lo *= sigmoid(n->low[g]);
+            hi *= sigmoid(n->high[g]);
+        }
+        float step = n->symmetric ? fmaxf(fabsf(hi), fabsf(lo)) / half : (hi - lo) / top;
+        n->scale[g] = clampf(step, SCALE_MIN, SCALE_MAX);
+        n->zero[g] = n->symmetric ? half : rintf(clampf(-lo / n->scale[g], -SCALE_MAX, SCALE_MAX));
+    }
+}
+
+static void quantize_weights(Omni *m) {
+    for (int i = 0; i < 2 && m->use_let; i++) {
+        float *norm = i ? m->b->mlp_norm : m->b->attn_norm;
+        for (int64_t c = 0; c < m->b->model->config.hidden; c++)
+            norm[c] = m->norm[i][c] / m->let.param[m->s_norm[i] + c];
+    }
+    for (LinearRole r = 0; r < ROLE_COUNT; r++) {
+        Learner *n = &m->learners[r];
+        RowTask t = {m, n};
+        if (m->use_let) {
+            job_parallel(m->job, n->rows, smooth_row, &t);
+            op_group_range(m->backend, groups(n, n->lo), groups(n, n->hi), wide(n, n->u), &n->spec);
+        }
+        job_parallel(m->job, n->rows, params_row, &t);
+        op_fake_quant(m->backend, wide(n, n->q), wide(n, n->u), groups(n, n->scale),
+                      groups(n, n->zero), &n->spec);
+    }
+}
+
+/* ---- 反向：dL/d(量化后的权重) → 参数的梯度 ---- */
+
+/* 一行各组：d_scale → β、γ 与组的最小最大值的导数。 */
+static void params_back_row(void *ctx, int64_t r) {
+    Learner *n = ((const RowTask *)ctx)->n;
+    float top = (float)((1 << n->spec.bits) - 1), half = (float)((1 << (n->spec.bits - 1)) - 1);
+    for (int64_t g = r * n->n_groups; g < (r + 1) * n->n_groups; g++) {
+        float a = n->low ? sigmoid(n->low[g]) : 1, b = n->low ? sigmoid(n->high[g]) : 1;
+        float lo = a * n->lo[g], hi = b * n->hi[g], d = n->d_scale[g], d_lo = -d / top, d_hi = d / top;
+        if (n->symmetric) {
+            bool low_wins = fabsf(lo) > fabsf(hi);
+            d_lo = low_wins ? (lo < 0 ? -d : d) / half : 0;
+            d_hi = low_wins ? 0 : (hi < 0 ? -d : d) / half;
+        }
+        if (n->scale[g] <= SCALE_MIN || n->scale[g] >= SCALE_MAX) d_lo = d_hi = 0; /* 被钳位 */
+        if (n->low) {
+            n->d_low[g] = d_lo * lo * (1 - a);
+            n->d_high[g] = d_hi * hi * (1 - b);
+        }
+        n->d_lo[g] = d_lo * a;
+        n->d_hi[g] = d_hi * b;
+    }
+}
+
+/* 一行：最小、最大值的导数落到取到它们的元素上，再得 d_row = dL/dR[r]。d_u 就地在 d_q 里。 */
+static void smooth_back_row(void *ctx, int64_t r) {
+    const RowTask *t = ctx;
+    Learner *n = t->n;
+    int64_t size = n->spec.group_size < 0 || n->spec.group_size > n->cols ? n->cols : n->spec.group_size;
+    const float *w = n->w + r * n->cols, *u = n->u + r * n->cols;
+    float *d = n->d_q + r * n->cols, sum = n->bias ? n->d_bias[r] * n->bias[r] : 0;
+    for (int64_t g = 0, c = 0; c < n->cols; g++) {
+        int64_t end = c + size < n->cols ? c + size : n->cols, at = r * n->n_groups + g;
+        int n_lo = 0, n_hi = 0; /* 并列时平分（torch 的 amin、amax） */
+        for (int64_t i = c; i < end; i++) n_lo += u[i] == n->lo[at], n_hi += u[i] == n->hi[at];
+        for (; c < end; c++) {
+            if (u[c] == n->lo[at]) d[c] += n->d_lo[at] / (float)n_lo;
+            if (u[c] == n->hi[at]) d[c] += n->d_hi[at] / (float)n_hi;
+            sum += d[c] * w[c] * factor(t->m, n->col_s[c], false);
+        }
+    }
+    n->d_row[r] = sum;
+}
+
+/* 第 task 段列：d_col[c] = dL/dC[c] = Σ_r d_u·w·R[r]。 */
+static void smooth_back_cols(void *ctx, int64_t task) {
+    const RowTask *t = ctx;
+    Learner *n = t->n;
+    int64_t c0 = task * COLS_PER_TASK, end = c0 + COLS_PER_TASK < n->cols ? c0 + COLS_PER_TASK : n->cols;
+    for (int64_t c = c0; c < end; c++) n->d_col[c] = 0;
+    for (int64_t r = 0; r < n->rows; r++) {
+        float row = factor(t->m, n->row_s[r], n->row_inverse);
+        for (int64_t c = c0; c < end; c++)
+            n->d_col[c] += n->d_q[r * n->cols + c] * n->w[r * n->cols + c] * row;
+    }
+}
+
+/* 一个线性层的 s 的梯度；各行、各列共用的 s 依次累加。 */
+static void smooth_back(Omni *m, Learner *n) {
+    RowTask t = {m, n};
+    float *grad = m->let.grad, *s = m->let.param;
+    job_parallel(m->job, n->rows, smooth_back_row, &t);
+    job_parallel(m->job, (n->cols - 1) / COLS_PER_TASK + 1, smooth_back_cols, &t);
+    for (int64_t r = 0; r < n->rows; r++) {
+        int32_t i = n->row_s[r];
+        if (i >= 0) grad[i] += n->row_inverse ? -n->d_row[r] / (s[i] * s[i]) : n->d_row[r];
+    }
+    for (int64_t c = 0; c < n->cols; c++)
+        if (n->col_s[c] >= 0) grad[n->col_s[c]] += n->d_col[c];
+}
+
+static void parameter_gradients(Omni *m) {
+    if (m->use_let) memset(m->let.grad, 0, (size_t)m->let.n * sizeof(float));
+    for (LinearRole r = 0; r < ROLE_COUNT; r++) {
+        Learner *n = &m->learners[r];
+        RowTask t = {m, n};
+        op_fake_quant_grad(m->backend, m->use_let ? wide(n, n->d_q) : tensor_f32(NULL, 0, 0),
+                           groups(n, n->d_scale), wide(n, n->d_q), wide(n, n->u),
+                           groups(n, n->scale), groups(n, n->zero), &n->spec);
+        job_parallel(m->job, n->rows, params_back_row, &t);
+        if (m->use_let) smooth_back(m, n);
+    }
+    for (int i = 0; i < 2 && m->use_let; i++) /* 归一化权重 = 原来的 / s */
+        for (int64_t c = 0; c < m->b->model->config.hidden; c++) {
+            float s = m->let.param[m->s_norm[i] + c];
+            m->let.grad[m->s_norm[i] + c] -= m->d_norm[i][c] * m->norm[i][c] / (s * s);
+        }
+}
+
+/* ---- 学习一块 ---- */
+
+/* 8 位的量化噪声与 bf16 的舍入相当，须全程 f32（官方的 deactive_amp）；更低的位宽随后端。 */
+static ComputeMode train_precision(const Omni *m) {
+    bool fine = m->o->weight.w_bits >= 8 || m->o->act.scheme != ACT_NONE;
+    return fine ? COMPUTE_F32 : m->backend->compute;
+}
+
+/* 一个样本的前向、反向与一步更新。 */
+static bool train_step(Omni *m, BlockTrace *t, const BlockGrad *grad, int64_t sample, float *d_out,
+                       Err *e) {
+    QuantBlock *b = m->b;
+    int64_t len = b->calib->length, at = sample * len * b->model->config.hidden;
+    for (int64_t i = 0; i < m->let.n; i++) /* 官方 truncate_number：|s| 不小于 0.01 */
+        if (fabsf(m->let.param[i]) < LET_MIN) m->let.param[i] = copysignf(LET_MIN, m->let.param[i]);
+    quantize_weights(m);
+    for (LinearRole r = 0; r < ROLE_COUNT; r++) {
+        Learner *n = &m->learners[r];
+        op_pack_dense(m->backend, &n->packed, wide(n, n->q));
+        n->l->q = n->packed;
+    }
+    if (!block_trace_forward(b->model, b->layer, t, b->inputs + at, len, e)) return false;
+    double loss = block_trace_mse(t, b->model, b->targets + at, d_out);
+    if (!isfinite(loss))
+        return err_set(e, ERR_NUMERIC, "OmniQuant 的损失不是有限值（样本 %lld），请减小学习率", (long long)sample);
+    if (!block_trace_backward(b->model, b->layer, t, d_out, grad, e)) return false;
+    parameter_gradients(m);
+    if (m->o->lwc) adamw_step(&m->lwc);
+    if (m->use_let) adamw_step(&m->let);
+    return backend_check(m->backend, e);
+}
+
+static bool train(Omni *m, Err *e) {
+    QuantBlock *b = m->b;
+    const OmniOptions *o = m->o;
+    int64_t len = b->calib->length;
+    ActQuant act = {.kind = (ActKind)o->act.scheme, .bits = (int)o->act.a_bits};
+    BlockGrad grad = {.attn_norm = m->d_norm[0], .mlp_norm = m->d_norm[1]};
+    for (LinearRole r = 0; r < ROLE_COUNT; r++) {
+        grad.w[r] = m->learners[r].d_q;
+        grad.bias[r] = m->learners[r].d_bias;
+        grad.dense[r] = m->learners[r].q;
+    }
+    BlockTrace t;
+    float *d_out = ARENA_ARRAY(job_scratch(m->job), float, len * b->model->config.hidden, e);
+    if (!d_out || !block_trace_open(&t, b->model, len, act, o->act.bmm, e)) return false;
+    t.compute = train_precision(m);
+    bool ok = true;
+    for (int64_t epoch = 0; ok && epoch < o->epochs; epoch++)
+        for (int64_t i = 0; ok && i < b->calib->n_samples; i++)
+            ok = interrupt_check(e) && train_step(m, &t, &grad, i, d_out, e);
+    block_trace_close(&t);
+    return ok;
+}
+
+/* ---- 准备 ---- */
+
+static float *floats(Omni *m, int64_t n, Err *e) {
+    return ARENA_ARRAY(job_scratch(m->job), float, n, e);
+}
+
+static bool open_learner(Omni *m, LinearRole r, Err *e) {
+    Learner *n = &m->learners[r];
+    Linear *l = &m->b->linears[r];
+    *n = (Learner){.l = l, .rows = l->rows, .cols = l->cols, .w = tensor_data_f32(m->b->w[r])};
+    if (!job_weight_spec(m->job, &m->o->weight, l->cols, &n->spec, e)) return false;
+    if (n->spec.zero == ZERO_FLOAT)
+        return err_set(e, ERR_CONFIG, "omniquant 的零点是整数，weight.zero_point 不能为 float");
+    n->symmetric = n->spec.zero == ZERO_SYM;
+    n->spec.zero = ZERO_INT; /* 对称的零点是 2^(b−1)−1，同官方 */
+    n->n_groups = (n->cols - 1) / qspec_group_size(&n->spec, n->cols) + 1;
+    int64_t size = n->rows * n->cols, ng = n->rows * n->n_groups;
+    float **wides[] = {&n->q, &n->d_q}, **smalls[] = {&n->lo, &n->hi, &n->scale, &n->zero,
+                                                      &n->d_scale, &n->d_lo, &n->d_hi};
+    for (int i = 0; i < 2; i++)
+        if (!(*wides[i] = floats(m, size, e))) return false;
+    for (int i = 0; i < 7; i++)
+        if (!(*smalls[i] = floats(m, ng, e))) return false;
+    n->u = tensor_data_f32(m->b->w[r]);
+    op_group_range(m->backend, groups(n, n->lo), groups(n, n->hi), wide(n, n->w), &n->spec);
+    return qtensor_new_dense(&n->packed, job_scratch(m->job),
+                             train_precision(m) == COMPUTE_BF16 ? DT_BF16 : DT_F32, n->rows,
+                             n->cols, e);
+}
+
+/* β、γ 排成一个向量，初值 4。 */
+static bool open_lwc(Omni *m, Err *e) {
+    int64_t n = 0, at = 0;
+    for (LinearRole r = 0; r < ROLE_COUNT; r++) n += 2 * m->learners[r].rows * m->learners[r].n_groups;
+    if (!adamw_new(&m->lwc, job_scratch(m->job), n, m->o->lwc_lr, e)) return false;
+    for (int64_t i = 0; i < n; i++) m->lwc.param[i] = INIT;
+    for (LinearRole r = 0; r < ROLE_COUNT; r++) {
+        Learner *l = &m->learners[r];
+        int64_t size = l->rows * l->n_groups;
+        l->low = m->lwc.param + at;
+        l->d_low = m->lwc.grad + at;
+        l->high = l->low + size;
+        l->d_high = l->d_low + size;
+        at += 2 * size;
+    }
+    return true;
+}
+
+/* 各层的行、列乘除哪个 s。s 依次是：qkv 的输入、gate/up 的输入、v/o、q/k。 */
+static void connect(const ModelConfig *c, Learner *n, LinearRole r) {
+    int32_t d = (int32_t)c->hidden, dim = (int32_t)c->head_dim, vo = 2 * d;
+    int32_t qk = vo + (int32_t)c->n_kv_heads * dim, half = (int32_t)c->rope.rotary_dim / 2;
+    int32_t group = (int32_t)(c->n_heads / c->n_kv_heads);
+    for (int32_t i = 0; i < n->rows; i++) {
+        int32_t j = i % dim, head = r == ROLE_Q ? i / dim / group : i / dim;
+        if (j >= half && j < 2 * half) j -= half; /* RoPE 的同一对 */
+        n->row_s[i] = r == ROLE_V ? vo + i : r == ROLE_Q || r == ROLE_K ? qk + head * dim + j : -1;
+    }
+    n->row_inverse = r == ROLE_Q || r == ROLE_V;
+    for (int32_t i = 0; i < n->cols; i++)
+        n->col_s[i] = r <= ROLE_V     ? i
+                      : r == ROLE_O   ? vo + i / dim / group * dim + i % dim
+                      : r != ROLE_DOWN ? d + i
+                                       : -1;
+}
+
+/* s 的初值：s = max|x|^α / max|w|^(1−α)，w 取 q、up、o（官方的 pairs）；q/k 为 1。 */
+static bool init_let(Omni *m, Err *e) {
+    static const LinearRole PAIRS[] = {ROLE_Q, ROLE_UP, ROLE_O};
+    float *x_max = floats(m, m->let.n, e), *w_max = floats(m, m->let.n, e);
+    if (!x_max || !w_max) return false;
+    float alpha = (float)m->o->alpha;
+    for (int64_t i = 0; i < m->let.n; i++) m->let.param[i] = 1;
+    for (int p = 0; p < 3; p++) {
+        const Learner *n = &m->learners[PAIRS[p]];
+        const float *seen = m->b->stats[input_group(PAIRS[p])].absmax;
+        for (int64_t c = 0; c < n->cols; c++) {
+            int32_t i = n->col_s[c];
+            x_max[i] = fmaxf(x_max[i], seen[c]);
+            for (int64_t r = 0; r < n->rows; r++) w_max[i] = fmaxf(w_max[i], fabsf(n->w[r * n->cols + c]));
+            float s = powf(fmaxf(x_max[i], 1e-5f), alpha) / powf(fmaxf(w_max[i], 1e-5f), 1 - alpha);
+            m->let.param[i] = fmaxf(s, 1e-5f);
+        }
+    }
+    return true;
+}
+
+static float *copy(Omni *m, const float *x, int64_t n, Err *e) {
+    float *y = floats(m, n, e);
+    if (y) memcpy(y, x, (size_t)n * sizeof *y);
+    return y;
+}
+
+static bool open_let(Omni *m, Err *e) {
+    const ModelConfig *c = &m->b->model->config;
+    int64_t d = c->hidden, n_s = 2 * d + 2 * c->n_kv_heads * c->head_dim;
+    if (!adamw_new(&m->let, job_scratch(m->job), n_s, m->o->let_lr, e)) return false;
+    m->s_norm[1] = (int32_t)d;
+    for (int i = 0; i < 2; i++)
+        if (!(m->norm[i] = copy(m, i ? m->b->mlp_norm : m->b->attn_norm, d, e)) ||
+            !(m->d_norm[i] = floats(m, d, e)))
+            return false;
+    for (LinearRole r = 0; r < ROLE_COUNT; r++) {
+        Learner *n = &m->learners[r];
+        n->row_s = ARENA_ARRAY(job_scratch(m->job), int32_t, n->rows, e);
+        n->col_s = ARENA_ARRAY(job_scratch(m->job), int32_t, n->cols, e);
+        n->d_row = floats(m, n->rows, e);
+        n->d_col = floats(m, n->cols, e);
+        n->w = copy(m, n->w, n->rows * n->cols, e); /* u 就在 b->w 里，学完即是折叠后的权重 */
+        if (!n->row_s || !n->col_s || !n->d_row || !n->d_col || !n->w) return false;
+        if (n->l->bias && (!(n->bias = copy(m, n->l->bias, n->rows, e)) ||
+                           !(n->d_bias = floats(m, n->rows, e))))
+            return false;
+        connect(c, n, r);
+    }
+    return init_let(m, e);
+}
+
+/* 学到的 scale、zero 与（折叠后的）权重装包。零点超出编码范围（整组同号）时改存实数零点。 */
+static bool pack(Omni *m, Learner *n, Err *e) {
+    QSpec spec = n->spec;
+    float top = (float)((1 << spec.bits) - 1);
+    for (int64_t i = 0; i < n->rows * n->n_groups && spec.zero == ZERO_INT; i++)
+        if (n->zero[i] < 0 || n->zero[i] > top) spec.zero = ZERO_FLOAT;
+    if (spec.zero == ZERO_FLOAT) job_fallback(m->job, "%s: 有零点超出编码的范围，零点按实数存放", n->l->name);
+    QTensor q;
+    if (!qtensor_new(&q, job_model_arena(m->job), spec, n->rows, n->cols, e)) return false;
+    op_quantize(m->backend, &q, wide(n, n->u), groups(n, n->scale), groups(n, n->zero));
+    return backend_check(m->backend, e) && linear_set_quantized(n->l, &q) &&
+           job_set_act(n->l, &m->o->act, 0, 0, e);
+}
+
+static bool learns_let(const OmniOptions *o) {
+    return o->let == LET_ON || (o->let == LET_AUTO && o->act.scheme != ACT_NONE);
+}
+
+static bool omni_block(QuantJob *job, QuantBlock *b, Err *e) {
+    Omni m = {.job = job, .o = job_options(job), .b = b, .backend = job_backend(job)};
+    for (LinearRole r = 0; r < ROLE_COUNT; r++)
+        if (!open_learner(&m, r, e)) return false;
+    m.use_let = learns_let(m.o);
+    if ((m.o->lwc && !open_lwc(&m, e)) || (m.use_let && !open_let(&m, e)) || !train(&m, e))
+        return false;
+    quantize_weights(&m); /* 最后一步之后的参数 */
+    for (LinearRole r = 0; r < ROLE_COUNT; r++)
+        if (!pack(&m, &m.learners[r], e)) return err_wrap(e, "%s", b->linears[r].name);
+    return true;
+}
+
+static bool omni_quantize(QuantJob *job, Err *e) {
+    const OmniOptions *o = job_options(job);
+    if (!o->lwc && !learns_let(o))
+        return err_set(e, ERR_CONFIG, "omniquant.lwc 与 omniquant.let 至少开一个");
+    if (o->act.scheme != ACT_NONE && o->act.scheme != ACT_TOKEN)
+        return err_set(e, ERR_CONFIG, "omniquant 的激活只支持 activation.scheme=per_token");
+    return quantize_each_block(job, learns_let(o) ? STAT_ABSMAX : STAT_NONE, FLOW_BOTH, omni_block, e);
+}
+
+PTQ_METHOD(omniquant) = {.name = "omniquant", .tracks = "AB", .options = OPTIONS,
+                         .options_size = sizeof(OmniOptions), .calibrated = true,
+                         .quantize = omni_quantize};

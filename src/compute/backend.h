@@ -152,6 +152,13 @@ typedef struct BackendOps {
     /* 每组的最小、最大值 (rows, n_groups) */
     void (*group_range)(Backend *b, float *lo, float *hi, const float *x, int64_t rows,
                         int64_t cols, int64_t group);
+    void (*group_range_grad)(Backend *b, float *dx, const float *x, const float *lo, const float *hi,
+                             const float *d_lo, const float *d_hi, int64_t rows, int64_t cols,
+                             int64_t group);
+    void (*scale)(Backend *b, float *y, const float *x, const float *row, const float *col,
+                  int64_t rows, int64_t cols);
+    void (*scale_grad)(Backend *b, float *d_row, float *d_col, const float *dy, const float *x,
+                       const float *row, const float *col, int64_t rows, int64_t cols);
     void (*fake_quant)(Backend *b, float *y, const float *x, const float *scale, const float *zero,
                        int64_t rows, int64_t cols, const QSpec *spec);
     void (*fake_quant_grad)(Backend *b, float *dx, float *dscale, const float *dy, const float *x,

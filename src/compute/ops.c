@@ -329,6 +329,39 @@ void op_group_range(Backend *b, Tensor lo, Tensor hi, Tensor x, const QSpec *spe
     b->ops->group_range(b, lo.data, hi.data, x.data, x.shape[0], x.shape[1], group);
 }
 
+void op_group_range_grad(Backend *b, Tensor dx, Tensor x, Tensor lo, Tensor hi, Tensor d_lo,
+                         Tensor d_hi, const QSpec *spec) {
+    int64_t group = check_groups(x, lo, hi, spec);
+    check_groups(x, d_lo, d_hi, spec);
+    check_2d(dx, x.shape[0], x.shape[1]);
+    if (failed(b) || x.shape[0] == 0) return;
+    b->ops->group_range_grad(b, dx.data, x.data, lo.data, hi.data, d_lo.data, d_hi.data,
+                             x.shape[0], x.shape[1], group);
+}
+
+static void check_scale(Tensor x, Tensor row, Tensor col) {
+    check_f32(x, 2);
+    CHECK(row.dtype == DT_F32 && n_elements(row) == x.shape[0]);
+    CHECK(col.dtype == DT_F32 && n_elements(col) == x.shape[1]);
+}
+
+void op_scale(Backend *b, Tensor y, Tensor x, Tensor row, Tensor col) {
+    check_scale(x, row, col);
+    check_2d(y, x.shape[0], x.shape[1]);
+    if (failed(b) || n_elements(x) == 0) return;
+    b->ops->scale(b, y.data, x.data, row.data, col.data, x.shape[0], x.shape[1]);
+}
+
+void op_scale_grad(Backend *b, Tensor d_row, Tensor d_col, Tensor dy, Tensor x, Tensor row,
+                   Tensor col) {
+    check_scale(x, row, col);
+    check_scale(x, d_row, d_col);
+    check_2d(dy, x.shape[0], x.shape[1]);
+    if (failed(b) || n_elements(x) == 0) return;
+    b->ops->scale_grad(b, d_row.data, d_col.data, dy.data, x.data, row.data, col.data, x.shape[0],
+                       x.shape[1]);
+}
+
 void op_fake_quant(Backend *b, Tensor y, Tensor x, Tensor scale, Tensor zero, const QSpec *spec) {
     check_groups(x, scale, zero, spec);
     check_2d(y, x.shape[0], x.shape[1]);

@@ -69,6 +69,14 @@ void op_round_act_grad(Backend *b, Tensor d, Tensor x, const ActQuant *act);
 void op_score_grad(Backend *b, const ScoreGradJob *job);
 /* 每组（spec->group_size 列）的最小、最大值，均为 (rows, n_groups)。 */
 void op_group_range(Backend *b, Tensor lo, Tensor hi, Tensor x, const QSpec *spec);
+/* 它的反向：取到最小（大）值的元素 dx += d_lo（d_hi），并列时平分（torch 的 amin、amax）。 */
+void op_group_range_grad(Backend *b, Tensor dx, Tensor x, Tensor lo, Tensor hi, Tensor d_lo,
+                         Tensor d_hi, const QSpec *spec);
+/* y[r][c] = x[r][c]·row[r]·col[c] */
+void op_scale(Backend *b, Tensor y, Tensor x, Tensor row, Tensor col);
+/* d_row[r] = Σ_c dy·x·col[c]，d_col[c] = Σ_r dy·x·row[r] */
+void op_scale_grad(Backend *b, Tensor d_row, Tensor d_col, Tensor dy, Tensor x, Tensor row,
+                   Tensor col);
 /* 量化再反量化：y = scale·(clamp(rint(x/scale)+zero, 0, 2^b−1) − zero)，zero 已是整数。 */
 void op_fake_quant(Backend *b, Tensor y, Tensor x, Tensor scale, Tensor zero, const QSpec *spec);
 /* 它的直通估计（OmniQuant quantizer.py 的 round_ste）：rint 的导数取 1，zero 不求导，钳位之外为 0：

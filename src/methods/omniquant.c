@@ -30,7 +30,6 @@ static const Option OPTIONS[] = {
               "等价变换的初值 s = max|x|^α / max|w|^(1−α)"),
     OPT_END};
 
-enum { COLS_PER_TASK = 64 };
 static const float INIT = 4, SCALE_MIN = 1e-5f, SCALE_MAX = 1e4f, LET_MIN = 1e-2f;
 
 /* 一个线性层的可学习量化。w 原权重，u 变换后，q 量化再反量化后；d_* 是损失的导数。 */
@@ -42,10 +41,10 @@ typedef struct Learner {
     const float *w, *bias;
     float *u, *q, *d_q, *d_bias;
     float *lo, *hi, *scale, *zero, *d_scale, *d_lo, *d_hi;
-    float *d_row, *d_col; /* LET：行、列因子的导数 */
     float *low, *high, *d_low, *d_high; /* β、γ，参数向量的一段；不学时为 NULL */
-    int32_t *row_s, *col_s;             /* 行、列乘（row_inverse: 除）第几个 s；−1 为不变。没有 LET 时为 NULL */
+    int32_t *row_s, *col_s; /* LET：行、列乘（row_inverse: 除）第几个 s；−1 为不变 */
     bool row_inverse;
+    float *row, *col, *d_row, *d_col; /* LET：u = row·w·col 的因子与导数 */
     QTensor packed;                     /* q 的稠密面板，训练时的前向用 */
 } Learner;
 
@@ -76,30 +75,22 @@ static Tensor groups(const Learner *n, const float *x) {
 
 /* ---- 前向：参数 → 量化后的权重（官方 smooth_and_quant_temporary） ---- */
 
-/* 第 i 个 s 的因子。 */
-static float factor(const Omni *m, int32_t i, bool inverse) {
-    if (i < 0) return 1;
-    return inverse ? 1 / m->let.param[i] : m->let.param[i];
-}
-
-typedef struct RowTask {
-    const Omni *m;
-    Learner *n;
-} RowTask;
-
-/* 一行：u = R·w·C。 */
-static void smooth_row(void *ctx, int64_t r) {
-    const RowTask *t = ctx;
-    const Learner *n = t->n;
-    const float *w = n->w + r * n->cols;
-    float *u = n->u + r * n->cols, row = factor(t->m, n->row_s[r], n->row_inverse);
-    for (int64_t c = 0; c < n->cols; c++) u[c] = w[c] * (row * factor(t->m, n->col_s[c], false));
-    if (n->bias) n->l->bias[r] = n->bias[r] * row;
+/* LET：由 s 得各行、列的因子，u = row·w·col，偏置 = row·原偏置。 */
+static void smooth(Omni *m, Learner *n) {
+    const float *s = m->let.param;
+    for (int64_t r = 0; r < n->rows; r++) {
+        n->row[r] = n->row_s[r] < 0 ? 1 : n->row_inverse ? 1 / s[n->row_s[r]] : s[n->row_s[r]];
+        if (n->bias) n->l->bias[r] = n->bias[r] * n->row[r];
+    }
+    for (int64_t c = 0; c < n->cols; c++) n->col[c] = n->col_s[c] < 0 ? 1 : s[n->col_s[c]];
+    op_scale(m->backend, wide(n, n->u), wide(n, n->w), tensor_f32_1d(n->row, n->rows),
+             tensor_f32_1d(n->col, n->cols));
+    op_group_range(m->backend, groups(n, n->lo), groups(n, n->hi), wide(n, n->u), &n->spec);
 }
 
 /* 一行各组的 scale、zero（quantizer.py 的 per_token_dynamic_calibration）。 */
 static void params_row(void *ctx, int64_t r) {
-    const Learner *n = ((const RowTask *)ctx)->n;
+    const Learner *n = ctx;
     float top = (float)((1 << n->spec.bits) - 1), half = (float)((1 << (n->spec.bits - 1)) - 1);
     for (int64_t g = r * n->n_groups; g < (r + 1) * n->n_groups; g++) {
         float lo = n->lo[g], hi = n->hi[g];
@@ -121,12 +112,8 @@ static void quantize_weights(Omni *m) {
     }
     for (LinearRole r = 0; r < ROLE_COUNT; r++) {
         Learner *n = &m->learners[r];
-        RowTask t = {m, n};
-        if (m->use_let) {
-            job_parallel(m->job, n->rows, smooth_row, &t);
-            op_group_range(m->backend, groups(n, n->lo), groups(n, n->hi), wide(n, n->u), &n->spec);
-        }
-        job_parallel(m->job, n->rows, params_row, &t);
+        if (m->use_let) smooth(m, n);
+        job_parallel(m->job, n->rows, params_row, n);
         op_fake_quant(m->backend, wide(n, n->q), wide(n, n->u), groups(n, n->scale),
                       groups(n, n->zero), &n->spec);
     }
@@ -136,7 +123,7 @@ static void quantize_weights(Omni *m) {
 
 /* 一行各组：d_scale → β、γ 与组的最小最大值的导数。 */
 static void params_back_row(void *ctx, int64_t r) {
-    Learner *n = ((const RowTask *)ctx)->n;
+    const Learner *n = ctx;
     float top = (float)((1 << n->spec.bits) - 1), half = (float)((1 << (n->spec.bits - 1)) - 1);
     for (int64_t g = r * n->n_groups; g < (r + 1) * n->n_groups; g++) {
         float a = n->low ? sigmoid(n->low[g]) : 1, b = n->low ? sigmoid(n->high[g]) : 1;
@@ -156,48 +143,19 @@ static void params_back_row(void *ctx, int64_t r) {
     }
 }
 
-/* 一行：最小、最大值的导数落到取到它们的元素上，再得 d_row = dL/dR[r]。d_u 就地在 d_q 里。 */
-static void smooth_back_row(void *ctx, int64_t r) {
-    const RowTask *t = ctx;
-    Learner *n = t->n;
-    int64_t size = n->spec.group_size < 0 || n->spec.group_size > n->cols ? n->cols : n->spec.group_size;
-    const float *w = n->w + r * n->cols, *u = n->u + r * n->cols;
-    float *d = n->d_q + r * n->cols, sum = n->bias ? n->d_bias[r] * n->bias[r] : 0;
-    for (int64_t g = 0, c = 0; c < n->cols; g++) {
-        int64_t end = c + size < n->cols ? c + size : n->cols, at = r * n->n_groups + g;
-        int n_lo = 0, n_hi = 0; /* 并列时平分（torch 的 amin、amax） */
-        for (int64_t i = c; i < end; i++) n_lo += u[i] == n->lo[at], n_hi += u[i] == n->hi[at];
-        for (; c < end; c++) {
-            if (u[c] == n->lo[at]) d[c] += n->d_lo[at] / (float)n_lo;
-            if (u[c] == n->hi[at]) d[c] += n->d_hi[at] / (float)n_hi;
-            sum += d[c] * w[c] * factor(t->m, n->col_s[c], false);
-        }
-    }
-    n->d_row[r] = sum;
-}
-
-/* 第 task 段列：d_col[c] = dL/dC[c] = Σ_r d_u·w·R[r]。 */
-static void smooth_back_cols(void *ctx, int64_t task) {
-    const RowTask *t = ctx;
-    Learner *n = t->n;
-    int64_t c0 = task * COLS_PER_TASK, end = c0 + COLS_PER_TASK < n->cols ? c0 + COLS_PER_TASK : n->cols;
-    for (int64_t c = c0; c < end; c++) n->d_col[c] = 0;
-    for (int64_t r = 0; r < n->rows; r++) {
-        float row = factor(t->m, n->row_s[r], n->row_inverse);
-        for (int64_t c = c0; c < end; c++)
-            n->d_col[c] += n->d_q[r * n->cols + c] * n->w[r * n->cols + c] * row;
-    }
-}
-
-/* 一个线性层的 s 的梯度；各行、各列共用的 s 依次累加。 */
+/* 一个线性层的 s 的梯度；d_q 里是 dL/du。各行、各列共用的 s 依次累加。 */
 static void smooth_back(Omni *m, Learner *n) {
-    RowTask t = {m, n};
-    float *grad = m->let.grad, *s = m->let.param;
-    job_parallel(m->job, n->rows, smooth_back_row, &t);
-    job_parallel(m->job, (n->cols - 1) / COLS_PER_TASK + 1, smooth_back_cols, &t);
+    float *grad = m->let.grad;
+    const float *s = m->let.param;
+    op_group_range_grad(m->backend, wide(n, n->d_q), wide(n, n->u), groups(n, n->lo),
+                        groups(n, n->hi), groups(n, n->d_lo), groups(n, n->d_hi), &n->spec);
+    op_scale_grad(m->backend, tensor_f32_1d(n->d_row, n->rows), tensor_f32_1d(n->d_col, n->cols),
+                  wide(n, n->d_q), wide(n, n->w), tensor_f32_1d(n->row, n->rows),
+                  tensor_f32_1d(n->col, n->cols));
     for (int64_t r = 0; r < n->rows; r++) {
         int32_t i = n->row_s[r];
-        if (i >= 0) grad[i] += n->row_inverse ? -n->d_row[r] / (s[i] * s[i]) : n->d_row[r];
+        float d = n->d_row[r] + (n->bias ? n->d_bias[r] * n->bias[r] : 0);
+        if (i >= 0) grad[i] += n->row_inverse ? -d / (s[i] * s[i]) : d;
     }
     for (int64_t c = 0; c < n->cols; c++)
         if (n->col_s[c] >= 0) grad[n->col_s[c]] += n->d_col[c];
@@ -207,11 +165,10 @@ static void parameter_gradients(Omni *m) {
     if (m->use_let) memset(m->let.grad, 0, (size_t)m->let.n * sizeof(float));
     for (LinearRole r = 0; r < ROLE_COUNT; r++) {
         Learner *n = &m->learners[r];
-        RowTask t = {m, n};
         op_fake_quant_grad(m->backend, m->use_let ? wide(n, n->d_q) : tensor_f32(NULL, 0, 0),
                            groups(n, n->d_scale), wide(n, n->d_q), wide(n, n->u),
                            groups(n, n->scale), groups(n, n->zero), &n->spec);
-        job_parallel(m->job, n->rows, params_back_row, &t);
+        job_parallel(m->job, n->rows, params_back_row, n);
         if (m->use_let) smooth_back(m, n);
     }
     for (int i = 0; i < 2 && m->use_let; i++) /* 归一化权重 = 原来的 / s */
@@ -382,10 +339,12 @@ static bool open_let(Omni *m, Err *e) {
         Learner *n = &m->learners[r];
         n->row_s = ARENA_ARRAY(job_scratch(m->job), int32_t, n->rows, e);
         n->col_s = ARENA_ARRAY(job_scratch(m->job), int32_t, n->cols, e);
-        n->d_row = floats(m, n->rows, e);
-        n->d_col = floats(m, n->cols, e);
+        n->row = floats(m, 2 * (n->rows + n->cols), e);
         n->w = copy(m, n->w, n->rows * n->cols, e); /* u 就在 b->w 里，学完即是折叠后的权重 */
-        if (!n->row_s || !n->col_s || !n->d_row || !n->d_col || !n->w) return false;
+        if (!n->row_s || !n->col_s || !n->row || !n->w) return false;
+        n->d_row = n->row + n->rows;
+        n->col = n->d_row + n->rows;
+        n->d_col = n->col + n->cols;
         if (n->l->bias && (!(n->bias = copy(m, n->l->bias, n->rows, e)) ||
                            !(n->d_bias = floats(m, n->rows, e))))
             return false;

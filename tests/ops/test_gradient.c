@@ -289,11 +289,91 @@ static void test_fake_quant(void **state) {
     each_target(fake_quant_case, 3 * FQ_ROWS * FQ_COLS);
 }
 
+/* 每行一个 s = max|x|/127：x̂ = s·rint(x/s)；s 对 |x| 最大的一个求导 */
+enum { ROUND_ROWS = 33, ROUND_COLS = 150 };
+static void round_case(Backend *b, const RefTarget *t, float *out) {
+    ActQuant act = {.kind = ACT_TOKEN, .bits = 8};
+    float *x = ref_random(ROUND_ROWS * ROUND_COLS, 19, 1), *dy = ref_random(ROUND_ROWS * ROUND_COLS, 20, 1);
+    memset(x + ROUND_COLS, 0, ROUND_COLS * sizeof *x); /* 一行全 0：s 取下限，不求导 */
+    memcpy(out, dy, sizeof *dy * ROUND_ROWS * ROUND_COLS);
+    op_round_act_grad(b, mat(out, ROUND_ROWS, ROUND_COLS), mat(x, ROUND_ROWS, ROUND_COLS), &act);
+    for (int64_t r = 0; r < ROUND_ROWS; r++) {
+        const float *row = x + r * ROUND_COLS;
+        int64_t top = 0;
+        for (int64_t c = 0; c < ROUND_COLS; c++)
+            if (fabsf(row[c]) > fabsf(row[top])) top = c;
+        double s = fabs((double)row[top]) / 127, sum = 0;
+        for (int64_t c = 0; c < ROUND_COLS && s > 0; c++)
+            sum += (double)dy[r * ROUND_COLS + c] * (rint((double)row[c] / s) - (double)row[c] / s);
+        for (int64_t c = 0; c < ROUND_COLS; c++) {
+            double extra = c == top ? sum / 127 * (row[top] < 0 ? -1 : 1) : 0;
+            ref_near((double)out[r * ROUND_COLS + c], (double)dy[r * ROUND_COLS + c] + extra,
+                     c == top ? 0.02 : 0, t->name, "round_act_grad"); /* 0.02：一个元素恰在取整的边界 */
+        }
+    }
+    free(x);
+    free(dy);
+}
+static void test_round(void **state) {
+    (void)state;
+    each_target(round_case, ROUND_ROWS * ROUND_COLS);
+}
+
+enum { SC_ROWS = 45, SC_COLS = 130 };
+static void scale_case(Backend *b, const RefTarget *t, float *out) {
+    float *x = ref_random(SC_ROWS * SC_COLS, 21, 1), *dy = ref_random(SC_ROWS * SC_COLS, 22, 1);
+    float *row = ref_random(SC_ROWS, 23, 1), *col = ref_random(SC_COLS, 24, 1);
+    float *y = out, *d_row = y + SC_ROWS * SC_COLS, *d_col = d_row + SC_ROWS;
+    Tensor tr = tensor_f32_1d(row, SC_ROWS), tc = tensor_f32_1d(col, SC_COLS);
+    op_scale(b, mat(y, SC_ROWS, SC_COLS), mat(x, SC_ROWS, SC_COLS), tr, tc);
+    op_scale_grad(b, tensor_f32_1d(d_row, SC_ROWS), tensor_f32_1d(d_col, SC_COLS),
+                  mat(dy, SC_ROWS, SC_COLS), mat(x, SC_ROWS, SC_COLS), tr, tc);
+    double want_col[SC_COLS] = {0};
+    for (int64_t r = 0; r < SC_ROWS; r++) {
+        double want_row = 0;
+        for (int64_t c = 0; c < SC_COLS; c++) {
+            double v = (double)x[r * SC_COLS + c], d = (double)dy[r * SC_COLS + c];
+            double want = v * (double)row[r] * (double)col[c];
+            ref_near((double)y[r * SC_COLS + c], want, 3e-7 * fabs(want), t->name, "scale");
+            want_row += d * v * (double)col[c];
+            want_col[c] += d * v * (double)row[r];
+        }
+        ref_near((double)d_row[r], want_row, 1e-4, t->name, "scale_grad 行");
+    }
+    for (int64_t c = 0; c < SC_COLS; c++)
+        ref_near((double)d_col[c], want_col[c], 1e-4, t->name, "scale_grad 列");
+    free(x);
+    free(dy);
+    free(row);
+    free(col);
+}
+static void test_scale(void **state) {
+    (void)state;
+    each_target(scale_case, SC_ROWS * SC_COLS + SC_ROWS + SC_COLS);
+}
+
+/* 组内 (1, 3, 3, −2 | 5)：最大值并列平分；单元素的组既是最小也是最大 */
+static void range_grad_case(Backend *b, const RefTarget *t, float *out) {
+    static const float X[5] = {1, 3, 3, -2, 5}, LO[2] = {-2, 5}, HI[2] = {3, 5};
+    static const float D_LO[2] = {10, 20}, D_HI[2] = {100, 200}, WANT[5] = {1, 51, 51, 11, 221};
+    QSpec spec = {.bits = 4, .group_size = 4};
+    for (int i = 0; i < 5; i++) out[i] = 1;
+    op_group_range_grad(b, mat(out, 1, 5), mat(X, 1, 5), mat(LO, 1, 2), mat(HI, 1, 2),
+                        mat(D_LO, 1, 2), mat(D_HI, 1, 2), &spec);
+    for (int i = 0; i < 5; i++) ref_near((double)out[i], (double)WANT[i], 0, t->name, "group_range_grad");
+}
+static void test_range_grad(void **state) {
+    (void)state;
+    each_target(range_grad_case, 5);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_matmul),    cmocka_unit_test(test_rmsnorm),
         cmocka_unit_test(test_silu),      cmocka_unit_test(test_attention),
         cmocka_unit_test(test_score),     cmocka_unit_test(test_fake_quant),
+        cmocka_unit_test(test_round),     cmocka_unit_test(test_scale),
+        cmocka_unit_test(test_range_grad),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

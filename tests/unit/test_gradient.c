@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #include "base/rng.h"
+#include "compute/adamw.h"
 #include "model/gradient.h"
 
 enum {
@@ -199,6 +200,14 @@ static void check_layer(Model *m, int layer, int window) {
     assert_memory_equal(w.x, t.out, sizeof x);
     workspace_close(&w);
 
+    float target[N * HIDDEN] = {0}, d_loss[N * HIDDEN]; /* mean((out − 0)²) */
+    double mean = block_trace_mse(&t, m, target, d_loss), want = 0;
+    for (int i = 0; i < N * HIDDEN; i++) {
+        want += (double)t.out[i] * (double)t.out[i] / (N * HIDDEN);
+        near((double)d_loss[i], 2 * (double)t.out[i] / (N * HIDDEN), "d_loss", i);
+    }
+    near(mean, want, "mse", 0);
+
     assert_true(block_trace_backward(m, layer, &t, d_out, &g, &e));
     check_block("dx", &block_input[0][0], g.x, N * HIDDEN, layer, window);
     check_block("attn_norm", ref.attn_norm[layer], g.attn_norm, HIDDEN, layer, window);
@@ -221,6 +230,44 @@ static void check_layer(Model *m, int layer, int window) {
     arena_free(&a);
 }
 
+/* 激活取整：8 位的直通估计与不取整的梯度相近；权重的梯度用取整后的输入 */
+static void check_rounding(Model *m, int layer) {
+    Err e = {0};
+    Arena a = {0};
+    BlockTrace t[2];
+    float x[N * HIDDEN], d_out[N * HIDDEN], *dx[2], *dw[2];
+    for (int i = 0; i < N * HIDDEN; i++) x[i] = (float)noise(50, (uint64_t)i), d_out[i] = (float)noise(51, (uint64_t)i);
+    for (int i = 0; i < 2; i++) {
+        ActQuant act = {.kind = i ? ACT_TOKEN : ACT_NONE, .bits = 8};
+        BlockGrad g = {.x = dx[i] = floats(&a, N * HIDDEN), .w[ROLE_DOWN] = dw[i] = floats(&a, HIDDEN * FF)};
+        assert_true(block_trace_open(&t[i], m, N, act, true, &e));
+        assert_true(block_trace_forward(m, layer, &t[i], x, N, &e));
+        assert_true(block_trace_backward(m, layer, &t[i], d_out, &g, &e));
+    }
+    double same = 0, size = 0, other = 0;
+    for (int i = 0; i < N * HIDDEN; i++) {
+        same += (double)dx[0][i] * (double)dx[1][i];
+        size += (double)dx[0][i] * (double)dx[0][i];
+        other += (double)dx[1][i] * (double)dx[1][i];
+    }
+    assert_true(same / sqrt(size * other) > 0.999 && fabs(other / size - 1) < 0.05);
+    for (int r = 0; r < HIDDEN; r++)
+        for (int c = 0; c < FF; c++) {
+            double want = 0;
+            for (int i = 0; i < N; i++) want += (double)d_out[i * HIDDEN + r] * (double)t[1].prod[i * FF + c];
+            near((double)dw[1][r * FF + c], want, "取整后的 dW", r * FF + c);
+        }
+    double step = 0; /* prod 的确取过整 */
+    for (int c = 0; c < FF; c++) step = fmax(step, fabs((double)t[1].raw[INPUT_DOWN][c]) / 127);
+    for (int c = 0; c < FF; c++) {
+        double code = (double)t[1].prod[c] / step;
+        assert_true(fabs(code - rint(code)) < 1e-3);
+    }
+    block_trace_close(&t[0]);
+    block_trace_close(&t[1]);
+    arena_free(&a);
+}
+
 static void test_block(void **state) {
     (void)state;
     Err e = {0};
@@ -231,6 +278,7 @@ static void test_block(void **state) {
         open_model(&m, &b, WINDOW);
         check_layer(&m, 0, 0);
         check_layer(&m, 1, WINDOW);
+        check_rounding(&m, 0);
         arena_free(&m.arena);
         arena_free(&m.meta);
         backend_close(&b);
@@ -296,7 +344,28 @@ static void test_model(void **state) {
     backend_close(&b);
 }
 
+/* 对照 torch.optim.AdamW（lr 0.01，权重衰减 0.1）走三步 */
+static void test_adamw(void **state) {
+    (void)state;
+    static const float GRAD[3][3] = {{1e-9f, 0.3f, -2}, {2e-8f, -0.1f, 0}, {0, 0.7f, 1}};
+    static const float WANT[3] = {0.988328755f, -2.01507974f, 0.516948104f};
+    Arena a = {0};
+    Err e = {0};
+    AdamW o;
+    assert_true(adamw_new(&o, &a, 3, 0.01, &e));
+    o.weight_decay = 0.1;
+    o.param[0] = 1, o.param[1] = -2, o.param[2] = 0.5f;
+    for (int t = 0; t < 3; t++) {
+        memcpy(o.grad, GRAD[t], sizeof GRAD[t]);
+        adamw_step(&o);
+    }
+    for (int i = 0; i < 3; i++)
+        if (!(fabsf(o.param[i] - WANT[i]) <= 3e-7f)) fail_msg("第 %d 个参数 %.9g，应为 %.9g", i, (double)o.param[i], (double)WANT[i]);
+    arena_free(&a);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_block), cmocka_unit_test(test_model)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_block), cmocka_unit_test(test_model),
+                                       cmocka_unit_test(test_adamw)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -39,6 +39,9 @@ static const BackendOps CPU_OPS = {
     .round_act_grad = cpu_round_act_grad,
     .score_grad = cpu_score_grad,
     .group_range = cpu_group_range,
+    .group_range_grad = cpu_group_range_grad,
+    .scale = cpu_scale,
+    .scale_grad = cpu_scale_grad,
     .fake_quant = cpu_fake_quant,
     .fake_quant_grad = cpu_fake_quant_grad,
 };

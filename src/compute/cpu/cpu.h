@@ -75,6 +75,13 @@ void cpu_round_act_grad(Backend *b, float *d, const float *x, int64_t n, int64_t
 void cpu_score_grad(Backend *b, const ScoreGradJob *job);
 void cpu_group_range(Backend *b, float *lo, float *hi, const float *x, int64_t rows, int64_t cols,
                      int64_t group);
+void cpu_group_range_grad(Backend *b, float *dx, const float *x, const float *lo, const float *hi,
+                          const float *d_lo, const float *d_hi, int64_t rows, int64_t cols,
+                          int64_t group);
+void cpu_scale(Backend *b, float *y, const float *x, const float *row, const float *col,
+               int64_t rows, int64_t cols);
+void cpu_scale_grad(Backend *b, float *d_row, float *d_col, const float *dy, const float *x,
+                    const float *row, const float *col, int64_t rows, int64_t cols);
 void cpu_fake_quant(Backend *b, float *y, const float *x, const float *scale, const float *zero,
                     int64_t rows, int64_t cols, const QSpec *spec);
 void cpu_fake_quant_grad(Backend *b, float *dx, float *dscale, const float *dy, const float *x,

@@ -94,7 +94,8 @@ typedef struct GroupJob {
     const GradKernels *k;
     void (*row)(const struct GroupJob *j, int64_t row);
     float *out, *out2;
-    const float *dy, *x, *scale, *zero;
+    const float *dy, *x, *scale, *zero; /* 或：行、列的因子；最小、最大值的导数 */
+    const float *lo, *hi;
     int64_t rows, cols, group, n_groups, per_task;
     float top;
 } GroupJob;
@@ -112,6 +113,30 @@ static void quant_grad_row(const GroupJob *j, int64_t r) {
     int64_t g = r * j->n_groups, c = r * j->cols;
     j->k->fake_quant_grad_row(j->out ? j->out + c : NULL, j->out2 + g, j->dy + c, j->x + c,
                               j->scale + g, j->zero + g, j->cols, j->group, j->top);
+}
+
+static void range_grad_row(const GroupJob *j, int64_t r) {
+    const float *x = j->x + r * j->cols;
+    float *dx = j->out + r * j->cols;
+    for (int64_t g = r * j->n_groups, c = 0; c < j->cols; g++) {
+        int64_t end = min64(c + j->group, j->cols);
+        int n_lo = 0, n_hi = 0;
+        for (int64_t i = c; i < end; i++) n_lo += x[i] == j->lo[g], n_hi += x[i] == j->hi[g];
+        for (; c < end; c++) {
+            if (x[c] == j->lo[g]) dx[c] += j->scale[g] / (float)n_lo;
+            if (x[c] == j->hi[g]) dx[c] += j->zero[g] / (float)n_hi;
+        }
+    }
+}
+static void scale_row(const GroupJob *j, int64_t r) {
+    for (int64_t c = 0; c < j->cols; c++)
+        j->out[r * j->cols + c] = j->x[r * j->cols + c] * (j->scale[r] * j->zero[c]);
+}
+static void scale_grad_row(const GroupJob *j, int64_t r) {
+    const float *dy = j->dy + r * j->cols, *x = j->x + r * j->cols;
+    float sum = 0;
+    for (int64_t c = 0; c < j->cols; c++) sum += dy[c] * x[c] * j->zero[c];
+    j->out[r] = sum;
 }
 
 static void group_task(void *ctx, int64_t task, int thread) {
@@ -134,6 +159,43 @@ void cpu_group_range(Backend *b, float *lo, float *hi, const float *x, int64_t r
     GroupJob j = {.row = range_row, .out = lo, .out2 = hi, .x = x, .rows = rows, .cols = cols,
                   .group = group};
     run_groups(b, &j);
+}
+
+void cpu_group_range_grad(Backend *b, float *dx, const float *x, const float *lo, const float *hi,
+                          const float *d_lo, const float *d_hi, int64_t rows, int64_t cols,
+                          int64_t group) {
+    GroupJob j = {.row = range_grad_row, .out = dx, .x = x, .lo = lo, .hi = hi, .scale = d_lo,
+                  .zero = d_hi, .rows = rows, .cols = cols, .group = group};
+    run_groups(b, &j);
+}
+
+void cpu_scale(Backend *b, float *y, const float *x, const float *row, const float *col,
+               int64_t rows, int64_t cols) {
+    GroupJob j = {.row = scale_row, .out = y, .x = x, .scale = row, .zero = col, .rows = rows,
+                  .cols = cols, .group = cols};
+    run_groups(b, &j);
+}
+
+/* 一段列：Σ_r 依次累加。 */
+static void scale_cols_task(void *ctx, int64_t task, int thread) {
+    (void)thread;
+    const GroupJob *j = ctx;
+    int64_t c0 = task * WEIGHT_COLS, width = min64(WEIGHT_COLS, j->cols - c0);
+    float sum[WEIGHT_COLS] = {0};
+    for (int64_t r = 0; r < j->rows; r++) {
+        const float *dy = j->dy + r * j->cols + c0, *x = j->x + r * j->cols + c0;
+        for (int64_t c = 0; c < width; c++) sum[c] += dy[c] * x[c] * j->scale[r];
+    }
+    for (int64_t c = 0; c < width; c++) j->out2[c0 + c] = sum[c];
+}
+
+void cpu_scale_grad(Backend *b, float *d_row, float *d_col, const float *dy, const float *x,
+                    const float *row, const float *col, int64_t rows, int64_t cols) {
+    CpuBackend *cpu = b->impl;
+    GroupJob j = {.row = scale_grad_row, .out = d_row, .out2 = d_col, .dy = dy, .x = x,
+                  .scale = row, .zero = col, .rows = rows, .cols = cols, .group = cols};
+    run_groups(b, &j);
+    pool_run(cpu->pool, (cols - 1) / WEIGHT_COLS + 1, scale_cols_task, &j);
 }
 
 void cpu_fake_quant(Backend *b, float *y, const float *x, const float *scale, const float *zero,

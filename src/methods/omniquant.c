@@ -359,7 +359,7 @@ static bool pack(Omni *m, Learner *n, Err *e) {
     float top = (float)((1 << spec.bits) - 1);
     for (int64_t i = 0; i < n->rows * n->n_groups && spec.zero == ZERO_INT; i++)
         if (n->zero[i] < 0 || n->zero[i] > top) spec.zero = ZERO_FLOAT;
-    if (spec.zero == ZERO_FLOAT) job_fallback(m->job, "%s: 有零点超出编码的范围，零点按实数存放", n->l->name);
+    if (spec.zero == ZERO_FLOAT) job_fallback(m->job, "有的组整组同号，零点超出编码的范围；这些层的零点按实数存放");
     QTensor q;
     if (!qtensor_new(&q, job_model_arena(m->job), spec, n->rows, n->cols, e)) return false;
     op_quantize(m->backend, &q, wide(n, n->u), groups(n, n->scale), groups(n, n->zero));

@@ -205,8 +205,8 @@ static bool train_step(Omni *m, BlockTrace *t, const BlockGrad *grad, int64_t sa
         return err_set(e, ERR_NUMERIC, "OmniQuant 的损失不是有限值（样本 %lld），请减小学习率", (long long)sample);
     if (!block_trace_backward(b->model, b->layer, t, d_out, grad, e)) return false;
     parameter_gradients(m);
-    if (m->o->lwc) adamw_step(&m->lwc);
-    if (m->use_let) adamw_step(&m->let);
+    if (m->o->lwc) adamw_step(&m->lwc, m->backend);
+    if (m->use_let) adamw_step(&m->let, m->backend);
     return backend_check(m->backend, e);
 }
 

@@ -47,6 +47,7 @@ bool block_trace_open(BlockTrace *t, Model *m, int64_t max_rows, ActQuant act, b
         ok = *parts[i].p != NULL;
     }
     if (ok) ok = (t->weight = ARENA_ARRAY(&t->arena, float, largest, e)) != NULL;
+    if (ok) ok = (t->row_loss = ARENA_ARRAY(&t->arena, double, max_rows, e)) != NULL;
     for (int64_t i = 0; ok && i < max_rows * half; i++) t->neg_sin[i] = -m->sin_table[i];
     if (!ok) block_trace_close(t);
     return ok;
@@ -220,16 +221,32 @@ bool block_trace_backward(Model *m, int64_t layer, BlockTrace *t, const float *d
     return backend_check(be, e);
 }
 
-double block_trace_mse(const BlockTrace *t, const Model *m, const float *target, float *d_out) {
-    int64_t n = t->n * m->config.hidden;
-    float scale = (float)(2.0 / (double)n);
+typedef struct LossTask {
+    const BlockTrace *t;
+    const float *target;
+    float *d_out;
+    int64_t width;
+    float scale;
+} LossTask;
+
+static void loss_row(void *ctx, int64_t row) {
+    const LossTask *k = ctx;
     double sum = 0;
-    for (int64_t i = 0; i < n; i++) {
-        float d = t->out[i] - target[i];
+    for (int64_t i = row * k->width; i < (row + 1) * k->width; i++) {
+        float d = k->t->out[i] - k->target[i];
         sum += (double)(d * d);
-        d_out[i] = scale * d;
+        k->d_out[i] = k->scale * d;
     }
-    return sum / (double)n;
+    k->t->row_loss[row] = sum;
+}
+
+double block_trace_mse(const BlockTrace *t, Model *m, const float *target, float *d_out) {
+    int64_t d = m->config.hidden;
+    double n = (double)(t->n * d), sum = 0;
+    LossTask k = {t, target, d_out, d, (float)(2.0 / n)};
+    m->backend->ops->parallel(m->backend, t->n, loss_row, &k);
+    for (int64_t i = 0; i < t->n; i++) sum += t->row_loss[i];
+    return sum / n;
 }
 
 bool model_gradient_open(ModelGradient *g, Model *m, int64_t max_len, Err *e) {

@@ -22,6 +22,7 @@ typedef struct BlockTrace {
     float *out;            /* (n, hidden) 块的输出 */
     float *neg_sin;        /* (max_rows, rotary_dim/2) 反向旋转用 */
     float *d_hidden[2], *d_att, *d_q, *d_k, *d_v, *d_gate, *d_up; /* 反向的工作区 */
+    double *row_loss;      /* (max_rows) 各行的平方误差 */
     float *weight;         /* 最大的一个线性层的稠密权重 */
     ComputeMode compute;   /* 这一块的矩阵乘用的精度；打开时同后端，可改 */
     ActQuant act;          /* 线性层的输入怎样取整（kind 为 ACT_NONE 或 ACT_TOKEN） */
@@ -51,7 +52,7 @@ bool block_trace_backward(Model *m, int64_t layer, BlockTrace *t, const float *d
                           const BlockGrad *g, Err *e);
 
 /* 块的损失：L = mean((t->out − target)²)，d_out = dL/d(t->out)，均为 (n, hidden)。返回: L。 */
-double block_trace_mse(const BlockTrace *t, const Model *m, const float *target, float *d_out);
+double block_trace_mse(const BlockTrace *t, Model *m, const float *target, float *d_out);
 
 /* 整模型的反向。 */
 typedef struct ModelGradient {

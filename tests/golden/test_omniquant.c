@@ -90,6 +90,31 @@ static void test_learning(void **state) {
     assert_true(ppl[1] < 0.995 * ppl[0]);
 }
 
+/* 等价变换严格等价：W8 下大步学几步（各处的 s 都离开初值），PPL 仍是未量化的。 */
+static void test_equivalent(void **state) {
+    (void)state;
+    double ppl[2];
+    for (int i = 0; i < 2; i++) {
+        Overrides o = {0};
+        add_common(&o, quick ? 1 : 8);
+        if (i) {
+            add_int(&o, "calibration.samples", 2);
+            add_int(&o, "calibration.length", 64);
+            add_int(&o, "omniquant.epochs", 3);
+            add(&o, "omniquant.let_lr", "0.05");
+            add(&o, "omniquant.lwc", "false");
+            add(&o, "omniquant.let", "on");
+            add_int(&o, "weight.w_bits", 8);
+            add_int(&o, "weight.group_size", 64);
+        }
+        json_t *result = run(i ? "omniquant" : "fp16", "A", &o, NULL);
+        ppl[i] = ppl_of(result);
+        json_decref(result);
+    }
+    print_message("# fp16 %.4f，W8 + LET %.4f\n", ppl[0], ppl[1]);
+    assert_true(fabs(ppl[1] / ppl[0] - 1) < 0.003);
+}
+
 /* 很窄的组常常整组同号，零点超出编码的范围：改存实数零点并记为退让，结果仍与就近取整相当。 */
 static void test_zero_out_of_range(void **state) {
     (void)state;
@@ -153,6 +178,7 @@ int main(void) {
         {"W8A8、LET：1 与 2 线程逐位相同", test_threads, NULL, NULL, (void *)(uintptr_t) "B"},
         {"LWC 有效", test_learning, NULL, NULL, (void *)(uintptr_t) "off"},
         {"LWC+LET 有效", test_learning, NULL, NULL, (void *)(uintptr_t) "on"},
+        cmocka_unit_test(test_equivalent),
         cmocka_unit_test(test_zero_out_of_range),
         cmocka_unit_test(test_symmetric),
         cmocka_unit_test(test_errors),

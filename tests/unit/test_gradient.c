@@ -352,15 +352,18 @@ static void test_adamw(void **state) {
     Arena a = {0};
     Err e = {0};
     AdamW o;
+    Backend b;
+    assert_true(backend_open_cpu(&b, 2, COMPUTE_F32, NULL, &e));
     assert_true(adamw_new(&o, &a, 3, 0.01, &e));
     o.weight_decay = 0.1;
     o.param[0] = 1, o.param[1] = -2, o.param[2] = 0.5f;
     for (int t = 0; t < 3; t++) {
         memcpy(o.grad, GRAD[t], sizeof GRAD[t]);
-        adamw_step(&o);
+        adamw_step(&o, &b);
     }
     for (int i = 0; i < 3; i++)
         if (!(fabsf(o.param[i] - WANT[i]) <= 3e-7f)) fail_msg("第 %d 个参数 %.9g，应为 %.9g", i, (double)o.param[i], (double)WANT[i]);
+    backend_close(&b);
     arena_free(&a);
 }
 

@@ -92,6 +92,11 @@ static void print_ppl(const json_t *result) {
         const json_t *kl = json_object_get(base, "kl");
         if (json_is_object(kl))
             str_addf(&line, " · KL %.5f", json_number_value(json_object_get(kl, "mean")));
+        const json_t *kv = json_object_get(d, "kv_cache");
+        const char *mode = json_string_value(json_object_get(kv, "mode"));
+        if (mode)
+            str_addf(&line, " · kv_mode: %s，键值 %.2f 位", mode,
+                     json_number_value(json_object_get(kv, "bits_per_value")));
         if (!line.failed) log_line(LOG_EVAL, "%s", line.data);
         str_free(&line);
     }

@@ -260,7 +260,10 @@ static void add_metrics(Str *out, const json_t *r) {
     row_number(out, "峰值常驻内存（MB）", "%.1f", json_at(s, "rss_peak_mb"));
     row_number(out, "分配器峰值（MB）", "%.1f", json_at(s, "alloc_peak_mb"));
     row_number(out, "权重（MB）", "%.2f", json_at(s, "weights_mb"));
-    row_value(out, "KV 缓存（字节/token）", json_at(s, "kv_bytes_per_token"));
+    row_number(out, "KV 缓存（字节/token，残留窗口在内）", "%.1f", json_at(s, "kv_bytes_per_token"));
+    row_number(out, "KV 缓存（位/值）", "%.3f", json_at(s, "kv_bits_per_value"));
+    if (json_is_string(json_at(s, "kv_mode")))
+        row_value(out, "KV 缓存的评测方式（kv_mode）", json_at(s, "kv_mode"));
     row_number(out, "prefill（token/秒）", "%.1f", json_at(s, "prefill_tok_s"));
     row_number(out, "decode，批大小 1（token/秒）", "%.1f", json_at(s, "decode_tok_s"));
 }

@@ -84,12 +84,14 @@ static json_t *metrics_json(const Experiment *x, const json_t *ppl, const Speed 
     const char *name;
     json_t *v, *kv = NULL;
     json_object_foreach((json_t *)ppl, name, v) {
-        if (!kv) kv = json_object_get(json_object_get(v, "kv_cache"), "bytes_per_token");
+        if (!kv) kv = json_object_get(v, "kv_cache");
     }
-    return json_pack("{s:n, s:f, s:f, s:f, s:O?, s:o, s:o}", "vram_peak_mb", "rss_peak_mb",
+    return json_pack("{s:n, s:f, s:f, s:f, s:O?, s:O?, s:O?, s:o, s:o}", "vram_peak_mb", "rss_peak_mb",
                      (double)env_rss_peak() / 1e6, "alloc_peak_mb",
                      (double)allocator_default()->peak / 1e6, "weights_mb",
-                     (double)model_bytes(&x->model).total / 1e6, "kv_bytes_per_token", kv,
+                     (double)model_bytes(&x->model).total / 1e6, "kv_bytes_per_token",
+                     json_object_get(kv, "bytes_per_token"), "kv_bits_per_value",
+                     json_object_get(kv, "bits_per_value"), "kv_mode", json_object_get(kv, "mode"),
                      "prefill_tok_s", speed->prefill > 0 ? json_real(speed->prefill) : json_null(),
                      "decode_tok_s", speed->decode > 0 ? json_real(speed->decode) : json_null());
 }

@@ -103,7 +103,7 @@ size_t qtensor_bytes(const QTensor *q) {
     return q->data_bytes + q->scale_bytes + q->zero_bytes + q->perm_bytes;
 }
 
-void qtensor_parts(QTensor *q, QtPart part[QT_PARTS]) {
+void qtensor_parts(QTensor *q, QtPart *part) {
     part[0] = (QtPart){&q->data, q->data_bytes};
     part[1] = (QtPart){&q->scales, q->scale_bytes};
     part[2] = (QtPart){&q->zeros, q->zero_bytes};

@@ -75,7 +75,7 @@ typedef struct QtPart {
     void **data;
     size_t bytes;
 } QtPart;
-void qtensor_parts(QTensor *q, QtPart part[QT_PARTS]);
+void qtensor_parts(QTensor *q, QtPart *part);
 /* 记下列的排列（复制到 a）。perm 须是 0..cols-1 的一个排列（否则 CHECK）。 */
 bool qtensor_set_perm(QTensor *q, Arena *a, const int32_t *perm, Err *e);
 /* 写入一个数所需的面板寻址，供装包与测试：逐元素、慢而直白。 */

@@ -40,6 +40,7 @@ typedef struct ModelOptions {
     const char *name, *model_id, *revision, *tokenizer_id;
     const char *adapter; /* 家族适配器；"auto" 由模型文件决定 */
     int dtype; /* 下标: auto float32 float16 bfloat16；auto = 文件自身的类型（GGUF 量化类型 → float32） */
+    int head_quant; /* 下标: none int8；词嵌入与输出头的存放 */
     int64_t max_seq_len; /* 0 = 取模型文件的值 */
     bool trust_remote_code;
 } ModelOptions;

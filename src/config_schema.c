@@ -14,6 +14,7 @@ static const char *const DEVICES[] = {"auto", "cpu", "cuda", NULL};
 static const char *const COMPUTES[] = {"auto", "float32", "bfloat16", NULL};
 static const char *const KV_MODES[] = {"decode", "all", "prefill_fp", NULL};
 static const char *const KV_DTYPES[] = {"float16", "float32", NULL};
+static const char *const HEADS[] = {"none", "int8", NULL};
 static const char *const DTYPES[] = {"auto", "float32", "float16", "bfloat16", NULL};
 
 #define MAX_COUNT 1e9
@@ -48,6 +49,9 @@ const Option MODEL_OPTIONS[] = {
     OPT_STR(ModelOptions, model_id, "model_id", NULL, "HF Hub id，或本地文件夹、GGUF 文件（相对项目根）"),
     OPT_ENUM(ModelOptions, dtype, "dtype", DTYPES, 0,
              "权重的存放类型，auto 取文件自身的类型（GGUF 的量化类型解码为 float32）"),
+    OPT_ENUM(ModelOptions, head_quant, "head_quant", HEADS, 0,
+             "词嵌入与输出头的存放：none 同 dtype，int8 为每 64 列一个 float16 scale 的 8 位（解码快，"
+             "论文的数字都不量化它们）"),
     OPT_INT(ModelOptions, max_seq_len, "max_seq_len", 0, 0, 16777216,
             "最大上下文长度，0 取模型文件的值"),
     OPT_BOOL(ModelOptions, trust_remote_code, "trust_remote_code", 0,

@@ -10,7 +10,7 @@
 #include "tasks/protocol.h"
 
 bool experiment_is_baseline(const Experiment *x) {
-    return strcmp(x->config.method->name, "fp16") == 0;
+    return strcmp(x->config.method->name, "fp16") == 0 && !x->model.head_int8;
 }
 
 static bool open_backend(Experiment *x, Err *e) {
@@ -45,6 +45,7 @@ static bool open_model(Experiment *x, Err *e) {
     x->model_open = model_open(&x->model, x->model_path, DTYPES[x->config.model.dtype],
                                &x->backend, e);
     if (!x->model_open || !open_tokenizer(x, e)) return false;
+    x->model.head_int8 = x->config.model.head_quant == 1;
     int64_t vocab = tokenizer_vocab_size(x->tokenizer);
     if (vocab > x->model.config.vocab)
         return err_set(e, ERR_FORMAT, "%s: 分词器有 %lld 个 token，多于模型词表的 %lld 个", x->model_path,

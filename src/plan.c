@@ -84,7 +84,7 @@ static bool weight_bytes(const Model *m, const QSpec *spec, size_t *bytes, Err *
             return false;
         *bytes += qtensor_bytes(&q) * (size_t)c->n_layers;
     }
-    if (!qtensor_measure(&q, m->dtype, (QSpec){0}, c->vocab, c->hidden, e)) return false;
+    if (!model_measure_embed(m, &q, e)) return false;
     *bytes += qtensor_bytes(&q) * (c->tied ? 1 : 2);
     return true;
 }

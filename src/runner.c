@@ -39,8 +39,8 @@ static json_t *config_json(const Experiment *x, const ConfigRequest *r) {
 /* 没有量化的矩阵：跳过的线性层、词嵌入、头。 */
 static json_t *unquantized_json(const Model *m) {
     json_t *a = json_array();
-    json_array_append_new(a, json_string("model.embed_tokens"));
-    if (!m->config.tied) json_array_append_new(a, json_string("lm_head"));
+    if (!m->head_int8) json_array_append_new(a, json_string("model.embed_tokens"));
+    if (!m->head_int8 && !m->config.tied) json_array_append_new(a, json_string("lm_head"));
     for (int64_t i = 0; i < m->config.n_layers; i++)
         for (LinearRole r = 0; r < ROLE_COUNT; r++)
             if (m->blocks[i].linears[r].q.dense != DT_NONE)

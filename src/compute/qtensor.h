@@ -69,7 +69,7 @@ bool qtensor_new(QTensor *q, Arena *a, QSpec spec, int64_t rows, int64_t cols, E
 bool qtensor_measure(QTensor *q, DType dense_or_none, QSpec spec, int64_t rows, int64_t cols,
                      Err *e);
 size_t qtensor_bytes(const QTensor *q);
-/* 全部数据段（指针的位置与字节数），存盘用；没有的段字节数为 0。 */
+/* 全部数据段（指针的位置与字节数）写进 part[QT_PARTS]，存盘用；没有的段字节数为 0。 */
 enum { QT_PARTS = 4 };
 typedef struct QtPart {
     void **data;

@@ -254,6 +254,8 @@ bool model_gradient_open(ModelGradient *g, Model *m, int64_t max_len, Err *e) {
     int64_t kv = c->n_kv_heads * c->head_dim;
     *g = (ModelGradient){.model = m, .max_len = max_len};
     CHECK(m->head && m->final_norm && max_len >= 2);
+    if (m->head_int8)
+        return err_set(e, ERR_CONFIG, "这个方法要求梯度，头须不量化：head_quant=none");
     Arena *a = &g->arena;
     bool ok = (g->inputs = ARENA_ARRAY(a, float, c->n_layers * max_len * c->hidden, e)) &&
               (g->d_x[0] = ARENA_ARRAY(a, float, max_len * c->hidden, e)) &&

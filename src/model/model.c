@@ -126,19 +126,51 @@ bool linear_set_quantized(Linear *l, const QTensor *q) {
 }
 
 /* q 的第 row0 行起 n 行的视图（row0 为面板行数的倍数）。 */
-static QTensor dense_rows(const QTensor *q, int64_t row0, int64_t n) {
+static QTensor rows_of(const QTensor *q, int64_t row0, int64_t n) {
     QTensor v = *q;
-    size_t panel_bytes = q->data_bytes / (size_t)((q->rows + QT_PANEL - 1) / QT_PANEL);
+    size_t all = (size_t)((q->rows + QT_PANEL - 1) / QT_PANEL);
+    size_t first = (size_t)(row0 / QT_PANEL), panels = (size_t)((n + QT_PANEL - 1) / QT_PANEL);
     v.rows = n;
-    v.data = (char *)q->data + panel_bytes * (size_t)(row0 / QT_PANEL);
-    v.data_bytes = panel_bytes * (size_t)((n + QT_PANEL - 1) / QT_PANEL);
+    v.data = (char *)q->data + q->data_bytes / all * first;
+    v.data_bytes = q->data_bytes / all * panels;
+    if (q->scales) v.scales = (char *)q->scales + q->scale_bytes / all * first;
+    v.scale_bytes = q->scale_bytes / all * panels;
     return v;
 }
 
-/* 载入一个 (rows, cols) 的稠密矩阵（词嵌入、头），分段解码，不让整个 f32 副本同时存在。 */
+static const QSpec HEAD_SPEC = {.bits = 8, .group_size = 64, .zero = ZERO_SYM,
+                                .scale_dtype = DT_F16, .grid = GRID_ABSMAX};
+
+bool model_measure_embed(const Model *m, QTensor *q, Err *e) {
+    return qtensor_measure(q, m->head_int8 ? DT_NONE : m->dtype, HEAD_SPEC, m->config.vocab,
+                           m->config.hidden, e);
+}
+
+/* 把 w 的 q->rows 行装进 q（稠密，或就近取整）。 */
+static bool pack_rows(Model *m, QTensor *q, Tensor w, Arena *tmp, Err *e) {
+    if (q->dense != DT_NONE) {
+        op_pack_dense(m->backend, q, w);
+        return backend_check(m->backend, e);
+    }
+    ArenaMark mark = arena_mark(tmp);
+    Tensor scale = tensor_f32(ARENA_ARRAY(tmp, float, q->rows *q->n_groups, e), q->rows, q->n_groups);
+    Tensor zero = tensor_f32(ARENA_ARRAY(tmp, float, q->rows *q->n_groups, e), q->rows, q->n_groups);
+    bool ok = scale.data && zero.data;
+    if (ok) {
+        op_qparams(m->backend, scale, zero, w, &q->spec);
+        op_quantize(m->backend, q, w, scale, zero);
+        ok = backend_check(m->backend, e);
+    }
+    arena_rewind(tmp, mark);
+    return ok;
+}
+
+/* 载入一个 (rows, cols) 的矩阵（词嵌入、头），分段解码，不让整个 f32 副本同时存在。 */
 static bool load_matrix(Model *m, const char *name, int64_t rows, int64_t cols, QTensor *q,
                         Err *e) {
-    if (!qtensor_new_dense(q, &m->arena, m->dtype, rows, cols, e)) return false;
+    if (!(m->head_int8 ? qtensor_new(q, &m->arena, HEAD_SPEC, rows, cols, e)
+                       : qtensor_new_dense(q, &m->arena, m->dtype, rows, cols, e)))
+        return false;
     int64_t step = ((int64_t)1 << 21) / cols / QT_PANEL * QT_PANEL;
     if (step < QT_PANEL) step = QT_PANEL;
     Arena tmp = {0};
@@ -147,11 +179,9 @@ static bool load_matrix(Model *m, const char *name, int64_t rows, int64_t cols, 
     bool ok = w != NULL;
     for (int64_t r = 0; ok && r < rows; r += step) {
         int64_t n = rows - r < step ? rows - r : step;
-        ok = weights_load_rows(&m->weights, name, rows, cols, r, n, m->dtype, w, e);
-        if (!ok) break;
-        QTensor part = dense_rows(q, r, n);
-        op_pack_dense(m->backend, &part, tensor_f32(w, n, cols));
-        ok = backend_check(m->backend, e);
+        QTensor part = rows_of(q, r, n);
+        ok = weights_load_rows(&m->weights, name, rows, cols, r, n, m->dtype, w, e) &&
+             pack_rows(m, &part, tensor_f32(w, n, cols), &tmp, e);
     }
     arena_free(&tmp);
     weights_drop(&m->weights, name);
@@ -262,7 +292,16 @@ ModelBytes model_bytes(const Model *m) {
             }
             if (l->bias) n.unquantized += (size_t)l->rows * 4, n.params += l->rows;
         }
-    n.unquantized += qtensor_bytes(&m->embed) + (c->tied ? 0 : qtensor_bytes(&m->own_head));
+    const QTensor *ends[] = {&m->embed, c->tied ? NULL : &m->own_head};
+    for (int i = 0; i < 2; i++) {
+        if (!ends[i]) continue;
+        if (m->head_int8) {
+            n.codes += ends[i]->data_bytes;
+            n.scales += ends[i]->scale_bytes;
+        } else {
+            n.unquantized += qtensor_bytes(ends[i]);
+        }
+    }
     int64_t norms = (2 * c->n_layers + 1) * c->hidden;
     n.unquantized += (size_t)norms * 4;
     n.params += n.linear_params + norms + c->vocab * c->hidden * (c->tied ? 1 : 2);

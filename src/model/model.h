@@ -22,6 +22,7 @@ struct Model {
     WeightStore weights;
     Backend *backend;
     DType dtype; /* 未量化权重的存放类型 */
+    bool head_int8; /* 词嵌入与头存成 8 位；载入之前定好 */
     Block *blocks;
     QTensor embed;       /* (vocab, hidden) */
     QTensor own_head;    /* 不共享时的 lm_head */
@@ -47,6 +48,8 @@ void model_close(Model *m);
 /* 提前载入（校准需要）；已载入则不做事。 */
 bool model_load_norms(Model *m, int64_t layer, Err *e);
 bool model_load_embed(Model *m, Err *e);
+/* 词嵌入（或头）将占多少字节：填 q 的 *_bytes。 */
+bool model_measure_embed(const Model *m, QTensor *q, Err *e);
 /* 把第 layer 块的线性层 l 的权重解码到 w (rows,cols) f32，并载入偏置。 */
 bool model_load_linear(Model *m, Linear *l, float *w, Err *e);
 /* 把稠密权重 w 按模型的 dtype 装入 l，内存来自 a。 */

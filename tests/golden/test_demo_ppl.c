@@ -4,6 +4,8 @@
  * 抽样层 k_proj 的 scale、zero、code、w 须相等。ASan 构建下只跑 2 个窗口，仍对照张量。 */
 #include "tests/golden/demo_rows.h"
 
+#define LAYER_Q "model.layers.0.self_attn.q_proj"
+
 /* 对照行的 settings → 本程序的设置。 */
 static void add_rtn(Overrides *o, const json_t *settings) {
     int64_t group = json_integer_value(json_object_get(settings, "group"));
@@ -87,6 +89,44 @@ static void same_for_any_thread_count(void **state) {
     json_decref(results[1]);
 }
 
+/* 头存成 8 位：PPL 几乎不变，词嵌入算进量化的字节，不再与基线比 KL；要求梯度的方法拒绝它。 */
+static void head_int8(void **state) {
+    (void)state;
+    json_t *results[2];
+    for (int i = 0; i < 2; i++) {
+        Overrides o = {0};
+        add_common(&o, 2);
+        add(&o, "head_quant", i ? "int8" : "none");
+        results[i] = run("fp16", "A", &o, NULL);
+    }
+    double dense = ppl_of(results[0]), packed = ppl_of(results[1]);
+    assert_true(packed != dense && fabs(packed / dense - 1) < 0.002);
+    const json_t *a = json_object_get(json_object_get(results[0], "quantization"), "bytes");
+    const json_t *b = json_object_get(json_object_get(results[1], "quantization"), "bytes");
+    assert_int_equal(json_integer_value(json_object_get(a, "codes")), 0);
+    assert_int_equal(json_integer_value(json_object_get(b, "codes")), 4096 * 256);
+    assert_int_equal(json_integer_value(json_object_get(b, "scales")), 4096 * 256 / 64 * 2);
+    const json_t *left = json_object_get(json_object_get(results[1], "quantization"),
+                                         "unquantized_tensors");
+    assert_string_equal(json_string_value(json_array_get(left, 0)), LAYER_Q);
+    json_decref(results[0]);
+    json_decref(results[1]);
+    Overrides o = {0};
+    add_common(&o, 1);
+    add(&o, "head_quant", "int8");
+    add_int(&o, "calibration.samples", 1);
+    add_int(&o, "calibration.length", 64);
+    RunRequest r = {.config = {.root = ".", .model = "demo", .method = "kvquant", .track = "C",
+                               .overrides = o.list, .n_overrides = o.n},
+                    .command = "tests/golden"};
+    json_t *result = NULL;
+    Err e = {0};
+    assert_false(run_experiment(&r, &result, &e));
+    assert_int_equal(e.code, ERR_CONFIG);
+    assert_non_null(strstr(e.msg, "head_quant=none"));
+    json_decref(result);
+}
+
 int main(void) {
     if (!golden_open("demo_ppl")) return 1;
     static const char *const ROWS[] = {"bf16-asis",           "rtn-w4-g64-gptq-sym",
@@ -99,7 +139,7 @@ int main(void) {
                                        "gptq-w4-g64-asym-act-light",
                                        "gptq-w3-g64-asym-noact-light"};
     enum { N_ROWS = sizeof ROWS / sizeof *ROWS };
-    struct CMUnitTest tests[N_ROWS + 3];
+    struct CMUnitTest tests[N_ROWS + 4];
     for (int i = 0; i < N_ROWS; i++)
         tests[i] = (struct CMUnitTest){ROWS[i], check_row, NULL, NULL, (void *)(uintptr_t)ROWS[i]};
     tests[N_ROWS] = (struct CMUnitTest){"fp16：1 与 2 线程逐位相同", same_for_any_thread_count, NULL,
@@ -108,6 +148,7 @@ int main(void) {
                                             NULL, NULL, (void *)(uintptr_t) "rtn"};
     tests[N_ROWS + 2] = (struct CMUnitTest){"gptq：1 与 2 线程逐位相同", same_for_any_thread_count,
                                             NULL, NULL, (void *)(uintptr_t) "gptq"};
+    tests[N_ROWS + 3] = (struct CMUnitTest){"head_quant=int8", head_int8, NULL, NULL, NULL};
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     json_decref(golden);
     return failed;

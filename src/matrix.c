@@ -95,6 +95,7 @@ static bool applies(const char *setting, const Method *m) {
     memcpy(key, setting, len);
     key[len] = '\0';
     if (option_find(m->options, key)) return true;
+    if (option_find(CALIB_OPTIONS, key)) return m->calibrated;
     const Method *const *all = registry_methods(&n);
     for (size_t i = 0; i < n; i++)
         if (option_find(all[i]->options, key)) return false;
@@ -172,6 +173,20 @@ static bool read_methods(Arena *a, const YamlNode *doc, Entry **entries, size_t 
 
 /* ---------- 展开 ---------- */
 
+static bool supports(const Method *m, const char *track) {
+    int letter = toupper((unsigned char)track[strlen(track) - 1]); /* "A" 或 "track_a" */
+    return strchr(m->tracks, letter) != NULL;
+}
+
+/* 方法不支持这个轨道、但支持列出的别的轨道：不成单元。全不支持的留着，运行时说明。 */
+static bool belongs(const char *method, const char *track, const Strings *tracks) {
+    const Method *m = registry_find(method, NULL);
+    if (!m || !*track || supports(m, track)) return true;
+    for (size_t i = 0; i < tracks->n; i++)
+        if (*tracks->items[i] && supports(m, tracks->items[i])) return false;
+    return true;
+}
+
 static bool fill_cell(Arena *a, Cell *c, const Entry *m, const Strings *common,
                       const char *const *extra, size_t n_extra, Err *e) {
     const Method *known = registry_find(m->name, NULL);
@@ -214,6 +229,7 @@ static bool expand(Matrix *m, const YamlNode *doc, const char *const *extra, siz
             for (int pass = 0; pass < 2; pass++) /* 先 fp16 */
                 for (size_t k = 0; k < n_methods; k++) {
                     if ((strcmp(methods[k].name, "fp16") == 0) != (pass == 0)) continue;
+                    if (!belongs(methods[k].name, tracks.items[t], &tracks)) continue;
                     Cell *c = &m->cells[m->n++];
                     c->model = models.items[i];
                     c->track = tracks.items[t];

@@ -2,6 +2,7 @@
  * 设置在这里仍是文字（"键=值"），到 config_load 才按 YAML 定型；字符串值加单引号，类型不会变。 */
 #include "matrix.h"
 
+#include <ctype.h>
 #include <string.h>
 
 #include "base/str.h"

@@ -42,7 +42,8 @@ void op_pack_dense(Backend *b, QTensor *q, Tensor w);
  *   float: lo=min w, hi=max w；scale=(hi-lo)/(2^b-1)（为 0 时取 1；F16 时不小于 |lo|/65504），zero=-lo/scale（实数）
  * scale、zero 均为 (rows, n_groups) f32。spec->scale_dtype 为 F16 时 scale（与 float 零点）先舍入到 f16。 */
 void op_qparams(Backend *b, Tensor scale, Tensor zero, Tensor w, const QSpec *spec);
-/* code = clamp(rint(w/scale)+zero, 0, 2^b-1)；float 零点: clamp(rint(w/scale+zero), 0, 2^b-1)。 */
+/* code = clamp(rint(w/scale)+zero, 0, 2^b-1)；float 零点: clamp(rint(w/scale+zero), 0, 2^b-1)。
+ * scale、zero 存进 q，取整用存下的值；两级统计须已存好（qtensor_set_stat_*），不取参数里的。 */
 void op_quantize(Backend *b, QTensor *q, Tensor w, Tensor scale, Tensor zero);
 void op_dequantize(Backend *b, Tensor w, const QTensor *q);
 /* 同 op_linear，但恒为 f32、无偏置（方法的求解器用，不受 compute=bfloat16 影响）。 */

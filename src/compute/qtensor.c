@@ -53,8 +53,36 @@ static bool measure_dense(QTensor *q, size_t panels, Err *e) {
     return mul3(&q->data_bytes, panels, steps, step_bytes) || too_large(q->rows, q->cols, e);
 }
 
+static bool check_two_level(const QTensor *q, Err *e) {
+    const TwoLevel *t = &q->two;
+    if (!t->scale_bits && !t->zero_bits) return true;
+    for (int i = 0; i < 2; i++) {
+        int bits = i ? t->zero_bits : t->scale_bits;
+        if (bits != 0 && (bits < 2 || bits > 8))
+            return err_set(e, ERR_CONFIG, "两级统计的码宽 %d 越界，应为 0（不用）或 2 到 8", bits);
+    }
+    if (t->rows < QT_PANEL || t->rows % QT_PANEL)
+        return err_set(e, ERR_CONFIG, "两级统计的行数 %lld 非法，应为 %d 的倍数", (long long)t->rows,
+                       QT_PANEL);
+    if (t->zero_bits && q->spec.zero != ZERO_FLOAT)
+        return err_set(e, ERR_CONFIG, "零点两级量化时须为实数零点");
+    return true;
+}
+
+/* 一种两级统计的字节数：各面板各组的码（凑成 4 的倍数），其后是二级格点；grids_at 是格点的起点。 */
+static bool two_level_bytes(const QTensor *q, int bits, size_t *bytes, size_t *grids_at) {
+    size_t panels = ((size_t)q->rows - 1) / QT_PANEL + 1, groups = (size_t)q->n_groups;
+    size_t row_groups = ((size_t)q->rows - 1) / (size_t)q->two.rows + 1, grids;
+    size_t grid = 2 * (q->spec.scale_dtype == DT_F16 ? 2u : 4u);
+    if (!mul3(grids_at, panels, groups, (size_t)bits * QT_PANEL / 8) ||
+        !mul3(&grids, row_groups, groups, grid))
+        return false;
+    *grids_at = (*grids_at + 3) / 4 * 4;
+    return !__builtin_add_overflow(*grids_at, grids, bytes);
+}
+
 static bool measure_quantized(QTensor *q, size_t panels, Err *e) {
-    if (!check_spec(&q->spec, e)) return false;
+    if (!check_spec(&q->spec, e) || !check_two_level(q, e)) return false;
     q->spec.group_size = qspec_group_size(&q->spec, q->cols);
     q->n_groups = (q->cols - 1) / q->spec.group_size + 1;
     size_t blocks = ((size_t)q->cols - 1) / QT_KBLOCK + 1, groups = (size_t)q->n_groups;
@@ -65,11 +93,14 @@ static bool measure_quantized(QTensor *q, size_t panels, Err *e) {
     bool ok = mul3(&q->data_bytes, panels, blocks, (size_t)q->spec.bits * 4 * QT_PANEL) &&
               mul3(&q->scale_bytes, panels, groups, scale * QT_PANEL) &&
               mul3(&q->zero_bytes, panels, groups, zero_row);
+    size_t at;
+    if (q->two.scale_bits) ok = ok && two_level_bytes(q, q->two.scale_bits, &q->scale_bytes, &at);
+    if (q->two.zero_bits) ok = ok && two_level_bytes(q, q->two.zero_bits, &q->zero_bytes, &at);
     return ok || too_large(q->rows, q->cols, e);
 }
 
-bool qtensor_measure(QTensor *q, DType dense_or_none, QSpec spec, int64_t rows, int64_t cols,
-                     Err *e) {
+static bool measure(QTensor *q, DType dense_or_none, QSpec spec, TwoLevel two, int64_t rows,
+                    int64_t cols, Err *e) {
     memset(q, 0, sizeof *q);
     if (rows < 1 || cols < 1 || rows > INT64_MAX / 2 || cols > INT64_MAX / 2)
         return err_set(e, ERR_FORMAT, "矩阵形状 %lld×%lld 非法", (long long)rows, (long long)cols);
@@ -79,14 +110,27 @@ bool qtensor_measure(QTensor *q, DType dense_or_none, QSpec spec, int64_t rows, 
     size_t panels = ((size_t)rows - 1) / QT_PANEL + 1;
     if (dense_or_none != DT_NONE) return measure_dense(q, panels, e);
     q->spec = spec;
+    q->two = two;
     return measure_quantized(q, panels, e);
 }
 
+bool qtensor_measure(QTensor *q, DType dense_or_none, QSpec spec, int64_t rows, int64_t cols,
+                     Err *e) {
+    return measure(q, dense_or_none, spec, (TwoLevel){0}, rows, cols, e);
+}
+
+/* 多出的 SLACK 字节：内核按 64 位整字读两级统计的码，可越过末尾几个字节。 */
+enum { SLACK = 8 };
 static bool allocate(QTensor *q, Arena *a, Err *e) {
+    size_t slack = q->two.scale_bits || q->two.zero_bits ? SLACK : 0, at;
     q->data = arena_alloc(a, q->data_bytes, e);
     if (!q->data) return false;
-    if (q->scale_bytes && !(q->scales = arena_alloc(a, q->scale_bytes, e))) return false;
-    if (q->zero_bytes && !(q->zeros = arena_alloc(a, q->zero_bytes, e))) return false;
+    if (q->scale_bytes && !(q->scales = arena_alloc(a, q->scale_bytes + slack, e))) return false;
+    if (q->zero_bytes && !(q->zeros = arena_alloc(a, q->zero_bytes + slack, e))) return false;
+    if (q->two.scale_bits && two_level_bytes(q, q->two.scale_bits, &q->scale_bytes, &at))
+        q->grids[STAT_SCALE] = (char *)q->scales + at;
+    if (q->two.zero_bits && two_level_bytes(q, q->two.zero_bits, &q->zero_bytes, &at))
+        q->grids[STAT_ZERO] = (char *)q->zeros + at;
     return true;
 }
 
@@ -99,8 +143,13 @@ bool qtensor_new(QTensor *q, Arena *a, QSpec spec, int64_t rows, int64_t cols, E
     return qtensor_measure(q, DT_NONE, spec, rows, cols, e) && allocate(q, a, e);
 }
 
+bool qtensor_new_two_level(QTensor *q, Arena *a, QSpec spec, TwoLevel two, int64_t rows,
+                           int64_t cols, Err *e) {
+    return measure(q, DT_NONE, spec, two, rows, cols, e) && allocate(q, a, e);
+}
+
 size_t qtensor_bytes(const QTensor *q) {
-    return q->data_bytes + q->scale_bytes + q->zero_bytes + q->perm_bytes;
+    return q->data_bytes + q->scale_bytes + q->zero_bytes + q->perm_bytes + q->outliers.bytes;
 }
 
 void qtensor_parts(QTensor *q, QtPart *part) {
@@ -198,16 +247,70 @@ static void set_real(const QTensor *q, void *table, int64_t i, float value) {
         ((float *)table)[i] = value;
 }
 
+static int64_t grid_index(const QTensor *q, StatKind kind, int64_t row_group, int64_t group) {
+    CHECK(q->grids[kind] && row_group >= 0 && row_group <= (q->rows - 1) / q->two.rows);
+    CHECK(group >= 0 && group < q->n_groups);
+    return 2 * (row_group * q->n_groups + group);
+}
+
+StatGrid qtensor_stat_grid(const QTensor *q, StatKind kind, int64_t row_group, int64_t group) {
+    int64_t i = grid_index(q, kind, row_group, group);
+    return (StatGrid){get_real(q, q->grids[kind], i), get_real(q, q->grids[kind], i + 1)};
+}
+
+void qtensor_set_stat_grid(QTensor *q, StatKind kind, int64_t row_group, int64_t group,
+                           StatGrid g) {
+    int64_t i = grid_index(q, kind, row_group, group);
+    set_real(q, q->grids[kind], i, g.scale);
+    set_real(q, q->grids[kind], i + 1, g.zero);
+}
+
+/* 两级统计的码所在的 16 位（码至多 8 位，跨不出两个字节）与移位。 */
+static uint8_t *stat_slot(const QTensor *q, StatKind kind, int64_t row, int64_t group, int *bits,
+                          int *shift) {
+    CHECK(q->grids[kind]);
+    *bits = kind == STAT_SCALE ? q->two.scale_bits : q->two.zero_bits;
+    int64_t bit = row % QT_PANEL * *bits, at = group_index(q, row, group) / QT_PANEL;
+    *shift = (int)(bit % 8);
+    uint8_t *table = kind == STAT_SCALE ? q->scales : q->zeros;
+    return table + at * *bits * QT_PANEL / 8 + bit / 8;
+}
+
+int qtensor_stat_code(const QTensor *q, StatKind kind, int64_t row, int64_t group) {
+    int bits, shift;
+    const uint8_t *p = stat_slot(q, kind, row, group, &bits, &shift);
+    int word = p[0] | (shift + bits > 8 ? p[1] << 8 : 0);
+    return word >> shift & ((1 << bits) - 1);
+}
+
+void qtensor_set_stat_code(QTensor *q, StatKind kind, int64_t row, int64_t group, int code) {
+    int bits, shift;
+    uint8_t *p = stat_slot(q, kind, row, group, &bits, &shift);
+    CHECK(code >= 0 && code < 1 << bits);
+    int mask = ((1 << bits) - 1) << shift, word = code << shift;
+    p[0] = (uint8_t)((p[0] & ~mask) | word);
+    if (shift + bits > 8) p[1] = (uint8_t)((p[1] & ~(mask >> 8)) | word >> 8);
+}
+
+/* 两级统计的值：scale·(码 − zero)。 */
+static float stat_value(const QTensor *q, StatKind kind, int64_t row, int64_t group) {
+    StatGrid g = qtensor_stat_grid(q, kind, row / q->two.rows, group);
+    return g.scale * ((float)qtensor_stat_code(q, kind, row, group) - g.zero);
+}
+
 float qtensor_scale(const QTensor *q, int64_t row, int64_t group) {
-    return get_real(q, q->scales, group_index(q, row, group));
+    int64_t i = group_index(q, row, group);
+    return q->two.scale_bits ? stat_value(q, STAT_SCALE, row, group) : get_real(q, q->scales, i);
 }
 
 void qtensor_set_scale(QTensor *q, int64_t row, int64_t group, float scale) {
+    CHECK(!q->two.scale_bits);
     set_real(q, q->scales, group_index(q, row, group), scale);
 }
 
 float qtensor_zero(const QTensor *q, int64_t row, int64_t group) {
     int64_t i = group_index(q, row, group);
+    if (q->two.zero_bits) return stat_value(q, STAT_ZERO, row, group);
     if (q->spec.zero == ZERO_SYM) return (float)(1 << (q->spec.bits - 1));
     if (q->spec.zero == ZERO_FLOAT) return get_real(q, q->zeros, i);
     const uint8_t *z = q->zeros;
@@ -217,6 +320,7 @@ float qtensor_zero(const QTensor *q, int64_t row, int64_t group) {
 
 void qtensor_set_zero(QTensor *q, int64_t row, int64_t group, float zero) {
     int64_t i = group_index(q, row, group);
+    CHECK(!q->two.zero_bits);
     CHECK(q->spec.zero != ZERO_SYM || zero == (float)(1 << (q->spec.bits - 1)));
     if (q->spec.zero == ZERO_SYM) return;
     if (q->spec.zero == ZERO_FLOAT) {
@@ -231,6 +335,66 @@ void qtensor_set_zero(QTensor *q, int64_t row, int64_t group, float zero) {
         z[i / 2] = (uint8_t)((z[i / 2] & (i % 2 ? 0x0F : 0xF0)) | code << i % 2 * 4);
 }
 
+/* 块内的位置。 */
+static uint16_t place_in_block(int64_t row, int64_t col) {
+    return (uint16_t)(col % QT_KBLOCK * QT_PANEL + row % QT_PANEL);
+}
+
+/* 某块（面板 × 32 列）中的离群值依次写到 o 的 n 处（values 为 NULL 时只数）。返回: 新的 n；值存不下为 -1。 */
+static int64_t scan_block(QTensor *q, Outliers *o, int64_t n, int64_t panel, int64_t k0,
+                          const float *w, const uint8_t *mask) {
+    int64_t r1 = (panel + 1) * QT_PANEL, k1 = k0 + QT_KBLOCK;
+    if (r1 > q->rows) r1 = q->rows;
+    if (k1 > q->cols) k1 = q->cols;
+    for (int64_t k = k0; k < k1; k++)
+        for (int64_t r = panel * QT_PANEL; r < r1; r++) {
+            if (!mask[r * q->cols + k]) continue;
+            if (o->value) {
+                float v = w[r * q->cols + k];
+                if (q->spec.scale_dtype == DT_F16 && !(v >= -65504 && v <= 65504)) return -1;
+                o->at[n] = place_in_block(r, k);
+                set_real(q, o->value, n, v);
+            }
+            n++;
+        }
+    return n;
+}
+
+bool qtensor_set_outliers(QTensor *q, Arena *a, const float *w, const uint8_t *mask, Err *e) {
+    CHECK(q->dense == DT_NONE);
+    int64_t blocks = (q->cols - 1) / QT_KBLOCK + 1, all = ((q->rows - 1) / QT_PANEL + 1) * blocks;
+    Outliers o = {0};
+    for (int64_t i = 0; i < all; i++)
+        o.n = scan_block(q, &o, o.n, i / blocks, i % blocks * QT_KBLOCK, w, mask);
+    if (o.n > UINT32_MAX) return too_large(q->rows, q->cols, e);
+    size_t size = q->spec.scale_dtype == DT_F16 ? 2 : 4;
+    o.start = ARENA_ARRAY(a, uint32_t, all + 1, e);
+    o.at = ARENA_ARRAY(a, uint16_t, o.n, e);
+    o.value = arena_array(a, (size_t)o.n, size, e);
+    if (!o.start || !o.at || !o.value) return false;
+    int64_t n = 0;
+    for (int64_t i = 0; i < all; i++) {
+        n = scan_block(q, &o, n, i / blocks, i % blocks * QT_KBLOCK, w, mask);
+        if (n < 0) return err_set(e, ERR_NUMERIC, "离群值超出 float16 的范围，请改用 float32 的缩放");
+        o.start[i + 1] = (uint32_t)n;
+    }
+    o.bytes = (size_t)(all + 1) * sizeof *o.start + (size_t)o.n * (sizeof *o.at + size);
+    q->outliers = o;
+    return true;
+}
+
+bool qtensor_outlier(const QTensor *q, int64_t row, int64_t col, float *value) {
+    check_index(q, row, col);
+    if (!q->outliers.start) return false;
+    int64_t block = row / QT_PANEL * ((q->cols - 1) / QT_KBLOCK + 1) + col / QT_KBLOCK;
+    for (uint32_t i = q->outliers.start[block]; i < q->outliers.start[block + 1]; i++)
+        if (q->outliers.at[i] == place_in_block(row, col)) {
+            *value = get_real(q, q->outliers.value, i);
+            return true;
+        }
+    return false;
+}
+
 float qtensor_at(const QTensor *q, int64_t row, int64_t col) {
     check_index(q, row, col);
     int64_t panel = row / QT_PANEL, lane = row % QT_PANEL;
@@ -242,6 +406,8 @@ float qtensor_at(const QTensor *q, int64_t row, int64_t col) {
         int64_t pair = panel * (q->cols / 2 + q->cols % 2) + col / 2;
         return bf16_to_f32(((const uint16_t *)q->data)[(pair * QT_PANEL + lane) * 2 + col % 2]);
     }
+    float value;
+    if (qtensor_outlier(q, row, col, &value)) return value;
     int64_t group = col / q->spec.group_size;
     float scale = qtensor_scale(q, row, group), zero = qtensor_zero(q, row, group);
     float code = (float)qtensor_code(q, row, col);

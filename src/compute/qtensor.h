@@ -12,6 +12,10 @@
  *   缩放      [面板][组][16]，F32 或 F16
  *   零点      INT: [面板][组][16]，b≤4 时为半字节（8 字节一组：字节 i 的低半是行 2i，高半是行 2i+1），
  *             b>4 时为 u8；FLOAT: 与缩放同型；SYM: 不存（恒为 2^(b-1)）。
+ *   两级统计  （SpQR）缩放、零点各可再量化成 c 位：[面板][组][2c 字节]，16 个 c 位的码从低位起相接；
+ *             其后是二级格点 [行组][组][2]：值 = scale·(码 − zero)，行组是 TwoLevel.rows 行。
+ *   离群值    （SpQR）按面板 × 32 列分块的 CSR：start[面板·块+1]；at = 块内列·16 + 面板内行，升序；
+ *             value 与缩放同型。那些位置的值就是 value，不看编码。
  * 同一行各元素沿 k 依次累加（单累加器），所以 GEMM 与 GEMV、任何批大小的结果逐位相同。
  * 反量化：w = scale·(code − zero)，以 f32 依此次序计算；FLOAT 的 zero 是实数 −lo/scale。 */
 #ifndef PTQ_COMPUTE_QTENSOR_H
@@ -49,6 +53,26 @@ typedef struct ActQuant {
     float scale; /* ACT_STATIC 用 */
 } ActQuant;
 
+/* 两级统计的规格；全为 0 即一级。零点两级的须为 ZERO_FLOAT。 */
+typedef struct TwoLevel {
+    int scale_bits, zero_bits; /* 一级缩放、零点的码宽，2..8；0 为直接存放 */
+    int64_t rows;              /* 共用一个二级格点的行数，QT_PANEL 的倍数 */
+} TwoLevel;
+/* 二级格点：值 = scale·(码 − zero)。 */
+typedef struct StatGrid {
+    float scale, zero;
+} StatGrid;
+typedef enum { STAT_SCALE, STAT_ZERO } StatKind;
+
+/* 分块的 CSR，见开头的布局。 */
+typedef struct Outliers {
+    uint32_t *start;
+    uint16_t *at;
+    void *value;
+    int64_t n;
+    size_t bytes;
+} Outliers;
+
 typedef struct QTensor {
     int64_t rows, cols; /* (out_features, in_features) */
     DType dense;        /* DT_F32 / DT_F16 / DT_BF16；量化时为 DT_NONE */
@@ -56,7 +80,10 @@ typedef struct QTensor {
     int64_t n_groups;   /* 每行的组数 */
     void *data, *scales, *zeros;
     int32_t *perm; /* (cols) 存放的第 k 列是原来的第 perm[k] 列；NULL 为原序（act-order 用） */
-    size_t data_bytes, scale_bytes, zero_bytes, perm_bytes;
+    size_t data_bytes, scale_bytes, zero_bytes, perm_bytes; /* 缩放与零点含各自的二级格点 */
+    TwoLevel two;
+    void *grids[2];    /* 二级格点，下标为 StatKind；指在 scales、zeros 之内 */
+    Outliers outliers; /* start 为 NULL 即没有 */
 } QTensor;
 
 /* 组宽化为正数且不大于 cols：-1 或过大的一律是整行。参数: group_size 为 -1 或 >=1，cols>=1。 */
@@ -65,6 +92,9 @@ int64_t qspec_group_size(const QSpec *spec, int64_t cols);
 bool qtensor_new_dense(QTensor *q, Arena *a, DType dtype, int64_t rows, int64_t cols, Err *e);
 /* 分配量化矩阵的空间（未填）。错误: 位宽或组宽越界、内存不足。 */
 bool qtensor_new(QTensor *q, Arena *a, QSpec spec, int64_t rows, int64_t cols, Err *e);
+/* 同上，统计为两级。空间未填：格点与码由 qtensor_set_stat_*、编码由 op_quantize 填。错误: 同上，或 two 非法。 */
+bool qtensor_new_two_level(QTensor *q, Arena *a, QSpec spec, TwoLevel two, int64_t rows,
+                           int64_t cols, Err *e);
 /* 不分配，只算三部分的字节数（填进 q 的 *_bytes），供 --dry_run。 */
 bool qtensor_measure(QTensor *q, DType dense_or_none, QSpec spec, int64_t rows, int64_t cols,
                      Err *e);
@@ -78,13 +108,24 @@ typedef struct QtPart {
 void qtensor_parts(QTensor *q, QtPart *part);
 /* 记下列的排列（复制到 a）。perm 须是 0..cols-1 的一个排列（否则 CHECK）。 */
 bool qtensor_set_perm(QTensor *q, Arena *a, const int32_t *perm, Err *e);
+/* 记下离群值。参数: w 与 mask 都是 (rows, cols)、列按存放的次序，mask 非 0 处即离群值，存 w 的值。
+ * 错误: 内存不足；缩放为 F16 而值超出 f16 的范围。 */
+bool qtensor_set_outliers(QTensor *q, Arena *a, const float *w, const uint8_t *mask, Err *e);
+/* (row, col) 若是离群值，把值写入 *value 并返回真。 */
+bool qtensor_outlier(const QTensor *q, int64_t row, int64_t col, float *value);
 /* 写入一个数所需的面板寻址，供装包与测试：逐元素、慢而直白。 */
 int qtensor_code(const QTensor *q, int64_t row, int64_t col);
 void qtensor_set_code(QTensor *q, int64_t row, int64_t col, int code);
 float qtensor_scale(const QTensor *q, int64_t row, int64_t group);
 float qtensor_zero(const QTensor *q, int64_t row, int64_t group); /* SYM 返回 2^(b-1) */
+/* 一级存放的才能直接写。 */
 void qtensor_set_scale(QTensor *q, int64_t row, int64_t group, float scale);
 void qtensor_set_zero(QTensor *q, int64_t row, int64_t group, float zero);
+/* 两级的：row_group = 行 / two.rows。格点按缩放的类型舍入后存放，取出的是舍入后的。 */
+StatGrid qtensor_stat_grid(const QTensor *q, StatKind kind, int64_t row_group, int64_t group);
+void qtensor_set_stat_grid(QTensor *q, StatKind kind, int64_t row_group, int64_t group, StatGrid g);
+int qtensor_stat_code(const QTensor *q, StatKind kind, int64_t row, int64_t group);
+void qtensor_set_stat_code(QTensor *q, StatKind kind, int64_t row, int64_t group, int code);
 /* 以上的 col 与 group 都按存放的次序；qtensor_at 亦然。
  * 单个元素的（反量化后的）值，任何类型。 */
 float qtensor_at(const QTensor *q, int64_t row, int64_t col);

@@ -68,6 +68,20 @@ static void expand_int(float *dst, const QTensor *w, int64_t panel, int64_t k0, 
     }
 }
 
+/* 把块里的离群值放到它们的位置上（k0 是块首）。 */
+static void put_outliers(float *dst, const QTensor *w, int64_t panel, int64_t k0, int64_t k1) {
+    const Outliers *o = &w->outliers;
+    int64_t blocks = (w->cols - 1) / QT_KBLOCK + 1;
+    const uint32_t *start = o->start + panel * blocks;
+    bool half = w->spec.scale_dtype == DT_F16;
+    for (int64_t block = k0 / QT_KBLOCK; block * QT_KBLOCK < k1; block++) {
+        float *d = dst + (block * QT_KBLOCK - k0) * QT_PANEL;
+        for (uint32_t i = start[block]; i < start[block + 1]; i++)
+            d[o->at[i]] = half ? f16_to_f32(((const uint16_t *)o->value)[i])
+                               : ((const float *)o->value)[i];
+    }
+}
+
 static void expand_bf16_pairs(float *dst, const uint32_t *src, int64_t n_pairs) {
     for (int64_t i = 0; i < n_pairs; i++) {
         vu pair = vu_load(src + 16 * i);
@@ -92,6 +106,7 @@ void KERNEL_NAME(gemm_expand)(float *dst, const QTensor *w, int64_t panel, int64
         break;
     default:
         expand_int(dst, w, panel, k0, k1);
+        if (w->outliers.start) put_outliers(dst, w, panel, k0, k1);
     }
 }
 

@@ -12,7 +12,7 @@ typedef enum { DEQUANT_FUSED, DEQUANT_INT, DEQUANT_REAL, DEQUANT_KINDS } Dequant
 
 VEC_INLINE DequantKind dequant_kind(const QTensor *w) {
     if (w->spec.zero == ZERO_FLOAT) return DEQUANT_REAL;
-    return w->spec.scale_dtype == DT_F16 ? DEQUANT_FUSED : DEQUANT_INT;
+    return w->spec.scale_dtype == DT_F16 && !w->two.scale_bits ? DEQUANT_FUSED : DEQUANT_INT;
 }
 
 /* 一个面板的一组的缩放与零点（FUSED 时 zero 是 offset）。 */
@@ -20,12 +20,36 @@ typedef struct GroupParams {
     vf scale, zero;
 } GroupParams;
 
+/* 两级统计：一个面板的一组的 16 个值。16 个 c 位的码共 2c 字节，前后各 8 个码用两次整字读取。 */
+VEC_INLINE vf two_level_values(const QTensor *w, StatKind kind, int64_t panel, int64_t group) {
+    int bits = kind == STAT_SCALE ? w->two.scale_bits : w->two.zero_bits;
+    const uint8_t *table = kind == STAT_SCALE ? w->scales : w->zeros;
+    const uint8_t *src = table + (panel * w->n_groups + group) * 2 * bits;
+    StatGrid g = qtensor_stat_grid(w, kind, panel * QT_PANEL / w->two.rows, group);
+    uint64_t lo, hi, mask = (1u << bits) - 1;
+    memcpy(&lo, src, sizeof lo);
+    memcpy(&hi, src + bits, sizeof hi);
+    float code[QT_PANEL];
+    for (int i = 0; i < 8; i++) {
+        code[i] = (float)(int32_t)(lo >> i * bits & mask);
+        code[8 + i] = (float)(int32_t)(hi >> i * bits & mask);
+    }
+    return vf_mul(vf_set1(g.scale), vf_sub(vf_load(code), vf_set1(g.zero)));
+}
+
 VEC_INLINE GroupParams group_params(const QTensor *w, int64_t panel, int64_t group) {
     int64_t at = (panel * w->n_groups + group) * QT_PANEL;
     bool half = w->spec.scale_dtype == DT_F16;
     GroupParams g;
-    g.scale = half ? vf_load_f16((const uint16_t *)w->scales + at)
-                   : vf_load((const float *)w->scales + at);
+    if (w->two.scale_bits)
+        g.scale = two_level_values(w, STAT_SCALE, panel, group);
+    else
+        g.scale = half ? vf_load_f16((const uint16_t *)w->scales + at)
+                       : vf_load((const float *)w->scales + at);
+    if (w->two.zero_bits) {
+        g.zero = two_level_values(w, STAT_ZERO, panel, group);
+        return g;
+    }
     if (w->spec.zero == ZERO_FLOAT) {
         g.zero = half ? vf_load_f16((const uint16_t *)w->zeros + at)
                       : vf_load((const float *)w->zeros + at);

@@ -189,7 +189,8 @@ static void (*const WALKS[9][DEQUANT_KINDS])(float *, const float *, const QTens
 
 static void gemv_int(float *y, const float *x, const QTensor *w, int64_t panel, int64_t n_out) {
 #if VEC_PARTS <= 2
-    bool aligned = w->n_groups == 1 || w->spec.group_size % QT_KBLOCK == 0;
+    bool aligned = !w->outliers.start &&
+                   (w->n_groups == 1 || w->spec.group_size % QT_KBLOCK == 0);
     if (aligned && WALKS[w->spec.bits][dequant_kind(w)]) {
         WALKS[w->spec.bits][dequant_kind(w)](y, x, w, panel, n_out);
         return;
@@ -261,7 +262,7 @@ void KERNEL_NAME(gemv_bf16)(float *y, const uint16_t *x, const QTensor *w, int64
         gemv_dot(y, x, (const char *)w->data + panel * stride, stride, w->cols, n_out);
         return;
     }
-    bool aligned = w->dense == DT_NONE &&
+    bool aligned = w->dense == DT_NONE && !w->outliers.start &&
                    (w->n_groups == 1 || w->spec.group_size % QT_KBLOCK == 0) &&
                    WALKS_BF16[w->spec.bits][dequant_kind(w)];
     (aligned ? WALKS_BF16[w->spec.bits][dequant_kind(w)] : gemv_any_bf16)(y, x, w, panel, n_out);

@@ -62,7 +62,7 @@ void KERNEL_NAME(unpack_panel)(float *w, const QTensor *q, int64_t panel) {
     }
 }
 
-/* 存下面板的缩放与零点（按存放的类型舍入；尾部行的缩放为 0）。 */
+/* 存下面板的缩放与零点（按存放的类型舍入；尾部行的缩放为 0）；两级的已由调用者存好。 */
 static void store_params(QTensor *q, const float *scale, const float *zero, int64_t panel) {
     int64_t row = panel * QT_PANEL, n_rows = min_i64(q->rows - row, QT_PANEL);
     float top = (float)((1 << q->spec.bits) - 1);
@@ -74,10 +74,11 @@ static void store_params(QTensor *q, const float *scale, const float *zero, int6
         }
         int64_t at = (panel * q->n_groups + g) * QT_PANEL;
         bool half = q->spec.scale_dtype == DT_F16;
-        if (half)
+        if (half && !q->two.scale_bits)
             vf_store_f16((uint16_t *)q->scales + at, vf_load(s));
-        else
+        else if (!q->two.scale_bits)
             vf_store((float *)q->scales + at, vf_load(s));
+        if (q->two.zero_bits) continue;
         if (q->spec.zero == ZERO_FLOAT) {
             if (half)
                 vf_store_f16((uint16_t *)q->zeros + at, vf_load(z));

@@ -1,0 +1,25 @@
+/* hessian — 二阶求解（GPTQ、SpQR）共用的部件：列的次序、阻尼、H⁻¹ 的 Cholesky 因子、对后面各列的更新
+ * 记号同 GPTQ（arXiv 2210.17323 §3.3）：H = 2XXᵀ/n + λI，U 上三角，H⁻¹ = UᵀU。列都按处理的次序。 */
+#ifndef PTQ_COMPUTE_HESSIAN_H
+#define PTQ_COMPUTE_HESSIAN_H
+#include "compute/backend.h"
+
+typedef struct Hessian {
+    int64_t n;
+    int32_t *perm;  /* (n) 处理的第 k 列是原来的第 perm[k] 列 */
+    bool *dead;     /* (n) 按处理的次序：校准中恒为 0 的列，其权重应置 0 */
+    float *u;       /* (n, n) */
+    int64_t n_dead;
+    double damp;    /* 实际用的阻尼（占 diag(H) 均值的比例），不小于要求的 */
+} Hessian;
+
+/* 由 gram (n,n)（对称，tokens 个 token 的 Σxᵀx）分解。参数: descending 为真则按 diag 从大到小排列（相同的按原序），
+ * 否则原序；damp 阻尼，不正定就乘 10 再试。内存来自 a。错误: 对角有 NaN 或 Inf；试到最后仍不正定；内存不足。 */
+bool hessian_factor(Hessian *h, Arena *a, const float *gram, int64_t tokens, int64_t n,
+                    bool descending, double damp, Err *e);
+/* dst(rows, n) = w(rows, n) 按处理的次序，死列为 0。 */
+void hessian_gather(const Hessian *h, float *dst, const float *w, int64_t rows);
+/* 块 [i1,i2) 之后的列：w[:, i2:] −= err·U[i1:i2, i2:]。参数: w (rows, n)；err (rows, i2−i1)；scratch 用后复原。 */
+bool hessian_update_rest(const Hessian *h, Backend *b, Arena *scratch, float *w, const float *err,
+                         int64_t rows, int64_t i1, int64_t i2, Err *e);
+#endif

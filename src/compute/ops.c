@@ -50,7 +50,8 @@ static void check_act(const ActQuant *a) {
 
 bool linear_int8_accepts(const QTensor *w) {
     return w->dense == DT_NONE && w->spec.bits == 8 && w->n_groups == 1 &&
-           w->spec.zero != ZERO_FLOAT && w->cols < 131072; /* |Σ| < 131072·2^14 = 2^31 */
+           w->spec.zero != ZERO_FLOAT && !w->two.scale_bits && !w->outliers.start &&
+           w->cols < 131072; /* |Σ| < 131072·2^14 = 2^31 */
 }
 
 void op_linear_int8(Backend *b, Tensor y, Tensor x, const QTensor *w, Tensor bias,
@@ -203,7 +204,7 @@ void op_qparams(Backend *b, Tensor scale, Tensor zero, Tensor w, const QSpec *sp
     int64_t rows = w.shape[0], cols = w.shape[1];
     CHECK(spec && spec->bits >= 2 && spec->bits <= 8 && cols >= 1);
     CHECK(spec->group_size == -1 || spec->group_size >= 1);
-    CHECK(spec->grid == GRID_GPTQ || spec->zero == ZERO_SYM);
+    CHECK(spec->grid == GRID_GPTQ || spec->zero == (spec->grid == GRID_RANGE ? ZERO_INT : ZERO_SYM));
     int64_t groups = (cols - 1) / qspec_group_size(spec, cols) + 1;
     check_2d(scale, rows, groups);
     check_2d(zero, rows, groups);

@@ -39,6 +39,7 @@ void op_pack_dense(Backend *b, QTensor *q, Tensor w);
  *   asym: lo=min(0,min w), hi=max(0,max w)；lo==hi==0 时取 lo=-1, hi=1；scale=(hi-lo)/(2^b-1)，zero=round(-lo/scale)
  *   sym : m=max|w|（m==0 时取 1）；scale=2m/(2^b-1)，zero=2^(b-1)
  *   absmax: m=max|w|；scale=max(m,1e-5)·(1/(2^(b-1)−1))，zero=2^(b-1)；m 取一组的，或（GRID_TENSOR）整个矩阵的
+ *   range: 同 asym 但 lo=min w, hi=max w；scale=max(hi-lo,1e-5)/(2^b-1)，zero 截到 [0,2^b-1]（AWQ）
  *   float: lo=min w, hi=max w；scale=(hi-lo)/(2^b-1)（为 0 时取 1；F16 时不小于 |lo|/65504），zero=-lo/scale（实数）
  * scale、zero 均为 (rows, n_groups) f32。spec->scale_dtype 为 F16 时 scale（与 float 零点）先舍入到 f16。 */
 void op_qparams(Backend *b, Tensor scale, Tensor zero, Tensor w, const QSpec *spec);

@@ -27,8 +27,8 @@ static bool check_spec(const QSpec *s, Err *e) {
                        (long long)s->group_size);
     if (s->zero != ZERO_SYM && s->zero != ZERO_INT && s->zero != ZERO_FLOAT)
         return err_set(e, ERR_CONFIG, "零点种类 %d 未知", (int)s->zero);
-    if (s->grid != GRID_GPTQ && s->zero != ZERO_SYM)
-        return err_set(e, ERR_CONFIG, "max|w| 的格点只用于对称量化");
+    if (s->grid != GRID_GPTQ && s->zero != (s->grid == GRID_RANGE ? ZERO_INT : ZERO_SYM))
+        return err_set(e, ERR_CONFIG, "max|w| 的格点只用于对称量化，不扩到零的格点只用于整数零点");
     if (s->scale_dtype != DT_F32 && s->scale_dtype != DT_F16)
         return err_set(e, ERR_CONFIG, "缩放的类型 %s 不支持，应为 F32 或 F16",
                        dtype_name(s->scale_dtype));

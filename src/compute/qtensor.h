@@ -28,8 +28,8 @@
 
 typedef enum { ZERO_SYM, ZERO_INT, ZERO_FLOAT } ZeroKind;
 
-/* 定 scale 的格点，见 ops.h 的 op_qparams；后两种只用于 ZERO_SYM。 */
-typedef enum { GRID_GPTQ, GRID_ABSMAX, GRID_TENSOR } Grid;
+/* 定 scale 的格点，见 ops.h 的 op_qparams；ABSMAX、TENSOR 只用于 ZERO_SYM，RANGE 只用于 ZERO_INT。 */
+typedef enum { GRID_GPTQ, GRID_ABSMAX, GRID_TENSOR, GRID_RANGE } Grid;
 
 /* 量化的规格。group_size 为 -1 或不小于 cols 时整行一组；不必整除 cols（最后一组较短）。 */
 typedef struct QSpec {

@@ -50,29 +50,29 @@ typedef struct Solver {
 } Solver;
 
 /* 一个格点：值 = scale·(码 − zero)，码 0..top。 */
-typedef struct Grid {
+typedef struct Levels {
     float scale, zero, top;
-} Grid;
+} Levels;
 
 /* 由范围定格点（quant_groups.py 的 find_params，zero 不取整）。 */
-static Grid grid_of(float lo, float hi, int64_t bits) {
+static Levels grid_of(float lo, float hi, int64_t bits) {
     float top = (float)((1 << bits) - 1);
     if (!(lo < hi)) lo = -1, hi = 1;
     float scale = (hi - lo) / top;
-    return (Grid){scale, -lo / scale, top};
+    return (Levels){scale, -lo / scale, top};
 }
 
-static float code_of(float x, Grid g) {
+static float code_of(float x, Levels g) {
     float code = rintf(x / (g.scale > 1e-9f ? g.scale : 1e-9f) + g.zero);
     return code < 0 ? 0 : code > g.top ? g.top : code;
 }
 
-static float rounded(float x, Grid g) {
+static float rounded(float x, Levels g) {
     return g.scale * (code_of(x, g) - g.zero);
 }
 
 /* 以格点 g 量化 x 的误差 Σ((q−x)/U)²，不计第 skip 个。u 的步长为 n+1（U 的对角）。 */
-static float group_error(const float *x, const float *u, int64_t step, int64_t width, Grid g,
+static float group_error(const float *x, const float *u, int64_t step, int64_t width, Levels g,
                          int64_t skip) {
     float sum = 0;
     for (int64_t i = 0; i < width; i++) {
@@ -100,10 +100,10 @@ static void group_range(const Solver *s, const float *x, int64_t col, int64_t wi
         if (i != at_lo && x[i] < lo2) lo2 = x[i];
         if (i != at_hi && x[i] > hi2) hi2 = x[i];
     }
-    Grid all = grid_of(*lo, *hi, s->o->w_bits);
+    Levels all = grid_of(*lo, *hi, s->o->w_bits);
     float base = group_error(x, u, step, width, all, -1), kept_lo = INFINITY, kept_hi = -INFINITY;
     for (int64_t j = 0; j < width; j++) {
-        Grid g = all;
+        Levels g = all;
         if (j == at_lo || j == at_hi)
             g = grid_of(j == at_lo ? lo2 : *lo, j == at_hi ? hi2 : *hi, s->o->w_bits);
         float d = (rounded(x[j], all) - x[j]) / u[j * step];
@@ -126,7 +126,7 @@ static void quantize_stat(Solver *s, StatKind kind, int64_t bits, int64_t r0, in
         if (*x > hi) hi = *x;
     }
     if (!bits) return;
-    Grid grid = grid_of(lo, hi, bits);
+    Levels grid = grid_of(lo, hi, bits);
     qtensor_set_stat_grid(&s->q, kind, r0 / s->o->stat_rows, g, (StatGrid){grid.scale, grid.zero});
     StatGrid stored = qtensor_stat_grid(&s->q, kind, r0 / s->o->stat_rows, g);
     grid.scale = stored.scale;
@@ -144,7 +144,7 @@ static void fit_group(Solver *s, int64_t r0, int64_t r1, int64_t g) {
     for (int64_t r = r0; r < r1; r++) {
         float lo, hi;
         group_range(s, s->w + r * s->cols + col, col, width, &lo, &hi);
-        Grid grid = grid_of(lo, hi, s->o->w_bits);
+        Levels grid = grid_of(lo, hi, s->o->w_bits);
         s->scale[r * s->n_groups + g] = grid.scale;
         s->zero[r * s->n_groups + g] = grid.zero;
     }
@@ -155,7 +155,7 @@ static void fit_group(Solver *s, int64_t r0, int64_t r1, int64_t g) {
 /* 一行的列 [c1,c2)（同一组）的递推：太敏感的留作离群值（没有误差），其余取整，误差补偿到本块末 i2。 */
 static void solve_row(Solver *s, int64_t r, int64_t c1, int64_t c2, int64_t i1, int64_t i2) {
     int64_t at = r * s->n_groups + c1 / s->group;
-    Grid g = {s->scale[at], s->zero[at], (float)((1 << s->o->w_bits) - 1)};
+    Levels g = {s->scale[at], s->zero[at], (float)((1 << s->o->w_bits) - 1)};
     float *w = s->w + r * s->cols, *err = s->err + r * (i2 - i1) - i1;
     for (int64_t i = c1; i < c2; i++) {
         const float *u = s->h.u + i * s->cols;
@@ -251,7 +251,10 @@ static bool spqr_linear(QuantJob *job, Linear *l, Tensor w, const InputStats *st
                   .scale_dtype = s.o->scale_dtype == SCALE_F16 ? DT_F16 : DT_F32};
     if (spec.group_size == 0)
         return err_set(e, ERR_CONFIG, "weight.group_size 不能为 0（-1 表示整行一组）");
-    job_note_remainder(job, &spec, l->cols);
+    int64_t rest = spec.group_size > 0 && spec.group_size < l->cols ? l->cols % spec.group_size : 0;
+    if (rest)
+        job_fallback(job, "组宽 %lld 不整除 %lld 列，每行末组取 %lld 列", (long long)spec.group_size,
+                     (long long)l->cols, (long long)rest);
     if (!open_solver(&s, &spec, e) ||
         !hessian_factor(&s.h, job_scratch(job), st->gram, st->n, s.cols, s.o->act_order, s.o->damp, e))
         return false;
@@ -265,7 +268,7 @@ static bool spqr_linear(QuantJob *job, Linear *l, Tensor w, const InputStats *st
 }
 
 static bool spqr_quantize(QuantJob *job, Err *e) {
-    return quantize_each_linear(job, STAT_GRAM, spqr_linear, e);
+    return quantize_each_linear(job, STAT_GRAM, FLOW_QUANTIZED, spqr_linear, e);
 }
 
 PTQ_METHOD(spqr) = {.name = "spqr", .tracks = "A", .options = OPTIONS,

@@ -127,9 +127,9 @@ static void test_products(void **state) {
             for (size_t g = 0; g < COUNT(GROUPS); g++) {
                 ArenaMark mark = arena_mark(&arena);
                 bool half = (s + t + g) % 2, two = TWO[t].scale_bits || TWO[t].zero_bits;
-                QSpec spec = {(int)(2 + (s + t + g) % 4), GROUPS[g],
-                              TWO[t].zero_bits || g % 2 ? ZERO_FLOAT : ZERO_INT,
-                              half ? DT_F16 : DT_F32};
+                QSpec spec = {.bits = (int)(2 + (s + t + g) % 4), .group_size = GROUPS[g],
+                              .zero = TWO[t].zero_bits || g % 2 ? ZERO_FLOAT : ZERO_INT,
+                              .scale_dtype = half ? DT_F16 : DT_F32};
                 QTensor q;
                 Err e = {0};
                 TwoLevel none = {.rows = 16};
@@ -150,7 +150,7 @@ static void test_bytes(void **state) {
     (void)state;
     QTensor q;
     Err e = {0};
-    QSpec spec = {3, 16, ZERO_FLOAT, DT_F16};
+    QSpec spec = {.bits = 3, .group_size = 16, .zero = ZERO_FLOAT, .scale_dtype = DT_F16};
     assert_true(qtensor_new_two_level(&q, &arena, spec, (TwoLevel){3, 3, 16}, 64, 64, &e));
     assert_int_equal(q.data_bytes, 64 * 64 * 3 / 8);
     assert_int_equal(q.scale_bytes, 64 * 4 * 3 / 8 + 4 * 4 * 2 * 2); /* 码 + 4 行组 × 4 组 × 两个 f16 */
@@ -169,7 +169,9 @@ static void test_bad_requests(void **state) {
     (void)state;
     QTensor q;
     Err e = {0};
-    QSpec spec = {3, 16, ZERO_FLOAT, DT_F16}, whole = {3, 16, ZERO_INT, DT_F16};
+    QSpec spec = {.bits = 3, .group_size = 16, .zero = ZERO_FLOAT, .scale_dtype = DT_F16};
+    QSpec whole = spec;
+    whole.zero = ZERO_INT;
     assert_false(qtensor_new_two_level(&q, &arena, spec, (TwoLevel){9, 3, 16}, 64, 64, &e));
     assert_int_equal(e.code, ERR_CONFIG);
     assert_false(qtensor_new_two_level(&q, &arena, spec, (TwoLevel){3, 1, 16}, 64, 64, &e));

@@ -211,10 +211,12 @@ void KERNEL_NAME(qparams_row)(float *scale, float *zero, const float *w, int64_t
             scale[g] = stored(s, spec->scale_dtype, true);
             zero[g] = (float)(1 << (spec->bits - 1));
         } else {
-            if (lo > 0) lo = 0;
-            if (hi < 0) hi = 0;
-            if (lo == 0 && hi == 0) lo = -1, hi = 1;
-            scale[g] = stored((hi - lo) / top, spec->scale_dtype, true);
+            bool range = spec->grid == GRID_RANGE;
+            if (!range && lo > 0) lo = 0;
+            if (!range && hi < 0) hi = 0;
+            if (!range && lo == 0 && hi == 0) lo = -1, hi = 1;
+            float width = range && hi - lo < 1e-5f ? 1e-5f : hi - lo;
+            scale[g] = stored(width / top, spec->scale_dtype, true);
             vf z = vf_rint(vf_set1(-lo / scale[g]));
             float first[16];
             vf_store(first, vf_min(vf_max(z, vf_zero()), vf_set1(top)));

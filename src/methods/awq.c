@@ -59,19 +59,6 @@ typedef struct Search {
     QTensor gram;       /* 看单个线性层时：XᵀX */
 } Search;
 
-/* q = Q(w)，内存来自临时区。 */
-static bool quantize(QuantJob *job, Tensor w, const QSpec *spec, QTensor *q, Err *e) {
-    Arena *a = job_scratch(job);
-    if (!qtensor_new(q, a, *spec, w.shape[0], w.shape[1], e)) return false;
-    Tensor scale = tensor_f32(NULL, q->rows, q->n_groups), zero = scale;
-    scale.data = ARENA_ARRAY(a, float, q->rows * q->n_groups, e);
-    zero.data = ARENA_ARRAY(a, float, q->rows * q->n_groups, e);
-    if (!scale.data || !zero.data) return false;
-    op_qparams(job_backend(job), scale, zero, w, &q->spec);
-    op_quantize(job_backend(job), q, w, scale, zero);
-    return true;
-}
-
 /* q = Q(W·s)。 */
 static bool quantize_scaled(Search *s, Tensor w, QTensor *q, Err *e) {
     int64_t rows = w.shape[0], cols = w.shape[1];
@@ -80,7 +67,8 @@ static bool quantize_scaled(Search *s, Tensor w, QTensor *q, Err *e) {
     for (int64_t i = 0; i < rows; i++)
         for (int64_t c = 0; c < cols; c++)
             scaled[i * cols + c] = tensor_data_f32(w)[i * cols + c] * s->scale[c];
-    return quantize(s->job, tensor_f32(scaled, rows, cols), &s->spec, q, e);
+    return job_round_nearest(s->job, q, job_scratch(s->job), tensor_f32(scaled, rows, cols), &s->spec,
+                             e);
 }
 
 /* XᵀX，x (n, cols)，装成面板。 */
@@ -194,16 +182,14 @@ typedef struct Candidate {
     double loss; /* 已看过的各份的误差之和 */
 } Candidate;
 
-/* 误差小的在前，相同的 α 小的在前。 */
+/* 误差小的在前，相同的保持原来的次序。 */
 static void sort_candidates(Candidate *c, int n) {
-    for (int i = 1; i < n; i++) {
-        Candidate x = c[i];
-        int j = i;
-        for (; j > 0 && (x.loss < c[j - 1].loss || (x.loss == c[j - 1].loss && x.at < c[j - 1].at));
-             j--)
+    for (int i = 1; i < n; i++)
+        for (int j = i; j > 0 && c[j].loss < c[j - 1].loss; j--) {
+            Candidate swap = c[j];
             c[j] = c[j - 1];
-        c[j] = x;
-    }
+            c[j - 1] = swap;
+        }
 }
 
 /* 搜索 α，最好的 s 写入 best。最后一轮中误差已超过最小者的候选不再算完：误差只增不减，结果不变。 */
@@ -326,7 +312,7 @@ static bool clip_rows(QuantJob *job, float *w, int64_t rows, int64_t width, int6
     }
     QTensor q;
     spec.group_size = -1;
-    if (!quantize(job, tensor_f32(clipped, n, width), &spec, &q, e)) return false;
+    if (!job_round_nearest(job, &q, a, tensor_f32(clipped, n, width), &spec, e)) return false;
     op_dequantize(job_backend(job), tensor_f32(d, n, width), &q);
     for (int64_t i = 0; i < n; i++)
         for (int64_t c = 0; c < width; c++) d[i * width + c] -= w[i % rows * ld + c];
@@ -407,6 +393,8 @@ static bool awq_quantize(QuantJob *job, Err *e) {
     const AwqOptions *o = job_options(job);
     if (o->weight.zero_point)
         return err_set(e, ERR_CONFIG, "awq 的零点是整数，weight.zero_point 须为 integer");
+    if (strcmp(WEIGHT_GRANULARITY[o->weight.granularity], "per_tensor") == 0)
+        return err_set(e, ERR_CONFIG, "awq 的 weight.granularity 须为 per_group 或 per_channel");
     return quantize_each_block(job, STAT_INPUTS | STAT_ABSMEAN, FLOW_ORIGINAL, awq_block, e);
 }
 

@@ -8,9 +8,9 @@
 #include <time.h>
 
 #include "base/log.h"
+#include "dump.h"
 #include "env_info.h"
 #include "experiment.h"
-#include "io/npy.h"
 #include "methods/job.h"
 #include "model/blockfile.h"
 #include "model/session.h"
@@ -68,12 +68,13 @@ static json_t *quantization_json(const Experiment *x, const QuantJob *job) {
         if (value) json_object_set(settings, o->key, value);
     }
     json_decref(merged);
-    return json_pack("{s:o, s:{s:f, s:f}, s:{s:I, s:I, s:I, s:I, s:I}, s:o, s:o}", "settings",
+    return json_pack("{s:o, s:{s:f, s:f}, s:{s:I, s:I, s:I, s:I, s:I, s:I, s:I}, s:o, s:o}", "settings",
                      settings, "effective_bits", "linear",
                      8.0 * (double)b.linear_bytes / (double)b.linear_params, "model",
                      8.0 * (double)b.total / (double)b.params, "bytes", "codes",
                      (json_int_t)b.codes, "scales", (json_int_t)b.scales, "zeros",
-                     (json_int_t)b.zeros, "unquantized", (json_int_t)b.unquantized, "total",
+                     (json_int_t)b.zeros, "permutations", (json_int_t)b.permutations, "outliers",
+                     (json_int_t)b.outliers, "unquantized", (json_int_t)b.unquantized, "total",
                      (json_int_t)b.total, "unquantized_tensors", unquantized_json(&x->model),
                      "weight_mse",
                      job->n_quantized ? json_real(job->squared_error / (double)job->n_quantized)
@@ -96,62 +97,6 @@ static json_t *metrics_json(const Experiment *x, const json_t *ppl, const Speed 
                      "decode_tok_s", speed->decode > 0 ? json_real(speed->decode) : json_null());
 }
 
-static bool dump_vector(const char *dir, char side, const char *what, int layer, const float *x,
-                        int64_t n, Err *e) {
-    char path[1024];
-    snprintf(path, sizeof path, "%s/%c%s%d.npy", dir, side, what, layer);
-    return npy_write(path, DT_F32, 1, &n, x, e);
-}
-
-/* 键值缓存查表量化的这一侧：表，以及键的上下阈值。 */
-static bool dump_cache(const Experiment *x, const Linear *l, const char *dir, Err *e) {
-    if (!x->model.kv || (l->role != ROLE_K && l->role != ROLE_V)) return true;
-    bool keys = l->role == ROLE_K;
-    const KvSpec *s = &x->model.kv[l->layer];
-    const KvFormat *f = keys ? &s->k : &s->v;
-    char side = keys ? 'k' : 'v';
-    if (f->form != KV_LUT) return true;
-    return dump_vector(dir, side, "lut", l->layer, f->lut, (int64_t)1 << f->bits, e) &&
-           (!f->per_channel || (dump_vector(dir, side, "lower", l->layer, f->lower, l->rows, e) &&
-                                dump_vector(dir, side, "upper", l->layer, f->upper, l->rows, e)));
-}
-
-/* --dump_linear：一层的 w、scale、zero、code，供与官方代码逐元素对照。 */
-static bool dump_linear(Experiment *x, const char *name, const char *dir, Err *e) {
-    Linear *l = model_find_linear(&x->model, name);
-    if (!l) return err_set(e, ERR_USAGE, "模型没有名为 '%s' 的线性层", name);
-    Arena a = {0};
-    int64_t wide[2] = {l->rows, l->cols}, groups[2] = {l->rows, l->q.n_groups};
-    float *w = ARENA_ARRAY(&a, float, l->rows * l->cols, e);
-    bool ok = w && file_mkdirs(dir, e);
-    if (ok) {
-        op_dequantize(&x->backend, tensor_f32(w, l->rows, l->cols), &l->q);
-        char *path = file_join(&a, dir, "w.npy", e);
-        ok = path && backend_check(&x->backend, e) && npy_write(path, DT_F32, 2, wide, w, e);
-    }
-    if (ok && l->q.dense == DT_NONE) {
-        float *scale = ARENA_ARRAY(&a, float, l->rows * l->q.n_groups, e);
-        float *zero = ARENA_ARRAY(&a, float, l->rows * l->q.n_groups, e);
-        uint8_t *code = ARENA_ARRAY(&a, uint8_t, l->rows * l->cols, e);
-        char *ps = file_join(&a, dir, "scale.npy", e), *pz = file_join(&a, dir, "zero.npy", e);
-        char *pc = file_join(&a, dir, "code.npy", e);
-        ok = scale && zero && code && ps && pz && pc;
-        for (int64_t r = 0; ok && r < l->rows; r++) {
-            for (int64_t g = 0; g < l->q.n_groups; g++) {
-                scale[r * l->q.n_groups + g] = qtensor_scale(&l->q, r, g);
-                zero[r * l->q.n_groups + g] = qtensor_zero(&l->q, r, g);
-            }
-            for (int64_t c = 0; c < l->cols; c++)
-                code[r * l->cols + c] = (uint8_t)qtensor_code(&l->q, r, c);
-        }
-        ok = ok && npy_write(ps, DT_F32, 2, groups, scale, e) &&
-             npy_write(pz, DT_F32, 2, groups, zero, e) && npy_write(pc, DT_U8, 2, wide, code, e);
-    }
-    ok = ok && dump_cache(x, l, dir, e);
-    arena_free(&a);
-    return ok;
-}
-
 /* 量化 → 评测，把各部分装进 result。 */
 static bool run_stages(Experiment *x, const RunRequest *r, json_t *result, Err *e) {
     QuantJob job = {.track = x->config.track};
@@ -170,7 +115,7 @@ static bool run_stages(Experiment *x, const RunRequest *r, json_t *result, Err *
         log_line(LOG_WARN, "退让：%s", job.fallbacks[i]);
         json_array_append_new(x->fallbacks, json_string(job.fallbacks[i]));
     }
-    if (ok && r->dump_linear) ok = dump_linear(x, r->dump_linear, r->dump_dir, e);
+    if (ok && r->dump_linear) ok = dump_linear(&x->model, r->dump_linear, r->dump_dir, e);
     if (ok) {
         double total = quantized - started - x->model.load_seconds - job.check_seconds;
         json_object_set_new(result, "model", model_json(x));

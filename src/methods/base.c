@@ -157,6 +157,17 @@ bool quantize_each_cache(QuantJob *job, KvSampleFn *fn, Err *e) {
     return ok;
 }
 
+bool job_factor_hessian(QuantJob *job, const Linear *l, const InputStats *st, bool descending,
+                        double damp, Hessian *h, Err *e) {
+    if (!hessian_factor(h, &job->scratch, st->gram, st->n, st->cols, descending, damp, e))
+        return false;
+    if (h->n_dead)
+        job_fallback(job, "%s: %lld 个输入列在校准中恒为 0，其权重置 0", l->name, (long long)h->n_dead);
+    if (h->damp > damp)
+        job_fallback(job, "%s: Hessian 不正定，阻尼由 %g 升到 %g", l->name, damp, h->damp);
+    return true;
+}
+
 bool job_keep_dense(QuantJob *job, Linear *l, Tensor w, Err *e) {
     if (job->model->stream) return model_stream_linear(job->model, l, e);
     return model_pack_linear(job->model, l, tensor_data_f32(w), &job->model->arena, e);

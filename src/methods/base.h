@@ -16,6 +16,7 @@
 #include "base/option.h"
 #include "base/rng.h"
 #include "compute/adamw.h"
+#include "compute/hessian.h"
 #include "compute/linalg.h"
 #include "compute/ops.h"
 #include "model/calib.h"
@@ -91,6 +92,9 @@ extern const char *const ACT_SCHEME[];
  * 错误: 权重不是 8 位、整行一组（op_linear_int8 不能用）。 */
 bool job_set_act(Linear *l, const ActOptions *o, float in_max, float out_max, Err *e);
 
+/* hessian_factor（内存来自临时区），死列与阻尼升高记为退让。 */
+bool job_factor_hessian(QuantJob *job, const Linear *l, const InputStats *st, bool descending,
+                        double damp, Hessian *h, Err *e);
 /* 按模型的 dtype 原样存放 w（不量化）。 */
 bool job_keep_dense(QuantJob *job, Linear *l, Tensor w, Err *e);
 

@@ -5,8 +5,6 @@
  * 次序与 Vahe1994/SpQR 的 spqr_engine.py、quant_groups.py 相同：组的格点取自当时的（已补偿的）W。 */
 #include "methods/base.h"
 
-#include "compute/hessian.h"
-
 enum { SCALE_F32, SCALE_F16 };
 
 typedef struct SpqrOptions {
@@ -256,12 +254,8 @@ static bool spqr_linear(QuantJob *job, Linear *l, Tensor w, const InputStats *st
         job_fallback(job, "组宽 %lld 不整除 %lld 列，每行末组取 %lld 列", (long long)spec.group_size,
                      (long long)l->cols, (long long)rest);
     if (!open_solver(&s, &spec, e) ||
-        !hessian_factor(&s.h, job_scratch(job), st->gram, st->n, s.cols, s.o->act_order, s.o->damp, e))
+        !job_factor_hessian(job, l, st, s.o->act_order, s.o->damp, &s.h, e))
         return false;
-    if (s.h.n_dead)
-        job_fallback(job, "%s: %lld 个输入列在校准中恒为 0，其权重置 0", l->name, (long long)s.h.n_dead);
-    if (s.h.damp > s.o->damp)
-        job_fallback(job, "%s: Hessian 不正定，阻尼由 %g 升到 %g", l->name, s.o->damp, s.h.damp);
     hessian_gather(&s.h, s.w, tensor_data_f32(w), s.rows);
     s.limit = outlier_limit(&s);
     return solve(&s, e) && pack(&s, l, e);

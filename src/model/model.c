@@ -287,6 +287,8 @@ ModelBytes model_bytes(const Model *m) {
                 n.codes += l->q.data_bytes;
                 n.scales += l->q.scale_bytes;
                 n.zeros += l->q.zero_bytes;
+                n.permutations += l->q.perm_bytes;
+                n.outliers += l->q.outliers.bytes;
             } else {
                 n.unquantized += qtensor_bytes(&l->q);
             }
@@ -305,6 +307,6 @@ ModelBytes model_bytes(const Model *m) {
     int64_t norms = (2 * c->n_layers + 1) * c->hidden;
     n.unquantized += (size_t)norms * 4;
     n.params += n.linear_params + norms + c->vocab * c->hidden * (c->tied ? 1 : 2);
-    n.total = n.codes + n.scales + n.zeros + n.unquantized;
+    n.total = n.codes + n.scales + n.zeros + n.permutations + n.outliers + n.unquantized;
     return n;
 }

@@ -65,7 +65,7 @@ bool model_ensure_rope(Model *m, int64_t n, Err *e);
 
 /* 存放的字节数与参数个数，逐项清点（共享的词嵌入只算一次）。 */
 typedef struct ModelBytes {
-    size_t codes, scales, zeros, unquantized, total;
+    size_t codes, scales, zeros, permutations, outliers, unquantized, total;
     int64_t linear_params, params; /* 线性层参数；全部参数 */
     size_t linear_bytes;           /* 块内线性层的字节（含其中未量化者） */
 } ModelBytes;

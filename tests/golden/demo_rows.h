@@ -21,7 +21,7 @@
 #include "runner.h"
 
 #define LAYER "model.layers.0.self_attn.k_proj"
-#define MAX_OVERRIDES 16
+#define MAX_OVERRIDES 24
 
 static json_t *golden; /* demo.json；没有对照数据时为 NULL */
 static char golden_dir[512];
@@ -142,13 +142,15 @@ static inline double npy_at(const Npy *a, size_t i) {
     }
 }
 
-/* 两个 .npy 逐元素比较：|差| <= rel·|对照|。 */
-static inline void compare_npy(const char *name, const char *part, const char *dump_dir, double rel) {
+/* 两个 .npy 逐元素比较：|差| <= rel·|对照|。theirs_part 是对照文件里的名字。 */
+static inline void compare_parts(const char *name, const char *part, const char *theirs_part,
+                                 const char *dump_dir, double rel) {
     Arena a = {0};
     Err e = {0};
     Npy want, got;
     const char *ours = arena_printf(&a, &e, "%s/%s.npy", dump_dir, part);
-    const char *theirs = arena_printf(&a, &e, "%s/demo.tensors/%s.%s.npy", golden_dir, name, part);
+    const char *theirs = arena_printf(&a, &e, "%s/demo.tensors/%s.%s.npy", golden_dir, name,
+                                      theirs_part);
     if (!npy_read(&a, theirs, &want, &e) || !npy_read(&a, ours, &got, &e)) fail_msg("%s", e.msg);
     assert_int_equal(want.n, got.n);
     for (size_t i = 0; i < want.n; i++) {
@@ -157,6 +159,10 @@ static inline void compare_npy(const char *name, const char *part, const char *d
             fail_msg("%s 的 %s[%zu]：应为 %.9g，得到 %.9g", name, part, i, w, g);
     }
     arena_free(&a);
+}
+
+static inline void compare_npy(const char *name, const char *part, const char *dump_dir, double rel) {
+    compare_parts(name, part, part, dump_dir, rel);
 }
 
 /* PPL 须在相对容差 tolerance 以内（<=0 取该行自己的）；插桩构建不比。 */

@@ -122,15 +122,12 @@ bool qtensor_measure(QTensor *q, DType dense_or_none, QSpec spec, int64_t rows, 
 /* 多出的 SLACK 字节：内核按 64 位整字读两级统计的码，可越过末尾几个字节。 */
 enum { SLACK = 8 };
 static bool allocate(QTensor *q, Arena *a, Err *e) {
-    size_t slack = q->two.scale_bits || q->two.zero_bits ? SLACK : 0, at;
+    size_t slack = q->two.scale_bits || q->two.zero_bits ? SLACK : 0;
     q->data = arena_alloc(a, q->data_bytes, e);
     if (!q->data) return false;
     if (q->scale_bytes && !(q->scales = arena_alloc(a, q->scale_bytes + slack, e))) return false;
     if (q->zero_bytes && !(q->zeros = arena_alloc(a, q->zero_bytes + slack, e))) return false;
-    if (q->two.scale_bits && two_level_bytes(q, q->two.scale_bits, &q->scale_bytes, &at))
-        q->grids[STAT_SCALE] = (char *)q->scales + at;
-    if (q->two.zero_bits && two_level_bytes(q, q->two.zero_bits, &q->zero_bytes, &at))
-        q->grids[STAT_ZERO] = (char *)q->zeros + at;
+    qtensor_rebind(q);
     return true;
 }
 
@@ -152,11 +149,25 @@ size_t qtensor_bytes(const QTensor *q) {
     return q->data_bytes + q->scale_bytes + q->zero_bytes + q->perm_bytes + q->outliers.bytes;
 }
 
+void qtensor_rebind(QTensor *q) {
+    size_t at;
+    if (q->two.scale_bits && two_level_bytes(q, q->two.scale_bits, &q->scale_bytes, &at))
+        q->grids[STAT_SCALE] = (char *)q->scales + at;
+    if (q->two.zero_bits && two_level_bytes(q, q->two.zero_bits, &q->zero_bytes, &at))
+        q->grids[STAT_ZERO] = (char *)q->zeros + at;
+}
+
 void qtensor_parts(QTensor *q, QtPart *part) {
     part[0] = (QtPart){&q->data, q->data_bytes};
     part[1] = (QtPart){&q->scales, q->scale_bytes};
     part[2] = (QtPart){&q->zeros, q->zero_bytes};
     part[3] = (QtPart){(void **)&q->perm, q->perm_bytes};
+    Outliers *o = &q->outliers;
+    size_t at = (size_t)o->n * sizeof *o->at;
+    size_t value = (size_t)o->n * (q->spec.scale_dtype == DT_F16 ? 2 : 4);
+    part[4] = (QtPart){(void **)&o->start, o->start ? o->bytes - at - value : 0};
+    part[5] = (QtPart){(void **)&o->at, at};
+    part[6] = (QtPart){&o->value, value};
 }
 
 bool qtensor_set_perm(QTensor *q, Arena *a, const int32_t *perm, Err *e) {

@@ -50,7 +50,7 @@ bool blockfile_save(const Model *m, int64_t layer, const char *dir, const char *
     static const char zeros[ALIGN];
     Block b = m->blocks[layer];
     Parts p;
-    FilePart out[2 * MAX_PARTS + 4];
+    FilePart out[2 * MAX_PARTS + 5];
     size_t n = 1;
     Head h = {.head_bytes = sizeof h, .block_bytes = sizeof b, .layer = layer,
               .notes_bytes = strlen(notes) + 1};
@@ -64,6 +64,7 @@ bool blockfile_save(const Model *m, int64_t layer, const char *dir, const char *
         out[n++] = (FilePart){zeros, padding(p.part[i].bytes)};
     }
     out[n++] = (FilePart){notes, h.notes_bytes};
+    out[n++] = (FilePart){zeros, ALIGN}; /* 末段之后仍可读 */
     Hash *hash = hash_new();
     if (!hash) return err_set(e, ERR_MEMORY, "内存不足");
     for (size_t i = 1; i < n; i++)
@@ -111,6 +112,7 @@ bool blockfile_load(Model *m, int64_t layer, const char *dir, const char *key,
         at += p.part[i].bytes + padding(p.part[i].bytes);
     }
     for (LinearRole r = 0; r < ROLE_COUNT; r++) {
+        qtensor_rebind(&b.linears[r].q);
         b.linears[r].name = to->linears[r].name;
         if (b.linears[r].streamed) b.linears[r].q.data = NULL;
     }

@@ -8,11 +8,11 @@ quantize() { # 方法 结果文件 [参数…]
     "$ptq" run_one --model demo --method "$method" --track A --limit 2 --results "$work/results" --json \
         --override "data_dir='$data'" --override eval.speed=false --override eval.kl_windows=0 \
         --override calibration.samples=8 --override calibration.length=256 \
-        --override weight.group_size=96 "$@" >"$out" 2>"$work/err"
+        --override weight.group_size=48 "$@" >"$out" 2>"$work/err"
 }
 value() { "$json_get" "$1" "$2"; }
 
-for method in gptq; do
+for method in gptq awq spqr; do
     if ! quantize $method "$work/whole.json"; then
         not_ok "$method：不中断的运行" "$(cat "$work/err")"
         continue

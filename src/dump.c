@@ -26,18 +26,19 @@ static bool dump_values(const Model *m, const Linear *l, const char *dir, Arena 
 static bool dump_groups(const QTensor *q, const char *dir, Arena *a, Err *e) {
     int64_t n = q->rows * q->n_groups;
     for (StatKind kind = STAT_SCALE; kind <= STAT_ZERO; kind++) {
+        bool coded = kind == STAT_SCALE ? q->two.scale_bits : q->two.zero_bits;
         float *value = ARENA_ARRAY(a, float, n, e);
         uint8_t *code = ARENA_ARRAY(a, uint8_t, n, e);
         if (!value || !code) return false;
         for (int64_t i = 0; i < n; i++) {
             int64_t r = i / q->n_groups, g = i % q->n_groups;
             value[i] = kind == STAT_SCALE ? qtensor_scale(q, r, g) : qtensor_zero(q, r, g);
-            if (q->grids[kind]) code[i] = (uint8_t)qtensor_stat_code(q, kind, r, g);
+            if (coded) code[i] = (uint8_t)qtensor_stat_code(q, kind, r, g);
         }
         const char *part = kind == STAT_SCALE ? "scale" : "zero";
-        const char *coded = kind == STAT_SCALE ? "qscale" : "qzero";
+        const char *codes = kind == STAT_SCALE ? "qscale" : "qzero";
         if (!write_array(dir, part, DT_F32, q->rows, q->n_groups, value, e) ||
-            (q->grids[kind] && !write_array(dir, coded, DT_U8, q->rows, q->n_groups, code, e)))
+            (coded && !write_array(dir, codes, DT_U8, q->rows, q->n_groups, code, e)))
             return false;
     }
     return true;

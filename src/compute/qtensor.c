@@ -69,16 +69,15 @@ static bool check_two_level(const QTensor *q, Err *e) {
     return true;
 }
 
-/* 一种两级统计的字节数：各面板各组的码（凑成 4 的倍数），其后是二级格点；grids_at 是格点的起点。 */
-static bool two_level_bytes(const QTensor *q, int bits, size_t *bytes, size_t *grids_at) {
-    size_t panels = ((size_t)q->rows - 1) / QT_PANEL + 1, groups = (size_t)q->n_groups;
+/* 一种两级统计的字节数：各面板各组的码（凑成 4 的倍数），其后是二级格点。 */
+static bool two_level_bytes(const QTensor *q, int bits, size_t *bytes) {
+    size_t codes, panels = ((size_t)q->rows - 1) / QT_PANEL + 1, groups = (size_t)q->n_groups;
     size_t row_groups = ((size_t)q->rows - 1) / (size_t)q->two.rows + 1, grids;
     size_t grid = 2 * (q->spec.scale_dtype == DT_F16 ? 2u : 4u);
-    if (!mul3(grids_at, panels, groups, (size_t)bits * QT_PANEL / 8) ||
+    if (!mul3(&codes, panels, groups, (size_t)bits * QT_PANEL / 8) ||
         !mul3(&grids, row_groups, groups, grid))
         return false;
-    *grids_at = (*grids_at + 3) / 4 * 4;
-    return !__builtin_add_overflow(*grids_at, grids, bytes);
+    return !__builtin_add_overflow((codes + 3) / 4 * 4, grids, bytes);
 }
 
 static bool measure_quantized(QTensor *q, size_t panels, Err *e) {
@@ -93,9 +92,8 @@ static bool measure_quantized(QTensor *q, size_t panels, Err *e) {
     bool ok = mul3(&q->data_bytes, panels, blocks, (size_t)q->spec.bits * 4 * QT_PANEL) &&
               mul3(&q->scale_bytes, panels, groups, scale * QT_PANEL) &&
               mul3(&q->zero_bytes, panels, groups, zero_row);
-    size_t at;
-    if (q->two.scale_bits) ok = ok && two_level_bytes(q, q->two.scale_bits, &q->scale_bytes, &at);
-    if (q->two.zero_bits) ok = ok && two_level_bytes(q, q->two.zero_bits, &q->zero_bytes, &at);
+    if (q->two.scale_bits) ok = ok && two_level_bytes(q, q->two.scale_bits, &q->scale_bytes);
+    if (q->two.zero_bits) ok = ok && two_level_bytes(q, q->two.zero_bits, &q->zero_bytes);
     return ok || too_large(q->rows, q->cols, e);
 }
 
@@ -127,7 +125,6 @@ static bool allocate(QTensor *q, Arena *a, Err *e) {
     if (!q->data) return false;
     if (q->scale_bytes && !(q->scales = arena_alloc(a, q->scale_bytes + slack, e))) return false;
     if (q->zero_bytes && !(q->zeros = arena_alloc(a, q->zero_bytes + slack, e))) return false;
-    qtensor_rebind(q);
     return true;
 }
 
@@ -149,25 +146,17 @@ size_t qtensor_bytes(const QTensor *q) {
     return q->data_bytes + q->scale_bytes + q->zero_bytes + q->perm_bytes + q->outliers.bytes;
 }
 
-void qtensor_rebind(QTensor *q) {
-    size_t at;
-    if (q->two.scale_bits && two_level_bytes(q, q->two.scale_bits, &q->scale_bytes, &at))
-        q->grids[STAT_SCALE] = (char *)q->scales + at;
-    if (q->two.zero_bits && two_level_bytes(q, q->two.zero_bits, &q->zero_bytes, &at))
-        q->grids[STAT_ZERO] = (char *)q->zeros + at;
-}
-
 void qtensor_parts(QTensor *q, QtPart *part) {
     part[0] = (QtPart){&q->data, q->data_bytes};
     part[1] = (QtPart){&q->scales, q->scale_bytes};
     part[2] = (QtPart){&q->zeros, q->zero_bytes};
     part[3] = (QtPart){(void **)&q->perm, q->perm_bytes};
-    Outliers *o = &q->outliers;
-    size_t at = (size_t)o->n * sizeof *o->at;
-    size_t value = (size_t)o->n * (q->spec.scale_dtype == DT_F16 ? 2 : 4);
-    part[4] = (QtPart){(void **)&o->start, o->start ? o->bytes - at - value : 0};
-    part[5] = (QtPart){(void **)&o->at, at};
-    part[6] = (QtPart){&o->value, value};
+    const Outliers *o = &q->outliers;
+    size_t value = o->start ? (size_t)o->n * (q->spec.scale_dtype == DT_F16 ? 2 : 4) : 0;
+    size_t at = o->start ? (size_t)o->n * sizeof *o->at : 0;
+    part[4] = (QtPart){(void **)&q->outliers.start, o->bytes - value - at};
+    part[5] = (QtPart){(void **)&q->outliers.at, at};
+    part[6] = (QtPart){&q->outliers.value, value};
 }
 
 bool qtensor_set_perm(QTensor *q, Arena *a, const int32_t *perm, Err *e) {
@@ -258,29 +247,41 @@ static void set_real(const QTensor *q, void *table, int64_t i, float value) {
         ((float *)table)[i] = value;
 }
 
+static int stat_bits(const QTensor *q, StatKind kind) {
+    return kind == STAT_SCALE ? q->two.scale_bits : q->two.zero_bits;
+}
+
+/* 二级格点的表，在码之后（码凑成 4 字节的倍数）。 */
+static void *grid_table(const QTensor *q, StatKind kind) {
+    int64_t panels = (q->rows - 1) / QT_PANEL + 1;
+    int64_t at = panels * q->n_groups * stat_bits(q, kind) * QT_PANEL / 8;
+    return (char *)(kind == STAT_SCALE ? q->scales : q->zeros) + (at + 3) / 4 * 4;
+}
+
 static int64_t grid_index(const QTensor *q, StatKind kind, int64_t row_group, int64_t group) {
-    CHECK(q->grids[kind] && row_group >= 0 && row_group <= (q->rows - 1) / q->two.rows);
+    CHECK(stat_bits(q, kind) && row_group >= 0 && row_group <= (q->rows - 1) / q->two.rows);
     CHECK(group >= 0 && group < q->n_groups);
     return 2 * (row_group * q->n_groups + group);
 }
 
 StatGrid qtensor_stat_grid(const QTensor *q, StatKind kind, int64_t row_group, int64_t group) {
     int64_t i = grid_index(q, kind, row_group, group);
-    return (StatGrid){get_real(q, q->grids[kind], i), get_real(q, q->grids[kind], i + 1)};
+    const void *table = grid_table(q, kind);
+    return (StatGrid){get_real(q, table, i), get_real(q, table, i + 1)};
 }
 
 void qtensor_set_stat_grid(QTensor *q, StatKind kind, int64_t row_group, int64_t group,
                            StatGrid g) {
     int64_t i = grid_index(q, kind, row_group, group);
-    set_real(q, q->grids[kind], i, g.scale);
-    set_real(q, q->grids[kind], i + 1, g.zero);
+    set_real(q, grid_table(q, kind), i, g.scale);
+    set_real(q, grid_table(q, kind), i + 1, g.zero);
 }
 
 /* 两级统计的码所在的 16 位（码至多 8 位，跨不出两个字节）与移位。 */
 static uint8_t *stat_slot(const QTensor *q, StatKind kind, int64_t row, int64_t group, int *bits,
                           int *shift) {
-    CHECK(q->grids[kind]);
-    *bits = kind == STAT_SCALE ? q->two.scale_bits : q->two.zero_bits;
+    *bits = stat_bits(q, kind);
+    CHECK(*bits);
     int64_t bit = row % QT_PANEL * *bits, at = group_index(q, row, group) / QT_PANEL;
     *shift = (int)(bit % 8);
     uint8_t *table = kind == STAT_SCALE ? q->scales : q->zeros;

@@ -81,8 +81,7 @@ typedef struct QTensor {
     void *data, *scales, *zeros;
     int32_t *perm; /* (cols) 存放的第 k 列是原来的第 perm[k] 列；NULL 为原序（act-order 用） */
     size_t data_bytes, scale_bytes, zero_bytes, perm_bytes; /* 缩放与零点含各自的二级格点 */
-    TwoLevel two;
-    void *grids[2];    /* 二级格点，下标为 StatKind；指在 scales、zeros 之内 */
+    TwoLevel two;      /* 二级格点在 scales、zeros 的末尾 */
     Outliers outliers; /* start 为 NULL 即没有 */
 } QTensor;
 
@@ -99,15 +98,14 @@ bool qtensor_new_two_level(QTensor *q, Arena *a, QSpec spec, TwoLevel two, int64
 bool qtensor_measure(QTensor *q, DType dense_or_none, QSpec spec, int64_t rows, int64_t cols,
                      Err *e);
 size_t qtensor_bytes(const QTensor *q);
-/* 全部数据段（指针的位置与字节数）写进 part[QT_PARTS]，存盘用；没有的段字节数为 0。 */
+/* 全部数据段（指针的位置与字节数）写进 part[QT_PARTS]，存盘用；没有的段字节数为 0。
+ * 装回时两级统计的段之后须还有 8 个可读的字节。 */
 enum { QT_PARTS = 7 };
 typedef struct QtPart {
     void **data;
     size_t bytes;
 } QtPart;
 void qtensor_parts(QTensor *q, QtPart *part);
-/* 各段的指针换过之后，改好指在段内的指针（二级格点）。两级统计的段之后须还有 8 个可读的字节。 */
-void qtensor_rebind(QTensor *q);
 /* 记下列的排列（复制到 a）。perm 须是 0..cols-1 的一个排列（否则 CHECK）。 */
 bool qtensor_set_perm(QTensor *q, Arena *a, const int32_t *perm, Err *e);
 /* 记下离群值。参数: w 与 mask 都是 (rows, cols)、列按存放的次序，mask 非 0 处即离群值，存 w 的值。

@@ -24,7 +24,7 @@ static const Option OPTIONS[] = {
              "看注意力与 MLP 的比例搜索：exact 每个候选都看全部校准样本；pruned 逐次减半，先看 1/16，较好的再看更多"),
     OPT_INT(AwqOptions, n_grid, "awq.n_grid", 20, 1, GRID_MAX, "比例 α 的候选个数：0, 1/n, …, (n−1)/n"),
     OPT_BOOL(AwqOptions, clip, "awq.clip", 1, "缩放之后截断权重（q、k 除外）"),
-    OPT_INT(AwqOptions, clip_grid, "awq.clip_grid", 20, 1, 100, "截断的步长：max|w| 的 1/clip_grid"),
+    OPT_INT(AwqOptions, clip_grid, "awq.clip_grid", 20, 1, 100, "截断的步长：最大绝对值的 1/clip_grid"),
     OPT_FLOAT(AwqOptions, clip_shrink, "awq.clip_shrink", 0.5, 0, 1, "最多截去的比例（不含）"),
     OPT_INT(AwqOptions, clip_tokens, "awq.clip_tokens", 512, 1, 1 << 20, "截断搜索约取多少个 token"),
     OPT_END};

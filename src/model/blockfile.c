@@ -112,7 +112,6 @@ bool blockfile_load(Model *m, int64_t layer, const char *dir, const char *key,
         at += p.part[i].bytes + padding(p.part[i].bytes);
     }
     for (LinearRole r = 0; r < ROLE_COUNT; r++) {
-        qtensor_rebind(&b.linears[r].q);
         b.linears[r].name = to->linears[r].name;
         if (b.linears[r].streamed) b.linears[r].q.data = NULL;
     }

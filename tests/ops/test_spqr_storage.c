@@ -163,6 +163,11 @@ static void test_bytes(void **state) {
     assert_int_equal(q.outliers.bytes, 3 * (2 + 2) + (4 * 2 + 1) * 4); /* 值与位置；4 面板 × 2 块的起点 */
     assert_int_equal(qtensor_bytes(&q),
                      q.data_bytes + q.scale_bytes + q.zero_bytes + q.outliers.bytes);
+    QtPart part[QT_PARTS];
+    size_t stored = 0;
+    qtensor_parts(&q, part); /* 存盘的各段合起来就是全部 */
+    for (int i = 0; i < QT_PARTS; i++) stored += part[i].bytes;
+    assert_int_equal(stored, qtensor_bytes(&q));
 }
 
 static void test_bad_requests(void **state) {

@@ -294,7 +294,7 @@ static void test_registry(void **state) {
     assert_true(registry_check_track(registry_find("fp16", &e), 'C', &e));
     assert_false(registry_check_track(registry_find("rtn", &e), '\0', &e));
     assert_null(registry_find("", &e));
-    assert_non_null(strstr(e.msg, "已注册: fp16"));
+    assert_non_null(strstr(e.msg, "已注册: awq、fp16"));
 }
 
 int main(void) {

@@ -336,7 +336,8 @@ static bool fill_all(Config *c, Err *e) {
     return c->run.results_dir && c->run.data_dir &&
            fill_list(c, "eval.ppl_datasets", &c->run.ppl_datasets, &c->run.n_ppl_datasets, e) &&
            fill_list(c, "eval.lm_eval_tasks", &c->run.lm_eval_tasks, &c->run.n_lm_eval_tasks, e) &&
-           check_limits(c, e);
+           check_limits(c, e) &&
+           (!c->method->check || c->method->check(c->method_options, c->track, e));
 }
 
 static void print_warnings(const Config *c) {

@@ -48,7 +48,8 @@ bool hessian_factor(Hessian *h, Arena *a, const float *gram, int64_t tokens, int
     ArenaMark mark = arena_mark(a);
     double *f = ARENA_ARRAY(a, double, n * n, e), mean = 0, norm = 2.0 / (double)tokens;
     bool ok = f && order_columns(h, a, gram, descending, e), found = false;
-    for (int64_t i = 0; ok && i < n; i++) mean += norm * (double)gram[i * n + i] / (double)n;
+    for (int64_t i = 0; ok && i < n; i++) /* 死列的对角先置 1，也算进均值，同官方代码 */
+        mean += (h->dead[i] ? 1 : norm * (double)gram[h->perm[i] * (n + 1)]) / (double)n;
     double next = damp;
     for (int t = 0; ok && !found && t < DAMP_TRIES; t++) {
         h->damp = next;
@@ -56,7 +57,7 @@ bool hessian_factor(Hessian *h, Arena *a, const float *gram, int64_t tokens, int
         for (int64_t i = 0; i < n; i++) {
             const float *row = gram + h->perm[i] * n;
             for (int64_t j = 0; j < n; j++) f[i * n + j] = norm * (double)row[h->perm[j]];
-            f[i * n + i] = h->dead[i] ? 1 : f[i * n + i] + h->damp * mean;
+            f[i * n + i] = (h->dead[i] ? 1 : f[i * n + i]) + h->damp * mean;
         }
         found = linalg_inverse_upper(f, n);
     }

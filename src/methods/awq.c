@@ -389,14 +389,18 @@ static bool awq_block(QuantJob *job, QuantBlock *b, Err *e) {
     return true;
 }
 
-static bool awq_quantize(QuantJob *job, Err *e) {
-    const AwqOptions *o = job_options(job);
-    if (o->weight.zero_point)
-        return err_set(e, ERR_CONFIG, "awq 的零点是整数，weight.zero_point 须为 integer");
-    if (strcmp(WEIGHT_GRANULARITY[o->weight.granularity], "per_tensor") == 0)
+static bool awq_check(const void *options, char track, Err *e) {
+    const AwqOptions *o = options;
+    (void)track;
+    if (o->weight.granularity == PER_TENSOR)
         return err_set(e, ERR_CONFIG, "awq 的 weight.granularity 须为 per_group 或 per_channel");
+    return check_weight_options(&o->weight, true, e);
+}
+
+static bool awq_quantize(QuantJob *job, Err *e) {
     return quantize_each_block(job, STAT_INPUTS | STAT_ABSMEAN, FLOW_ORIGINAL, awq_block, e);
 }
 
 PTQ_METHOD(awq) = {.name = "awq", .tracks = "A", .options = OPTIONS,
-                   .options_size = sizeof(AwqOptions), .calibrated = true, .quantize = awq_quantize};
+                   .options_size = sizeof(AwqOptions), .calibrated = true, .check = awq_check,
+                   .quantize = awq_quantize};

@@ -56,20 +56,28 @@ const char *const WEIGHT_POINT[] = {"integer", "float", NULL};
 const char *const WEIGHT_SCALE[] = {"float32", "float16", NULL};
 const char *const WEIGHT_REMAINDER[] = {"smaller", "error", NULL};
 
-bool job_weight_spec(QuantJob *job, const WeightOptions *o, int64_t cols, QSpec *spec, Err *e) {
-    enum { PER_GROUP, PER_CHANNEL, PER_TENSOR };
-    bool per_tensor = o->granularity == PER_TENSOR;
-    bool asymmetric = o->scheme == 1, real = o->zero_point == 1;
+enum { SYMMETRIC, ASYMMETRIC };          /* WEIGHT_SCHEME */
+enum { INTEGER_POINT, FLOAT_POINT };     /* WEIGHT_POINT */
+
+bool check_weight_options(const WeightOptions *o, bool integer_zero, Err *e) {
     if (o->group_size == 0)
         return err_set(e, ERR_CONFIG, "weight.group_size 不能为 0（-1 表示整行一组）");
-    if (real && !asymmetric)
+    if (integer_zero && o->zero_point == FLOAT_POINT)
+        return err_set(e, ERR_CONFIG, "这个方法的零点是整数，weight.zero_point 须为 integer");
+    if (o->zero_point == FLOAT_POINT && o->scheme != ASYMMETRIC)
         return err_set(e, ERR_CONFIG, "weight.zero_point=float 只用于 weight.scheme=asymmetric");
-    if (per_tensor && asymmetric)
+    if (o->granularity == PER_TENSOR && o->scheme == ASYMMETRIC)
         return err_set(e, ERR_CONFIG, "weight.granularity=per_tensor 只用于 weight.scheme=symmetric");
+    return true;
+}
+
+bool job_weight_spec(QuantJob *job, const WeightOptions *o, int64_t cols, QSpec *spec, Err *e) {
     spec->bits = (int)o->w_bits;
     spec->group_size = o->granularity == PER_GROUP ? o->group_size : -1;
-    spec->grid = per_tensor ? GRID_TENSOR : GRID_GPTQ;
-    spec->zero = !asymmetric ? ZERO_SYM : real ? ZERO_FLOAT : ZERO_INT;
+    spec->grid = o->granularity == PER_TENSOR ? GRID_TENSOR : GRID_GPTQ;
+    spec->zero = o->scheme == SYMMETRIC            ? ZERO_SYM
+                 : o->zero_point == FLOAT_POINT ? ZERO_FLOAT
+                                                : ZERO_INT;
     spec->scale_dtype = o->scale_dtype == 1 ? DT_F16 : DT_F32;
     int64_t g = spec->group_size, rest = g > 0 && g < cols ? cols % g : 0;
     if (rest && o->group_remainder == 1)
@@ -102,12 +110,31 @@ bool job_quantize_nearest(QuantJob *job, Linear *l, Tensor w, const QSpec *spec,
 
 const char *const ACT_SCHEME[] = {"none", "per_token", "per_tensor", "static", NULL};
 
+bool check_act_options(const WeightOptions *w, const ActOptions *a, Err *e) {
+    if (a->scheme == ACT_NONE) return true;
+    bool whole_rows = w->granularity != PER_GROUP || w->group_size < 0;
+    if (w->w_bits != 8 || !whole_rows || w->zero_point == FLOAT_POINT)
+        return err_set(e, ERR_CONFIG,
+                       "量化激活（activation.scheme=%s）要求权重是 8 位、整行一组、整数零点：weight.w_bits=8，"
+                       "weight.granularity=per_channel 或 per_tensor；现在是 w_bits=%lld、%s",
+                       ACT_SCHEME[a->scheme], (long long)w->w_bits,
+                       WEIGHT_GRANULARITY[w->granularity]);
+    return true;
+}
+
+bool job_int8_spec(QuantJob *job, const WeightOptions *w, const ActOptions *a, int64_t cols,
+                   QSpec *spec, Err *e) {
+    if (!job_weight_spec(job, w, cols, spec, e)) return false;
+    if (a->scheme != ACT_NONE && spec->zero == ZERO_SYM && spec->grid == GRID_GPTQ)
+        spec->grid = GRID_ABSMAX;
+    return true;
+}
+
 bool job_set_act(Linear *l, const ActOptions *o, float in_max, float out_max, Err *e) {
     if (o->scheme == ACT_NONE) return true;
     if (!linear_int8_accepts(&l->q))
-        return err_set(e, ERR_CONFIG,
-                       "量化激活要求权重是 8 位、整行一组：weight.w_bits=8，weight.granularity=per_channel "
-                       "或 per_tensor");
+        return err_set(e, ERR_NUMERIC, "有的组整组同号，零点超出编码的范围，不能做整数矩阵乘；"
+                                       "请用 weight.scheme=symmetric");
     float top = (float)((1 << (o->a_bits - 1)) - 1);
     l->act = (ActQuant){.kind = (ActKind)o->scheme, .bits = (int)o->a_bits,
                         .scale = fmaxf(in_max, 1e-5f) / top};

@@ -31,6 +31,7 @@ typedef struct Method {
     const Option *options;  /* 以 OPT_END 结尾；可为 NULL */
     size_t options_size;    /* 选项结构体的字节数 */
     bool calibrated;        /* 需要校准数据 */
+    bool (*check)(const void *options, char track, Err *e); /* 设置之间的矛盾，打开实验时就查；可为 NULL */
     bool (*quantize)(QuantJob *job, Err *e);
 } Method;
 
@@ -55,6 +56,7 @@ typedef struct WeightOptions {
     int64_t w_bits, group_size;
     int granularity, scheme, zero_point, scale_dtype, group_remainder;
 } WeightOptions;
+enum { PER_GROUP, PER_CHANNEL, PER_TENSOR }; /* granularity */
 extern const char *const WEIGHT_GRANULARITY[], *const WEIGHT_SCHEME[], *const WEIGHT_POINT[],
     *const WEIGHT_SCALE[], *const WEIGHT_REMAINDER[];
 #define WEIGHT_OPTIONS(T, f)                                                                       \
@@ -68,6 +70,8 @@ extern const char *const WEIGHT_GRANULARITY[], *const WEIGHT_SCHEME[], *const WE
     OPT_ENUM(T, f.scale_dtype, "weight.scale_dtype", WEIGHT_SCALE, 0, "scale 的存放类型"),         \
     OPT_ENUM(T, f.group_remainder, "weight.group_remainder", WEIGHT_REMAINDER, 0,                  \
              "组宽不整除行长时：末组较短，或报错")
+/* 供 Method.check：选项之间没有矛盾。integer_zero：方法的零点是整数。 */
+bool check_weight_options(const WeightOptions *o, bool integer_zero, Err *e);
 /* 由选项得到 cols 列的规格；组宽不整除时按选项报错，或末组较短并记为退让。 */
 bool job_weight_spec(QuantJob *job, const WeightOptions *o, int64_t cols, QSpec *spec, Err *e);
 /* 定 scale/zero（op_qparams）→ 就近取整装包到 q，内存来自 a（试算候选用）。 */
@@ -88,8 +92,13 @@ extern const char *const ACT_SCHEME[];
              "激活的 scale：none 不量化；per_token、per_tensor 当场求；static 每层一个，由校准定"), \
     OPT_BOOL(T, f.bmm, "activation.quantize_bmm_input", 0,                                         \
              "q、k、v 的输出也取整（注意力两个矩阵乘的输入）")
+/* 供 Method.check：激活也量化时，权重须是 8 位、整行一组、整数零点（op_linear_int8）。 */
+bool check_act_options(const WeightOptions *w, const ActOptions *a, Err *e);
+/* 同 job_weight_spec；激活也量化时对称的格点是 max|w|/127（SmoothQuant 官方代码 fake_quant.py）。 */
+bool job_int8_spec(QuantJob *job, const WeightOptions *w, const ActOptions *a, int64_t cols,
+                   QSpec *spec, Err *e);
 /* 按选项设 l->act 与 l->out；存放形式须已换上。参数: in_max、out_max 是校准中输入、输出的最大绝对值，只在 static 用。
- * 错误: 权重不是 8 位、整行一组（op_linear_int8 不能用）。 */
+ * 错误: 这一层的存放形式不能用（零点不是整数）。 */
 bool job_set_act(Linear *l, const ActOptions *o, float in_max, float out_max, Err *e);
 
 /* hessian_factor（内存来自临时区），死列与阻尼升高记为退让。 */

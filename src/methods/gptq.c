@@ -94,7 +94,7 @@ static bool pack(Solver *s, Linear *l, Err *e) {
 static bool gptq_linear(QuantJob *job, Linear *l, Tensor w, const InputStats *st, Err *e) {
     Solver s = {.job = job, .o = job_options(job), .rows = l->rows, .cols = l->cols};
     if (!job_weight_spec(job, &s.o->weight, l->cols, &s.spec, e)) return false;
-    s.group = s.spec.group_size > 0 && s.spec.group_size < s.cols ? s.spec.group_size : s.cols;
+    s.group = qspec_group_size(&s.spec, s.cols);
     s.n_groups = (s.cols + s.group - 1) / s.group;
     Arena *a = job_scratch(job);
     s.w = ARENA_ARRAY(a, float, s.rows * s.cols, e);
@@ -117,14 +117,17 @@ static bool gptq_linear(QuantJob *job, Linear *l, Tensor w, const InputStats *st
     return solve(&s, e) && pack(&s, l, e);
 }
 
+static bool gptq_check(const void *options, char track, Err *e) {
+    (void)track;
+    return check_weight_options(&((const GptqOptions *)options)->weight, true, e);
+}
+
 static bool gptq_quantize(QuantJob *job, Err *e) {
     const GptqOptions *o = job_options(job);
-    if (o->weight.zero_point)
-        return err_set(e, ERR_CONFIG, "gptq 的零点是整数，weight.zero_point 须为 integer");
     return quantize_each_linear(job, STAT_GRAM, o->true_sequential ? FLOW_SEQUENTIAL : FLOW_QUANTIZED,
                                 gptq_linear, e);
 }
 
 PTQ_METHOD(gptq) = {.name = "gptq", .tracks = "A", .options = OPTIONS,
                     .options_size = sizeof(GptqOptions), .calibrated = true,
-                    .quantize = gptq_quantize};
+                    .check = gptq_check, .quantize = gptq_quantize};

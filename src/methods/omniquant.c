@@ -244,8 +244,6 @@ static bool open_learner(Omni *m, LinearRole r, Err *e) {
     Linear *l = &m->b->linears[r];
     *n = (Learner){.l = l, .rows = l->rows, .cols = l->cols, .w = tensor_data_f32(m->b->w[r])};
     if (!job_weight_spec(m->job, &m->o->weight, l->cols, &n->spec, e)) return false;
-    if (n->spec.zero == ZERO_FLOAT)
-        return err_set(e, ERR_CONFIG, "omniquant 的零点是整数，weight.zero_point 不能为 float");
     n->symmetric = n->spec.zero == ZERO_SYM;
     n->spec.zero = ZERO_INT; /* 对称的零点是 2^(b−1)−1，同官方 */
     n->n_groups = (n->cols - 1) / qspec_group_size(&n->spec, n->cols) + 1;
@@ -384,15 +382,22 @@ static bool omni_block(QuantJob *job, QuantBlock *b, Err *e) {
     return true;
 }
 
-static bool omni_quantize(QuantJob *job, Err *e) {
-    const OmniOptions *o = job_options(job);
+static bool omni_check(const void *options, char track, Err *e) {
+    const OmniOptions *o = options;
+    (void)track;
     if (!o->lwc && !learns_let(o))
         return err_set(e, ERR_CONFIG, "omniquant.lwc 与 omniquant.let 至少开一个");
     if (o->act.scheme != ACT_NONE && o->act.scheme != ACT_TOKEN)
         return err_set(e, ERR_CONFIG, "omniquant 的激活只支持 activation.scheme=per_token");
+    return check_weight_options(&o->weight, true, e) &&
+           check_act_options(&o->weight, &o->act, e);
+}
+
+static bool omni_quantize(QuantJob *job, Err *e) {
+    const OmniOptions *o = job_options(job);
     return quantize_each_block(job, learns_let(o) ? STAT_ABSMAX : STAT_NONE, FLOW_BOTH, omni_block, e);
 }
 
 PTQ_METHOD(omniquant) = {.name = "omniquant", .tracks = "AB", .options = OPTIONS,
                          .options_size = sizeof(OmniOptions), .calibrated = true,
-                         .quantize = omni_quantize};
+                         .check = omni_check, .quantize = omni_quantize};

@@ -18,10 +18,8 @@ static bool rtn_linear(QuantJob *job, Linear *l, Tensor w, const InputStats *st,
     (void)st;
     const RtnOptions *o = job_options(job);
     QSpec spec;
-    if (!job_weight_spec(job, &o->weight, l->cols, &spec, e)) return false;
-    if (o->act.scheme != ACT_NONE && spec.zero == ZERO_SYM && spec.grid == GRID_GPTQ)
-        spec.grid = GRID_ABSMAX;
-    return job_quantize_nearest(job, l, w, &spec, e) && job_set_act(l, &o->act, 0, 0, e);
+    return job_int8_spec(job, &o->weight, &o->act, l->cols, &spec, e) &&
+           job_quantize_nearest(job, l, w, &spec, e) && job_set_act(l, &o->act, 0, 0, e);
 }
 
 static bool rtn_cache(QuantJob *job, Err *e) {
@@ -30,13 +28,21 @@ static bool rtn_cache(QuantJob *job, Err *e) {
     return job_kv_spec(job, &o->kv, false, &spec, e) && job_set_kv(job, -1, &spec, e);
 }
 
-static bool rtn_quantize(QuantJob *job, Err *e) {
-    if (job_track(job) == 'C') return rtn_cache(job, e);
-    if (((const RtnOptions *)job_options(job))->act.scheme == ACT_STATIC)
+static bool rtn_check(const void *options, char track, Err *e) {
+    const RtnOptions *o = options;
+    if (track == 'C') return true;
+    if (o->act.scheme == ACT_STATIC)
         return err_set(e, ERR_CONFIG,
                        "rtn 不用校准，没有静态的激活 scale；请用 smoothquant 并设 smoothquant.smooth=false");
+    return check_weight_options(&o->weight, false, e) &&
+           check_act_options(&o->weight, &o->act, e);
+}
+
+static bool rtn_quantize(QuantJob *job, Err *e) {
+    if (job_track(job) == 'C') return rtn_cache(job, e);
     return quantize_each_linear(job, STAT_NONE, FLOW_QUANTIZED, rtn_linear, e);
 }
 
 PTQ_METHOD(rtn) = {.name = "rtn", .tracks = "ABC", .options = OPTIONS,
-                   .options_size = sizeof(RtnOptions), .quantize = rtn_quantize};
+                   .options_size = sizeof(RtnOptions), .check = rtn_check,
+                   .quantize = rtn_quantize};

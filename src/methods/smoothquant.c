@@ -6,7 +6,6 @@
 #include "methods/base.h"
 
 enum { PRESET_NONE, PRESET_O1, PRESET_O2, PRESET_O3 };
-enum { PER_TENSOR = 2 };
 enum { SEARCH_ROWS = 256, SEARCH_STEPS = 20, OUTPUT_ROWS = 512 };
 
 typedef struct SmoothOptions {
@@ -31,8 +30,8 @@ static const Option OPTIONS[] = {
     OPT_END};
 
 /* 合上预设之后的选项。 */
-static SmoothOptions effective(const QuantJob *job) {
-    SmoothOptions o = *(const SmoothOptions *)job_options(job);
+static SmoothOptions effective(const void *options) {
+    SmoothOptions o = *(const SmoothOptions *)options;
     if (o.preset == PRESET_NONE) return o;
     o.weight.granularity = PER_TENSOR;
     o.act.scheme = o.preset == PRESET_O1 ? ACT_TOKEN : o.preset == PRESET_O2 ? ACT_TENSOR : ACT_STATIC;
@@ -46,12 +45,6 @@ typedef struct Smoothed {
     LinearRole first, last;
 } Smoothed;
 static const Smoothed GROUPS[] = {{INPUT_QKV, ROLE_Q, ROLE_V}, {INPUT_GATE_UP, ROLE_GATE, ROLE_UP}};
-
-static bool weight_spec(QuantJob *job, const SmoothOptions *o, int64_t cols, QSpec *spec, Err *e) {
-    if (!job_weight_spec(job, &o->weight, cols, spec, e)) return false;
-    if (spec->zero == ZERO_SYM && spec->grid == GRID_GPTQ) spec->grid = GRID_ABSMAX;
-    return true;
-}
 
 /* 式 (4)。w_max 是组内各线性层第 j 列的 max|W_j|。 */
 static void smoothing(float *s, const float *x_max, const float *w_max, int64_t n, float alpha) {
@@ -87,7 +80,7 @@ static bool candidate_error(QuantJob *job, const SmoothOptions *o, const Linear 
     float *ws = ARENA_ARRAY(a, float, l->rows * l->cols, e);
     float *y = ARENA_ARRAY(a, float, n * l->rows, e);
     QSpec spec;
-    bool ok = ws && y && weight_spec(job, o, l->cols, &spec, e);
+    bool ok = ws && y && job_int8_spec(job, &o->weight, &o->act, l->cols, &spec, e);
     if (ok) {
         scale_columns(ws, tensor_data_f32(w), s, l->rows, l->cols, false);
         ok = job_round_nearest(job, &trial.q, a, tensor_f32(ws, l->rows, l->cols), &spec, e) &&
@@ -189,7 +182,7 @@ static bool output_max(QuantJob *job, const Linear *l, const InputStats *st, flo
 }
 
 static bool smooth_block(QuantJob *job, QuantBlock *b, Err *e) {
-    SmoothOptions o = effective(job);
+    SmoothOptions o = effective(job_options(job));
     float out_max[ROLE_COUNT] = {0}, *s[INPUT_COUNT] = {0};
     for (LinearRole r = ROLE_Q; o.act.scheme == ACT_STATIC && o.act.bmm && r <= ROLE_V; r++)
         if (!output_max(job, &b->linears[r], &b->stats[INPUT_QKV], &out_max[r], e)) return false;
@@ -200,7 +193,7 @@ static bool smooth_block(QuantJob *job, QuantBlock *b, Err *e) {
         InputGroup g = input_group(r);
         float in_max = b->stats ? max_ratio(b->stats[g].absmax, s[g], l->cols) : 0;
         QSpec spec;
-        if (!weight_spec(job, &o, l->cols, &spec, e) ||
+        if (!job_int8_spec(job, &o.weight, &o.act, l->cols, &spec, e) ||
             !job_quantize_nearest(job, l, b->w[r], &spec, e) ||
             !job_set_act(l, &o.act, in_max, out_max[r], e))
             return err_wrap(e, "%s", l->name);
@@ -208,12 +201,18 @@ static bool smooth_block(QuantJob *job, QuantBlock *b, Err *e) {
     return true;
 }
 
-static bool smooth_quantize(QuantJob *job, Err *e) {
-    SmoothOptions o = effective(job);
-    bool is_static = o.act.scheme == ACT_STATIC;
-    unsigned stats = STAT_NONE;
+static bool smooth_check(const void *options, char track, Err *e) {
+    SmoothOptions o = effective(options);
+    (void)track;
     if (o.act.scheme == ACT_NONE)
         return err_set(e, ERR_CONFIG, "smoothquant 须量化激活：activation.scheme 不能为 none");
+    return check_weight_options(&o.weight, true, e) && check_act_options(&o.weight, &o.act, e);
+}
+
+static bool smooth_quantize(QuantJob *job, Err *e) {
+    SmoothOptions o = effective(job_options(job));
+    bool is_static = o.act.scheme == ACT_STATIC;
+    unsigned stats = STAT_NONE;
     if (o.smooth || is_static) stats |= STAT_ABSMAX;
     if ((o.smooth && o.search) || (is_static && o.act.bmm)) stats |= STAT_INPUTS;
     return quantize_each_block(job, stats, FLOW_ORIGINAL, smooth_block, e);
@@ -221,4 +220,4 @@ static bool smooth_quantize(QuantJob *job, Err *e) {
 
 PTQ_METHOD(smoothquant) = {.name = "smoothquant", .tracks = "B", .options = OPTIONS,
                            .options_size = sizeof(SmoothOptions), .calibrated = true,
-                           .quantize = smooth_quantize};
+                           .check = smooth_check, .quantize = smooth_quantize};

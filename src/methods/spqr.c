@@ -247,8 +247,6 @@ static bool spqr_linear(QuantJob *job, Linear *l, Tensor w, const InputStats *st
     Solver s = {.job = job, .o = job_options(job), .rows = l->rows, .cols = l->cols};
     QSpec spec = {.bits = (int)s.o->w_bits, .group_size = s.o->group_size, .zero = ZERO_FLOAT,
                   .scale_dtype = s.o->scale_dtype == SCALE_F16 ? DT_F16 : DT_F32};
-    if (spec.group_size == 0)
-        return err_set(e, ERR_CONFIG, "weight.group_size 不能为 0（-1 表示整行一组）");
     int64_t rest = spec.group_size > 0 && spec.group_size < l->cols ? l->cols % spec.group_size : 0;
     if (rest)
         job_fallback(job, "组宽 %lld 不整除 %lld 列，每行末组取 %lld 列", (long long)spec.group_size,
@@ -261,10 +259,17 @@ static bool spqr_linear(QuantJob *job, Linear *l, Tensor w, const InputStats *st
     return solve(&s, e) && pack(&s, l, e);
 }
 
+static bool spqr_check(const void *options, char track, Err *e) {
+    (void)track;
+    if (((const SpqrOptions *)options)->group_size == 0)
+        return err_set(e, ERR_CONFIG, "weight.group_size 不能为 0（-1 表示整行一组）");
+    return true;
+}
+
 static bool spqr_quantize(QuantJob *job, Err *e) {
     return quantize_each_linear(job, STAT_GRAM, FLOW_QUANTIZED, spqr_linear, e);
 }
 
 PTQ_METHOD(spqr) = {.name = "spqr", .tracks = "A", .options = OPTIONS,
                     .options_size = sizeof(SpqrOptions), .calibrated = true,
-                    .quantize = spqr_quantize};
+                    .check = spqr_check, .quantize = spqr_quantize};

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # smollm2 — SmolLM2-135M-Instruct 在 wikitext2 上各方法的 PPL，对照官方代码（make test-smollm2）
 # 先取得模型与文本：scripts/prepare_data.sh --model smollm2-135m-instruct，以及 wikitext2。
-# 环境: COMPUTE（默认 float32）、PTQ_SHARED（对照数）、ROWS=正则（只跑名字相符的行）、RESULTS=结果文件夹（默认 results，可上榜）
+# 环境: COMPUTE（默认 float32）、PTQ_SHARED（对照数）、ROWS=正则（只跑名字相符的行）、THREADS、RESULTS=结果文件夹（默认 results，可上榜）
 set -u
 export LC_ALL=C.UTF-8
 cd "$(dirname "$0")/../.." || exit 2
 golden=${PTQ_SHARED:-../shared}/goldens/methods/smollm2.json
 json_get=build/tests/tools/json_get
-out=build/tmp/smollm2.json
+out=build/tmp/smollm2.$$.json
 mkdir -p build/tmp
 passed=0 failed=0
 if [ ! -e "$golden" ]; then
@@ -88,7 +88,7 @@ row_args() {
         ;;
     *) return 1 ;;
     esac
-    args+=(--method "$method" --track $track --compute "${COMPUTE:-float32}")
+    args+=(--method "$method" --track $track --compute "${COMPUTE:-float32}" --threads "${THREADS:-0}")
 }
 
 row=0

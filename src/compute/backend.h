@@ -59,6 +59,7 @@ typedef struct ScoreJob {
     double *nll;            /* (n) 出：−log p(target) */
     double *lse;            /* (n) 出：log Σ exp(logits)，可为 NULL */
     int32_t *top1;          /* (n) 出：最大 logit 的下标（并列取最小），可为 NULL */
+    double *top_nll;        /* (n) 出：−log p(top1)，可为 NULL */
     const float *ref_x;     /* (n, d_ref) 或 NULL */
     const QTensor *ref_head;
     double *kl;             /* (n) 出，ref_x 非空时 */

@@ -76,8 +76,10 @@ static void count_kv(Workspace *w, KvBytes b) {
     w->kv_bytes.dense += b.dense;
 }
 
-/* 没有缓存的段借用的一层。返回: 内存不足为 NULL（错误在 Backend.err）。 */
+/* 没有缓存的段借用的一层，能放 n 个位置。返回: 内存不足为 NULL（错误在 Backend.err）。 */
 static KvLayer *borrow_kv(Model *m, int64_t layer, Workspace *w, int64_t n) {
+    w->held = NULL;
+    n = (n + 511) / 512 * 512; /* 少重开几次 */
     if (w->kv_rows >= n) {
         kv_layer_reset(&w->kv, m, layer);
         return &w->kv;
@@ -88,6 +90,58 @@ static KvLayer *borrow_kv(Model *m, int64_t layer, Workspace *w, int64_t n) {
     if (!kv_layer_open(&w->kv, &w->kv_arena, m, layer, n, n, &m->backend->err)) return NULL;
     w->kv_rows = n;
     return &w->kv;
+}
+
+/* 借用的一层里现在存着 held 的时间线；其开头 [0, s->first) 是否恰是 s 的过去。 */
+static bool holds_past(const Workspace *w, const Segment *s) {
+    if (!w->held) return false;
+    int64_t shared = w->held->first + w->held->n;
+    for (const Segment *h = w->held; h; h = h->parent) {
+        if (h == s->parent) return s->first <= shared;
+        if (h->first < shared) shared = h->first;
+    }
+    return !s->parent && s->first <= shared;
+}
+
+/* 依次添上 s 的过去：KvPast 的开头，再由远及近的各段。 */
+static void append_past(Model *m, int64_t layer, Workspace *w, const Segment *s, KvLayer *kv) {
+    int64_t width = m->config.n_kv_heads * m->config.head_dim;
+    if (s->parent) {
+        const Segment *p = s->parent;
+        append_past(m, layer, w, p, kv);
+        kv_layer_append(m, layer, kv, w->k + p->row0 * width, w->v + p->row0 * width, p->first,
+                        s->first - p->first);
+    } else if (s->first) {
+        int64_t at = layer * w->past->capacity * width;
+        kv_layer_append(m, layer, kv, w->past->k + at, w->past->v + at, 0, s->first);
+    }
+}
+
+/* 没有缓存的段：备好含它的过去的一层。 */
+static KvLayer *rebuild_past(Model *m, int64_t layer, Workspace *w, const Segment *s) {
+    bool dense = !m->kv, ready = dense && w->kv_rows >= s->first + s->n && holds_past(w, s);
+    if (ready) {
+        w->kv.k_near.length = w->kv.v_near.length = s->first;
+    } else {
+        if (!borrow_kv(m, layer, w, s->first + s->n)) return NULL;
+        append_past(m, layer, w, s, &w->kv);
+    }
+    w->held = s;
+    return &w->kv;
+}
+
+static void record_past(const Model *m, int64_t layer, const Workspace *w, const Segment *s) {
+    KvPast *r = w->record;
+    int64_t width = m->config.n_kv_heads * m->config.head_dim;
+    int64_t to = (layer * r->capacity + s->first) * width;
+    CHECK(s->first + s->n <= r->capacity);
+    memcpy(r->k + to, w->k + s->row0 * width, (size_t)(s->n * width) * sizeof(float));
+    memcpy(r->v + to, w->v + s->row0 * width, (size_t)(s->n * width) * sizeof(float));
+}
+
+/* 有没有别的段接在后面，要不要经过借用的一层。 */
+static bool is_alone(const Model *m, const Workspace *w, const Segment *s) {
+    return !s->kv && !m->kv && m->kv_dtype != DT_F16 && s->first == 0 && !w->forks;
 }
 
 static void attend(Model *m, int64_t layer, Workspace *w, const Segment *s) {
@@ -103,23 +157,24 @@ static void attend(Model *m, int64_t layer, Workspace *w, const Segment *s) {
     if (!kv_pre_rope(m, layer))
         op_rope(m->backend, tensor_f32_3d(ks, s->n, c->n_kv_heads, c->head_dim), cos_t, sin_t,
                 s->first);
+    if (w->record) record_past(m, layer, w, s);
     AttnSpec spec = {.n_heads = c->n_heads, .n_kv_heads = c->n_kv_heads, .head_dim = c->head_dim,
                      .first = s->first, .window = arch_window(c, layer),
                      .scale = (float)(1.0 / sqrt((double)c->head_dim))};
     if (layer == 0) w->kv_tokens += s->kv ? 0 : s->n;
-    if (!s->kv && !m->kv && m->kv_dtype != DT_F16) {
+    if (is_alone(m, w, s)) {
         count_kv(w, (KvBytes){.dense = (size_t)(2 * s->n * kv) * sizeof *ks});
         op_attention(m->backend, out_t, q_t, tensor_f32_3d(ks, s->n, c->n_kv_heads, c->head_dim),
                      tensor_f32_3d(vs, s->n, c->n_kv_heads, c->head_dim), &spec);
         return;
     }
-    KvLayer *cache = s->kv ? s->kv : borrow_kv(m, layer, w, s->n);
+    KvLayer *cache = s->kv ? s->kv : rebuild_past(m, layer, w, s);
     AttnSide k_side, v_side;
     if (!cache) return;
     kv_layer_append(m, layer, cache, ks, vs, s->first, s->n);
     kv_layer_sides(m, layer, cache, s->first, &k_side, &v_side);
     op_attention_kv(m->backend, out_t, q_t, &k_side, &v_side, &spec);
-    if (!s->kv) count_kv(w, kv_layer_bytes(m, cache, s->n));
+    if (!s->kv) count_kv(w, kv_layer_bytes(m, cache, s->first + s->n));
 }
 
 /* 有限值减自己为 0，非有限值得 NaN：整段只需一趟无分支的求和。 */
@@ -148,6 +203,9 @@ void attention_forward(Model *m, int64_t layer, Workspace *w, int64_t n, const S
     linear(m, &l[ROLE_Q], w->q, w->h, n, w);
     linear(m, &l[ROLE_K], w->k, w->h, n, w);
     linear(m, &l[ROLE_V], w->v, w->h, n, w);
+    w->held = NULL;
+    w->forks = false;
+    for (size_t i = 0; i < n_segments; i++) w->forks |= segments[i].parent != NULL;
     for (size_t i = 0; i < n_segments; i++) attend(m, layer, w, &segments[i]);
     if (!show(tap, INPUT_O, w->att, n, l[ROLE_O].cols)) return;
     linear(m, &l[ROLE_O], w->h, w->att, n, w);
@@ -187,20 +245,28 @@ bool block_forward(Model *m, int64_t layer, Workspace *w, int64_t n, const Segme
     return true;
 }
 
+bool forward_segments(Model *m, Workspace *w, const int32_t *ids, int64_t n, const Segment *segments,
+                      size_t n_segments, Err *e) {
+    const ModelConfig *c = &m->config;
+    int64_t last = 0;
+    CHECK(n <= w->max_rows);
+    for (size_t i = 0; i < n_segments; i++)
+        if (segments[i].first + segments[i].n > last) last = segments[i].first + segments[i].n;
+    if (!model_ensure_rope(m, last, e)) return false;
+    op_embed(m->backend, tensor_f32(w->x, n, c->hidden), &m->embed, ids);
+    for (int64_t l = 0; l < c->n_layers; l++)
+        if (!interrupt_check(e) || !block_forward(m, l, w, n, segments, n_segments, NULL, e))
+            return false;
+    norm(m, w->h, w->x, m->final_norm, n);
+    return backend_check(m->backend, e);
+}
+
 bool forward_windows(Model *m, Workspace *w, const int32_t *ids, int64_t n_windows, int64_t len,
                      Err *e) {
-    const ModelConfig *c = &m->config;
-    int64_t n = n_windows * len;
-    CHECK(n <= w->max_rows);
-    if (!model_ensure_rope(m, len, e)) return false;
-    op_embed(m->backend, tensor_f32(w->x, n, c->hidden), &m->embed, ids);
     Arena tmp = {0};
     Segment *s = ARENA_ARRAY(&tmp, Segment, n_windows, e);
-    bool ok = s != NULL;
-    for (int64_t i = 0; ok && i < n_windows; i++) s[i] = (Segment){.row0 = i * len, .n = len};
-    for (int64_t l = 0; ok && l < c->n_layers; l++)
-        ok = interrupt_check(e) && block_forward(m, l, w, n, s, (size_t)n_windows, NULL, e);
+    for (int64_t i = 0; s && i < n_windows; i++) s[i] = (Segment){.row0 = i * len, .n = len};
+    bool ok = s && forward_segments(m, w, ids, n_windows * len, s, (size_t)n_windows, e);
     arena_free(&tmp);
-    if (ok) norm(m, w->h, w->x, m->final_norm, n);
-    return ok && backend_check(m->backend, e);
+    return ok;
 }

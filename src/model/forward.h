@@ -1,15 +1,25 @@
 /* forward — 一个解码块的前向，所有家族共用
  * 一批行（token）由若干段组成，每段是一条时间线上的连续位置；线性层对整批一起算，注意力逐段算。
+ * 时间线可以分叉：段的过去由同一批里的 parent、或上一批留下的 KvPast 给出，相同的开头只算一次。
  * 不变式：每一行的结果只取决于它自己的时间线，与批里还有谁、批多大无关（逐位相同）。 */
 #ifndef PTQ_MODEL_FORWARD_H
 #define PTQ_MODEL_FORWARD_H
 #include "model/model.h"
 
 /* 批中的一段：行 [row0, row0+n) 是某条时间线的位置 [first, first+n)。 */
-typedef struct Segment {
+typedef struct Segment Segment;
+struct Segment {
     int64_t row0, n, first;
-    KvLayer *kv; /* 该层的键值缓存；NULL 表示 first==0，算完即弃 */
-} Segment;
+    KvLayer *kv; /* 该层的键值缓存（过去都在其中）；NULL 则算完即弃，过去由 parent 给出 */
+    const Segment *parent; /* 同一批里在前的一段，位置 [parent->first, first) 是它的开头几行；
+                            * NULL 时过去 [0, first) 全在 Workspace.past */
+};
+
+/* 一条时间线的开头 [0, n) 在各层的键值（量化之前的 f32），供后面各批的段接着算。 */
+typedef struct KvPast {
+    int64_t n, capacity;
+    float *k, *v; /* (n_layers, capacity, kv_heads·dim) */
+} KvPast;
 
 /* 一批的工作区：行数上限 max_rows。 */
 typedef struct Workspace {
@@ -25,6 +35,10 @@ typedef struct Workspace {
     KvLayer kv;        /* 没有缓存的段借用，逐段逐层重来 */
     Arena kv_arena;
     int64_t kv_rows;
+    const Segment *held; /* 这一层里，借用的缓存现在存着谁的时间线 */
+    bool forks;          /* 这一批里有段接在别的段之后 */
+    const KvPast *past; /* NULL 表示没有 */
+    KvPast *record;     /* 把各段的键值记在这里的 [first, first+n)；NULL 不记 */
     KvBytes kv_bytes;  /* 没有缓存的各段存了多少，全部层累计 */
     int64_t kv_tokens;
 } Workspace;
@@ -54,6 +68,9 @@ void attention_forward(Model *m, int64_t layer, Workspace *w, int64_t n, const S
                        size_t n_segments, const BlockTap *tap);
 void mlp_forward(Model *m, int64_t layer, Workspace *w, int64_t n, const BlockTap *tap);
 
+/* 任意分段的一批：ids (n)，各段首尾相接地占满 n 行，父在子前，kv 都为 NULL → w->h 为最终归一化后的 (n, hidden)。 */
+bool forward_segments(Model *m, Workspace *w, const int32_t *ids, int64_t n, const Segment *segments,
+                      size_t n_segments, Err *e);
 /* n_windows 个等长窗口（各自从位置 0 起）一起前向：ids (n_windows·len) → w->h 为最终归一化后的 (n_windows·len, hidden)。 */
 bool forward_windows(Model *m, Workspace *w, const int32_t *ids, int64_t n_windows, int64_t len,
                      Err *e);

@@ -87,3 +87,38 @@ bool session_forward(Session *s, const int32_t *ids, int64_t n, float *hidden, E
     }
     return true;
 }
+
+static bool room_for_one(const Session *s, const int32_t *id, Err *e) {
+    if (s->length + 1 > s->capacity)
+        return err_set(e, ERR_UNSUPPORTED, "会话容量 %lld 已满", (long long)s->capacity);
+    return session_check_ids(&s->model->config, id, 1, e);
+}
+
+bool sessions_step(Session *const *s, size_t n, Workspace *w, const int32_t *ids, float *hidden,
+                   Err *e) {
+    if (n == 0) return true;
+    Model *m = s[0]->model;
+    const ModelConfig *c = &m->config;
+    int64_t rows = (int64_t)n;
+    CHECK(rows <= w->max_rows);
+    for (size_t i = 0; i < n; i++)
+        if (!room_for_one(s[i], &ids[i], e)) return false;
+    Arena tmp = {0};
+    Segment *seg = ARENA_ARRAY(&tmp, Segment, n, e);
+    bool ok = seg != NULL;
+    if (ok) op_embed(m->backend, tensor_f32(w->x, rows, c->hidden), &m->embed, ids);
+    for (int64_t l = 0; ok && l < c->n_layers; l++) {
+        for (int64_t i = 0; i < rows; i++)
+            seg[i] = (Segment){.row0 = i, .n = 1, .first = s[i]->length, .kv = &s[i]->kv[l]};
+        ok = interrupt_check(e) && block_forward(m, l, w, rows, seg, n, NULL, e);
+    }
+    if (ok) {
+        op_rmsnorm(m->backend, tensor_f32(hidden, rows, c->hidden),
+                   tensor_f32(w->x, rows, c->hidden), tensor_f32_1d(m->final_norm, c->hidden),
+                   (float)c->norm_eps);
+        for (size_t i = 0; i < n; i++) s[i]->length++;
+        ok = backend_check(m->backend, e);
+    }
+    arena_free(&tmp);
+    return ok;
+}

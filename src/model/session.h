@@ -18,6 +18,10 @@ void session_close(Session *s);
 void session_reset(Session *s);
 /* 喂入 n 个 token（自动分段）。hidden 非 NULL 时写入各位置最终归一化后的隐藏状态 (n, hidden)。错误: 容量不足、id 越界。 */
 bool session_forward(Session *s, const int32_t *ids, int64_t n, float *hidden, Err *e);
+/* n 个会话各喂入一个 token，一批算完：ids (n) → hidden (n, hidden)。w 的行数须不少于 n；各会话不可相同。
+ * 每个会话的结果与单独 session_forward 逐位相同。错误: 同上。 */
+bool sessions_step(Session *const *s, size_t n, Workspace *w, const int32_t *ids, float *hidden,
+                   Err *e);
 /* 现在的键值缓存占的字节，逐项清点（残留窗口在内）。 */
 KvBytes session_kv_bytes(const Session *s);
 /* 不量化的键值缓存每 token 的字节数；dtype 为 F32 或 F16。 */

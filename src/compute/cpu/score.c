@@ -84,6 +84,7 @@ static void write_rows(const ScorePass *p) {
         job->nll[i] = job->targets[i] < 0 ? 0 : lse - (double)c->target;
         if (job->lse) job->lse[i] = lse;
         if (job->top1) job->top1[i] = c->top1;
+        if (job->top_nll) job->top_nll[i] = lse - (double)c->max;
         if (!p->ref) continue;
         const RowState *f = &p->ref[r];
         double kl = f->dot / f->sum - ((double)f->max + log(f->sum)) + lse;

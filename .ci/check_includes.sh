@@ -24,8 +24,8 @@ BEGIN {
     owner["jansson.h"] = "src/io/json.h"
     owner["yaml.h"] = "src/io/yaml.c"
     owner["openssl/"] = "src/io/hash.c"
-    owner["pcre2.h"] = "src/model/"
-    owner["utf8proc.h"] = "src/base/str.c src/model/"
+    owner["pcre2.h"] = "src/model/ src/tasks/pyregex.c"
+    owner["utf8proc.h"] = "src/base/str.c src/model/ src/tasks/pytext.c"
     owner["immintrin.h"] = "src/compute/cpu/"
 }
 FNR == 1 {

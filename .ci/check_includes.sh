@@ -25,7 +25,7 @@ BEGIN {
     owner["yaml.h"] = "src/io/yaml.c"
     owner["openssl/"] = "src/io/hash.c"
     owner["pcre2.h"] = "src/model/ src/tasks/pyregex.c"
-    owner["utf8proc.h"] = "src/base/str.c src/model/ src/tasks/pytext.c"
+    owner["utf8proc.h"] = "src/base/str.c src/model/ src/tasks/pystr.c"
     owner["immintrin.h"] = "src/compute/cpu/"
 }
 FNR == 1 {

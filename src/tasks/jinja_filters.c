@@ -204,7 +204,8 @@ static bool f_indent(Interp *in, Value self, const Value *a, Value *out) {
     if (a[0].kind == V_STR) {
         pad = a[0].u.str;
     } else {
-        static const char SPACES[65] = "                                                                ";
+        static const char SPACES[65] = "                                "
+                                       "                                ";
         if (a[0].kind != V_ABSENT && !v_integer(a[0], &width)) return jinja_fail(in, "indent 要整数");
         if (width > 64) return jinja_fail(in, "indent 的宽度至多 64");
         pad = (PyText){SPACES, width > 0 ? (size_t)width : 0};

@@ -201,7 +201,8 @@ static bool field_value(Interp *in, Fields *f, PyText t, Value *out) {
         if (item && end++ >= t.n) return jinja_fail(in, "format 的 [ 没有结束");
         Value key = item && py_parse_int(name, 10, &index, &overflow) ? v_int(index) : v_text(name);
         const char *attr = arena_strndup(&in->arena, name.p, name.n, in->e);
-        if (!attr || (item ? !jinja_item(in, *out, key, out) : !jinja_attribute(in, *out, attr, out)))
+        if (!attr) return false;
+        if (item ? !jinja_item(in, *out, key, out) : !jinja_attribute(in, *out, attr, out))
             return false;
     }
     return true;
@@ -219,13 +220,16 @@ static bool replacement(Interp *in, Fields *f, PyText t, Str *out) {
     }
     Value v;
     Spec spec;
-    PyText spec_text = colon == SIZE_MAX ? (PyText){"", 0} : (PyText){t.p + colon + 1, t.n - colon - 1};
+    PyText spec_text = {"", 0};
+    if (colon != SIZE_MAX) spec_text = (PyText){t.p + colon + 1, t.n - colon - 1};
     if (py_find(spec_text, py_text("{"), 0) != SIZE_MAX)
         return jinja_fail(in, "format 的说明里不支持嵌套的 {}");
-    if (!field_value(in, f, (PyText){t.p, end}, &v) || !parse_spec(in, spec_text, &spec)) return false;
+    if (!field_value(in, f, (PyText){t.p, end}, &v) || !parse_spec(in, spec_text, &spec))
+        return false;
     if (conversion) {
         Str s = {0};
-        bool ok = jinja_defined(in, v) && (conversion == 'r' ? v_repr(in, &s, v) : v_show(in, &s, v));
+        bool ok = jinja_defined(in, v) &&
+                  (conversion == 'r' ? v_repr(in, &s, v) : v_show(in, &s, v));
         if (!v_take_str(in, &s, &v) || !ok) return false;
     }
     return format_value(in, out, &spec, v);
@@ -287,7 +291,8 @@ static bool percent_one(Interp *in, PyText t, size_t *at, Value args, size_t *us
         str_add(out, "%");
         return true;
     }
-    if (!type || !strchr("sdifFeEgGxXor", type)) return jinja_fail(in, "不认得的格式 %%%c", type ? type : ' ');
+    if (!type || !strchr("sdifFeEgGxXor", type))
+        return jinja_fail(in, "不认得的格式 %%%c", type ? type : ' ');
     if (!named && args.kind == V_TUPLE) {
         if (*used >= args.u.list->n) return jinja_fail(in, "格式要的参数比给的多");
         v = args.u.list->items[*used];
@@ -299,7 +304,8 @@ static bool percent_one(Interp *in, PyText t, size_t *at, Value args, size_t *us
     if (left) s.zero = false;
     if (type == 's' || type == 'r') {
         Str text = {0};
-        bool ok = jinja_defined(in, v) && (type == 'r' ? v_repr(in, &text, v) : v_show(in, &text, v));
+        bool ok = jinja_defined(in, v) &&
+                  (type == 'r' ? v_repr(in, &text, v) : v_show(in, &text, v));
         if (!v_take_str(in, &text, &v) || !ok) return false;
         if (!left) s.align = '>';
         return format_text(in, out, &s, v.u.str);

@@ -1,12 +1,12 @@
 /* jinja_internal — 模板解释器各部分共用的类型
  * 源码 →（jinja_lex）记号 →（jinja_parse、jinja_block）语法树 →（jinja_exec、jinja_eval）输出；
- * 值的运算在 jinja_value，文字的在 pytext，过滤器与方法各一张表。全部内存来自 Interp 的区域，用完整体释放。 */
+ * 值的运算在 jinja_value，文字的在 pystr，过滤器与方法各一张表。全部内存来自 Interp 的区域，用完整体释放。 */
 #ifndef PTQ_TASKS_JINJA_INTERNAL_H
 #define PTQ_TASKS_JINJA_INTERNAL_H
 #include <stdint.h>
 
 #include "tasks/jinja.h"
-#include "tasks/pytext.h"
+#include "tasks/pystr.h"
 
 enum {
     JINJA_PARSE_DEPTH = 100, /* 语法嵌套 */

@@ -45,7 +45,8 @@ METHOD(m_replace) {
     PyText old, with, t = self.u.str;
     int64_t count = -1;
     Str s = {0};
-    if (!need_text(in, a[0], &old) || !need_text(in, a[1], &with) || !optional_int(in, a[2], &count))
+    if (!need_text(in, a[0], &old) || !need_text(in, a[1], &with) ||
+        !optional_int(in, a[2], &count))
         return false;
     if (with.n > 1 && t.n > JINJA_OUTPUT / with.n) return jinja_fail(in, "replace 的结果会太长");
     py_replace(&s, t, old, with, count);
@@ -106,7 +107,8 @@ METHOD(m_rsplit) {
     if (limit < 0) return m_split(in, self, a, out);
     if (a[0].kind == V_ABSENT || a[0].kind == V_NONE)
         return jinja_fail(in, "rsplit 限次数时要给分隔串");
-    if (!need_text(in, a[0], &sep) || !v_list(in, V_LIST, 0, out) || !jinja_spend(in, t.n)) return false;
+    if (!need_text(in, a[0], &sep) || !v_list(in, V_LIST, 0, out) || !jinja_spend(in, t.n))
+        return false;
     if (!sep.n) return jinja_fail(in, "rsplit 的分隔串不能为空");
     size_t end = t.n;
     for (; limit > 0; limit--) {
@@ -372,8 +374,10 @@ METHOD(m_update) {
 }
 
 static const JinjaDef TEXT[] = {
-    {"capitalize", "", m_capitalize, NULL, false}, {"count", "sub start? end?", m_count, NULL, false},
-    {"endswith", "suffix", m_endswith, NULL, false}, {"find", "sub start? end?", m_find, NULL, false},
+    {"capitalize", "", m_capitalize, NULL, false},
+    {"count", "sub start? end?", m_count, NULL, false},
+    {"endswith", "suffix", m_endswith, NULL, false},
+    {"find", "sub start? end?", m_find, NULL, false},
     {"format", NULL, NULL, jinja_format_method, false},
     {"index", "sub start? end?", m_index, NULL, false}, {"isalnum", "", m_isalnum, NULL, false},
     {"isalpha", "", m_isalpha, NULL, false}, {"isdigit", "", m_isdigit, NULL, false},
@@ -387,7 +391,8 @@ static const JinjaDef TEXT[] = {
     {"rfind", "sub start? end?", m_rfind, NULL, false},
     {"rindex", "sub start? end?", m_rindex, NULL, false},
     {"rpartition", "sep", m_rpartition, NULL, false},
-    {"rsplit", "sep? maxsplit?", m_rsplit, NULL, false}, {"rstrip", "chars?", m_rstrip, NULL, false},
+    {"rsplit", "sep? maxsplit?", m_rsplit, NULL, false},
+    {"rstrip", "chars?", m_rstrip, NULL, false},
     {"split", "sep? maxsplit?", m_split, NULL, false},
     {"splitlines", "keepends?", m_splitlines, NULL, false},
     {"startswith", "prefix", m_startswith, NULL, false}, {"strip", "chars?", m_strip, NULL, false},

@@ -42,7 +42,8 @@ static bool t_iterable(Interp *in, Value v, const Value *a, Value *out) {
 }
 static bool t_sequence(Interp *in, Value v, const Value *a, Value *out) {
     if (!t_iterable(in, v, a, out)) return false;
-    return answer(out, out->u.boolean && (v.kind != V_SEQ || (v.u.list->shown && !v.u.list->view)));
+    bool indexed = v.kind != V_SEQ || (v.u.list->shown && !v.u.list->view);
+    return answer(out, out->u.boolean && indexed);
 }
 static bool t_true(Interp *in, Value v, const Value *a, Value *out) {
     (void)in, (void)a;
@@ -175,8 +176,10 @@ static bool g_range(Interp *in, Value self, const Value *a, Value *out) {
     char text[96];
     snprintf(text, sizeof text, fmt, (long long)from, (long long)to, (long long)step);
     l->shown = arena_strdup(&in->arena, text, in->e);
-    for (int64_t i = 0; (double)i < n; i++)
-        if (!v_push(in, *out, v_int((int64_t)((uint64_t)from + (uint64_t)i * (uint64_t)step)))) return false;
+    for (int64_t i = 0; (double)i < n; i++) {
+        uint64_t at = (uint64_t)from + (uint64_t)i * (uint64_t)step;
+        if (!v_push(in, *out, v_int((int64_t)at))) return false;
+    }
     return l->shown != NULL;
 }
 
@@ -215,7 +218,8 @@ static bool g_cycle(Interp *in, Value self, const Args *args, Value *out) {
 static bool g_raise(Interp *in, Value self, const Value *a, Value *out) {
     (void)self, (void)out;
     PyText t;
-    return v_to_text(in, a[0], &t) && jinja_fail(in, "模板报错: %.*s", (int)(t.n < 200 ? t.n : 200), t.p);
+    return v_to_text(in, a[0], &t) &&
+           jinja_fail(in, "模板报错: %.*s", (int)(t.n < 200 ? t.n : 200), t.p);
 }
 
 const JinjaDef *jinja_global(const char *name) {

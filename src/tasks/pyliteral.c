@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "tasks/jinja.h"
-#include "tasks/pytext.h"
+#include "tasks/pystr.h"
 
 enum { DEPTH_MAX = 100, VALUES_MAX = 1000000 };
 
@@ -148,8 +148,8 @@ static json_t *number(Reader *r, bool negative) {
         char c = r->s.p[r->at];
         bool sign = (c == '+' || c == '-') && r->at > from && (r->s.p[r->at - 1] | 0x20) == 'e' &&
                     !(r->at > from + 1 && (r->s.p[from + 1] | 0x20) == 'x');
-        if (!sign && c != '.' && c != '_' && !(c >= '0' && c <= '9') && !((c | 0x20) >= 'a' && (c | 0x20) <= 'z'))
-            break;
+        bool digit = c >= '0' && c <= '9', letter = (c | 0x20) >= 'a' && (c | 0x20) <= 'z';
+        if (!sign && c != '.' && c != '_' && !digit && !letter) break;
         r->at++;
     }
     PyText t = {r->s.p + from, r->at - from};

@@ -78,7 +78,8 @@ static bool compile(PyRegex *re, const Str *s, const char *pattern, size_t len, 
     if (flags & PYREGEX_DOTALL) options |= PCRE2_DOTALL;
     int code;
     PCRE2_SIZE at;
-    re->code = pcre2_compile((PCRE2_SPTR)(s->data ? s->data : ""), s->len, options, &code, &at, NULL);
+    PCRE2_SPTR source = (PCRE2_SPTR)(s->data ? s->data : "");
+    re->code = pcre2_compile(source, s->len, options, &code, &at, NULL);
     if (!re->code) {
         PCRE2_UCHAR text[160];
         pcre2_get_error_message(code, text, sizeof text);
@@ -162,7 +163,8 @@ bool pyregex_next(const PyRegex *re, const char *text, size_t len, size_t *from,
     bool empty_here = *from & EMPTY_HERE;
     size_t at = *from & ~EMPTY_HERE;
     if (at > len) return false;
-    bool hit = empty_here && match(re, text, len, at, PCRE2_NOTEMPTY_ATSTART | PCRE2_ANCHORED, m, e);
+    const uint32_t here = PCRE2_NOTEMPTY_ATSTART | PCRE2_ANCHORED;
+    bool hit = empty_here && match(re, text, len, at, here, m, e);
     if (empty_here && !hit) {
         if (e->code != ERR_NONE || at >= len) return false;
         hit = match(re, text, len, next_char(text, len, at), 0, m, e);

@@ -5,14 +5,14 @@
 
 #include "tasks/jinja.h"
 #include "tasks/pyregex.h"
-#include "tasks/pytext.h"
+#include "tasks/pystr.h"
 
 static void render(const char *text) {
     static json_t *context;
     if (!context)
         context = json_pack("{s:s, s:[s,s,s], s:i, s:f, s:n, s:b, s:{s:s, s:[i,i]}}", "question",
-                            "What's 中文?", "choices", "a", "b'\"", "\n", "label", 2, "x", 0.5, "none_",
-                            "yes", 1, "doc", "text", "t", "ids", 1, 2);
+                            "What's 中文?", "choices", "a", "b'\"", "\n", "label", 2, "x", 0.5,
+                            "none_", "yes", 1, "doc", "text", "t", "ids", 1, 2);
     Arena a = {0};
     Err e = {0};
     const char *out;
@@ -40,7 +40,8 @@ static void regex(const char *text, size_t size) {
     Str s = {0};
     PyText rest = {text + n, size - n};
     if (pyregex_open(&re, text, n, 0, &e)) {
-        if (!pyregex_sub(re, rest.p, rest.n, "<\\g<0>>", 7, 0, &s, &e) && e.code == ERR_NONE) abort();
+        bool ok = pyregex_sub(re, rest.p, rest.n, "<\\g<0>>", 7, 0, &s, &e);
+        if (!ok && e.code == ERR_NONE) abort();
         pyregex_close(re);
     } else if (e.code == ERR_NONE) {
         abort();

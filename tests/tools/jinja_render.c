@@ -15,8 +15,8 @@ static json_t *render(const json_t *job) {
     json_t *value = NULL, *result;
     size_t len;
     if (json_is_true(json_object_get(job, "literal")))
-        result = jinja_eval(&value, template_, "对照", context, &e) ? json_pack("{s:o}", "value", value)
-                                                                  : json_pack("{s:s}", "error", e.msg);
+        result = jinja_eval(&value, template_, "对照", context, &e)
+                     ? json_pack("{s:o}", "value", value) : json_pack("{s:s}", "error", e.msg);
     else
         result = jinja_render_n(&a, &out, &len, template_, "对照", context, &e)
                      ? json_pack("{s:s%}", "out", out, len) : json_pack("{s:s}", "error", e.msg);

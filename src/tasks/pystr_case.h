@@ -1,6 +1,6 @@
-/* pytext_case — pytext 用的两张 Unicode 小表 */
-#ifndef PTQ_TASKS_PYTEXT_CASE_H
-#define PTQ_TASKS_PYTEXT_CASE_H
+/* pystr_case — pystr 用的两张 Unicode 小表 */
+#ifndef PTQ_TASKS_PYSTR_CASE_H
+#define PTQ_TASKS_PYSTR_CASE_H
 #include <stdbool.h>
 #include <stdint.h>
 

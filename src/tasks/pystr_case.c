@@ -1,6 +1,6 @@
-/* pytext_case — 一个字符变成多个字符的大小写（Unicode SpecialCasing 的无条件部分）与非十进制的数字字符
+/* pystr_case — 一个字符变成多个字符的大小写（Unicode SpecialCasing 的无条件部分）与非十进制的数字字符
  * utf8proc 只给一对一的映射；这两张表由 Python 3.11（Unicode 14）的 str.upper、title、isdigit 列出。 */
-#include "tasks/pytext_case.h"
+#include "tasks/pystr_case.h"
 
 #include <stddef.h>
 

@@ -1,6 +1,6 @@
-/* pytext — Python 的 str 操作的实现
- * 码位性质取自 utf8proc，一对多的大小写取自 pytext_case；数的写法用能原样读回的最短十进制。 */
-#include "tasks/pytext.h"
+/* pystr — Python 的 str 操作的实现
+ * 码位性质取自 utf8proc，一对多的大小写取自 pystr_case；数的写法用能原样读回的最短十进制。 */
+#include "tasks/pystr.h"
 
 #include <errno.h>
 #include <math.h>
@@ -9,7 +9,8 @@
 #include <string.h>
 #include <utf8proc.h>
 
-#include "tasks/pytext_case.h"
+#include "base/pytext.h"
+#include "tasks/pystr_case.h"
 
 PyText py_text(const char *s) {
     return (PyText){s, strlen(s)};
@@ -61,9 +62,7 @@ size_t py_offset(PyText t, size_t i) {
 }
 
 bool py_isspace(int32_t c) {
-    return (c >= 9 && c <= 13) || (c >= 28 && c <= 32) || c == 0x85 || c == 0xA0 || c == 0x1680 ||
-           (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F ||
-           c == 0x205F || c == 0x3000;
+    return pytext_is_space((uint32_t)c);
 }
 
 bool py_isdigit_cp(int32_t c) {
@@ -298,7 +297,7 @@ static bool plain_number(PyText t, char *buf, size_t cap) {
     for (size_t i = 0; i < t.n; i++) {
         char c = t.p[i];
         if (c == '_') {
-            bool inside = i > 0 && i + 1 < t.n && t.p[i - 1] != '_' && strchr("+-.", t.p[i - 1]) == NULL;
+            bool inside = i > 0 && i + 1 < t.n && t.p[i - 1] != '_' && !strchr("+-.", t.p[i - 1]);
             if (!inside) return false;
             continue;
         }

@@ -1,7 +1,7 @@
-/* pytext — Python 的 str 操作：按码位、按 Unicode
+/* pystr — Python 的 str 操作：按码位、按 Unicode
  * 只管文字，不知道模板。位置与个数都以码位计；输入须是合法 UTF-8（来自 JSON 与检查过的模板）。 */
-#ifndef PTQ_TASKS_PYTEXT_H
-#define PTQ_TASKS_PYTEXT_H
+#ifndef PTQ_TASKS_PYSTR_H
+#define PTQ_TASKS_PYSTR_H
 #include <stdint.h>
 
 #include "base/str.h"

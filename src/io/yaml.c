@@ -30,6 +30,7 @@ typedef struct Reader {
     const char *name;
     const char *text;
     size_t len, n_nodes;
+    bool functions; /* 允许 !function */
     Err *e;
 } Reader;
 
@@ -157,12 +158,18 @@ static Item *new_item(Reader *r, YamlKind kind, int line) {
     return it;
 }
 
+static bool is_function(const Reader *r, const yaml_event_t *ev) {
+    const yaml_char_t *tag = ev->data.scalar.tag;
+    return r->functions && tag && strcmp((const char *)tag, "!function") == 0;
+}
+
 /* 标量的文本（复制到 Arena）；含 NUL 或带标签、锚点时报错。 */
 static const char *scalar_text(Reader *r, const yaml_event_t *ev) {
     int line = line_of(&ev->start_mark);
     const char *s = (const char *)ev->data.scalar.value;
     if (ev->data.scalar.anchor) return fail(r, ERR_CONFIG, line, "不支持锚点（&）");
-    if (ev->data.scalar.tag) return fail(r, ERR_CONFIG, line, "不支持类型标签（!）");
+    if (ev->data.scalar.tag && !is_function(r, ev))
+        return fail(r, ERR_CONFIG, line, "不支持类型标签（!）");
     if (memchr(s, 0, ev->data.scalar.length))
         return fail(r, ERR_CONFIG, line, "字符串中不允许 NUL 字符");
     return arena_strndup(r->arena, s, ev->data.scalar.length, r->e);
@@ -173,7 +180,8 @@ static Item *read_scalar(Reader *r, const yaml_event_t *ev) {
     if (!it) return NULL;
     it->node.text = scalar_text(r, ev);
     if (!it->node.text) return NULL;
-    if (ev->data.scalar.style == YAML_PLAIN_SCALAR_STYLE) {
+    it->node.function = is_function(r, ev);
+    if (!it->node.function && ev->data.scalar.style == YAML_PLAIN_SCALAR_STYLE) {
         const char *bad = resolve(&it->node);
         if (bad) {
             err_set(r->e, ERR_CONFIG, "%s:%d: \"%.80s\" %s", r->name, it->node.line,
@@ -322,14 +330,15 @@ static bool no_tag_directive(const char *name, const char *text, size_t len, Err
     return true;
 }
 
-YamlNode *yaml_parse(Arena *a, const char *name, const char *text, size_t len, Err *e) {
+static YamlNode *parse(Arena *a, const char *name, const char *text, size_t len, bool functions,
+                       Err *e) {
     if (len > BYTES_MAX) {
         err_set(e, ERR_CONFIG, "%s: %zu 字节，超过 YAML 的上限 8 MB", name, len);
         return NULL;
     }
     if (len >= 3 && memcmp(text, "\xEF\xBB\xBF", 3) == 0) text += 3, len -= 3; /* BOM */
     if (!no_tag_directive(name, text, len, e)) return NULL;
-    Reader r = {.arena = a, .text = text, .len = len, .e = e};
+    Reader r = {.arena = a, .text = text, .len = len, .functions = functions, .e = e};
     r.name = arena_strdup(a, name, e);
     if (!r.name) return NULL;
     if (!yaml_parser_initialize(&r.parser)) {
@@ -343,10 +352,22 @@ YamlNode *yaml_parse(Arena *a, const char *name, const char *text, size_t len, E
     return root;
 }
 
-YamlNode *yaml_load(Arena *a, const char *path, Err *e) {
+YamlNode *yaml_parse(Arena *a, const char *name, const char *text, size_t len, Err *e) {
+    return parse(a, name, text, len, false, e);
+}
+
+static YamlNode *load(Arena *a, const char *path, bool functions, Err *e) {
     size_t len;
     char *text = file_read(a, path, BYTES_MAX, &len, e);
-    return text ? yaml_parse(a, path, text, len, e) : NULL;
+    return text ? parse(a, path, text, len, functions, e) : NULL;
+}
+
+YamlNode *yaml_load(Arena *a, const char *path, Err *e) {
+    return load(a, path, false, e);
+}
+
+YamlNode *yaml_load_task(Arena *a, const char *path, Err *e) {
+    return load(a, path, true, e);
 }
 
 YamlNode *yaml_parse_value(Arena *a, const char *text, const char *origin, Err *e) {

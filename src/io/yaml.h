@@ -15,6 +15,7 @@ typedef struct YamlNode YamlNode;
 struct YamlNode {
     YamlKind kind;
     const char *text; /* 标量原文；列表与映射为 NULL */
+    bool function;    /* 带 !function 标签的标量（只在 yaml_load_task 中），kind 为 YAML_STR */
     bool boolean;     /* YAML_BOOL */
     int64_t integer;  /* YAML_INT */
     double number;    /* YAML_FLOAT，YAML_INT 时亦填 */
@@ -26,6 +27,8 @@ struct YamlNode {
 };
 
 YamlNode *yaml_load(Arena *a, const char *path, Err *e);
+/* 同上，但允许标量带 !function 标签（评测框架的任务文件）。 */
+YamlNode *yaml_load_task(Arena *a, const char *path, Err *e);
 /* name 用于错误信息与 node->file。 */
 YamlNode *yaml_parse(Arena *a, const char *name, const char *text, size_t len, Err *e);
 /* 单个值（flow 形式，如 "4"、"true"、"[a, b]"），用于 --override。 */

@@ -14,7 +14,7 @@ Q       := $(if $(V),,@)
 # ---------------------------------------------------------------- 依赖
 PKGS     := yaml-0.1 jansson libpcre2-8 libutf8proc libcrypto openblas
 PKG_LIBS := $(shell pkg-config --libs $(PKGS) 2>/dev/null)
-NO_BUILD := deps deps-test demo test help clean format tidy fuzz bench test-smollm2
+NO_BUILD := deps deps-test demo test help clean format tidy fuzz bench test-smollm2 test-lm-eval
 ifeq ($(strip $(PKG_LIBS)),)
 ifneq ($(filter-out $(NO_BUILD),$(or $(MAKECMDGOALS),all)),)
 $(error ❌ 缺少编译依赖（$(PKGS)），先运行 make deps)
@@ -157,6 +157,11 @@ test-smollm2: deps-test
 	+@$(MAKE) --no-print-directory all tests
 	@bash tests/golden/smollm2.sh
 
+# SmolLM2 的 lm-eval 任务，逐文档对照 lm-evaluation-harness（要先取得模型；几分钟，不在 make test 里）
+test-lm-eval: deps-test
+	+@$(MAKE) --no-print-directory all tests
+	@bash tests/golden/lm_eval.sh
+
 # 每个解析器在 ASan+UBSan 下被随机输入轰炸 FUZZ_S 秒；FUZZ=名字 只跑一个
 fuzz: deps-test
 	+@$(MAKE) --no-print-directory CC=clang SAN=address,undefined,fuzzer-no-link BUILD=build-fuzz \
@@ -199,9 +204,10 @@ help:
 	@echo '  test-smollm2  真实模型 SmolLM2 的数值对照（慢）'
 	@echo '  format tidy   clang-format、clang-tidy'
 	@echo '  compile_commands.json   供编辑器与 clangd'
+	@echo '  test-lm-eval  真实模型 SmolLM2 的 lm-eval 任务，逐文档对照'
 	@echo '  clean         删除 build*'
 	@echo '变量: CC=clang SAN=address,undefined OPT="-O0 -g" BUILD=目录 V=1'
 
 FORCE:
-.PHONY: all tests bench-kernels fuzzers deps deps-test demo test test-smollm2 fuzz bench readme format tidy clean help FORCE
+.PHONY: all tests bench-kernels fuzzers deps deps-test demo test test-smollm2 test-lm-eval fuzz bench readme format tidy clean help FORCE
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

@@ -25,7 +25,7 @@ _ptq_bench() {
     --track) COMPREPLY=($(compgen -W "A B C" -- "$cur")); return 0 ;;
     --device) COMPREPLY=($(compgen -W "auto cpu cuda" -- "$cur")); return 0 ;;
     --compute) COMPREPLY=($(compgen -W "auto float32 bfloat16" -- "$cur")); return 0 ;;
-    --text) COMPREPLY=($(compgen -W "$(_ptq_bench_words "$program" list tasks)" -- "$cur")); return 0 ;;
+    --text) COMPREPLY=($(compgen -W "$(_ptq_bench_words "$program" list datasets)" -- "$cur")); return 0 ;;
     --override)
         COMPREPLY=($(compgen -S = -W "$(_ptq_bench_words "$program" list options | sort -u)" -- "$cur"))
         compopt -o nospace

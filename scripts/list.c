@@ -13,6 +13,8 @@
 #include "scripts/cli.h"
 #include "scripts/commands.h"
 #include "tasks/dataset.h"
+#include "tasks/task_config.h"
+#include "tasks/task_data.h"
 
 enum { MAX_COLUMNS = 6 };
 
@@ -144,7 +146,38 @@ static bool list_tracks(Table *t, Err *e) {
     return each_yaml(t, "configs/tracks", track_row, e);
 }
 
+/* 任务的评测数据是否在本机。 */
+static const char *data_state(Table *t, const TaskEntry *task) {
+    const json_t *c = task->config;
+    const char *split = json_string_value(json_object_get(c, "test_split"));
+    if (!split) split = json_string_value(json_object_get(c, "validation_split"));
+    char *dir = file_join(t->arena, env_project_root(), "data", NULL);
+    Err e = {0};
+    return split && dir && task_data_find(t->arena, dir, task->name, c, split, &e) ? "已在本机"
+                                                                                  : "未取得";
+}
+
 static bool list_tasks(Table *t, Err *e) {
+    TaskIndex index;
+    char *dir = file_join(t->arena, env_project_root(), "configs/tasks", e);
+    if (!dir || !task_index_open(&index, dir, e)) return false;
+    t->n_columns = 4;
+    table_row(t, (const char *[]){"名字", "题型", "数据", "Hub 数据集"});
+    for (size_t i = 0; i < index.n; i++) {
+        const TaskEntry *one = &index.entries[i];
+        const char *type = json_string_value(json_object_get(one->config, "output_type"));
+        const char *path = json_string_value(json_object_get(one->config, "dataset_path"));
+        const char *name = json_string_value(json_object_get(one->config, "dataset_name"));
+        char *hub = arena_printf(t->arena, NULL, "%s%s%s", path ? path : "", name ? " " : "",
+                                 name ? name : "");
+        table_row(t, (const char *[]){one->name, one->is_group ? "组" : type ? type : "generate_until",
+                                      one->is_group ? "" : data_state(t, one), hub});
+    }
+    task_index_close(&index);
+    return true;
+}
+
+static bool list_datasets(Table *t, Err *e) {
     (void)e;
     t->n_columns = 3;
     table_row(t, (const char *[]){"名字", "种类", "说明"});
@@ -186,7 +219,7 @@ typedef struct Topic {
 } Topic;
 static const Topic TOPICS[] = {{"models", list_models}, {"methods", list_methods},
                                {"tracks", list_tracks}, {"tasks", list_tasks},
-                               {"datasets", list_tasks}, {"options", list_options}};
+                               {"datasets", list_datasets}, {"options", list_options}};
 enum { N_TOPICS = sizeof TOPICS / sizeof *TOPICS };
 
 static int unknown_topic(const char *name) {

@@ -19,6 +19,7 @@
 #include "scripts/cli.h"
 #include "scripts/commands.h"
 #include "tasks/dataset.h"
+#include "tasks/task_data.h"
 
 /* 能用 pip 取得的模型。 */
 typedef struct Package {
@@ -212,7 +213,7 @@ static bool prepare_text(Job *j, const char *name, Err *e) {
         size_t n = 0;
         while (text_names()[n]) n++;
         const char *near = str_nearest(name, text_names(), n);
-        return err_set(e, ERR_USAGE, "没有登记的文本 '%s'%s%s%s全部名字: ptq-bench list tasks", name,
+        return err_set(e, ERR_USAGE, "没有登记的文本 '%s'%s%s%s全部名字: ptq-bench list datasets", name,
                        near ? "，是否想写 '" : "", near ? near : "", near ? "'？" : "。");
     }
     char *target = file_join(&j->arena, j->data, file, e);
@@ -230,29 +231,76 @@ static bool prepare_text(Job *j, const char *name, Err *e) {
     return write_meta(j, name, "text", target, sha256, j->from ? j->from : target, NULL, e);
 }
 
+/* ---------- 任务的数据 ---------- */
+
+/* name 可带子文件夹（mmlu/anatomy）；文件名（test.jsonl）就是划分名。 */
+static bool safe_task(const char *name) {
+    static const char SAFE[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./";
+    return *name && *name != '/' && !strstr(name, "..") && !name[strspn(name, SAFE)];
+}
+
+static bool check_task_file(const char *path, size_t *rows, char sha[HASH_HEX], Err *e) {
+    FileMap m;
+    if (!file_map(&m, path, e)) return false;
+    const char *text = m.data ? (const char *)m.data : "";
+    json_t *all = str_ends(path, ".csv") ? task_rows_csv(path, text, m.size, e)
+                                         : task_rows_jsonl(path, text, m.size, e);
+    hash_bytes(text, m.size, sha);
+    *rows = json_array_size(all);
+    bool ok = all != NULL;
+    json_decref(all);
+    file_unmap(&m);
+    return ok && (*rows > 0 || err_set(e, ERR_FORMAT, "%s: 没有一行数据", path));
+}
+
+static bool prepare_task(Job *j, const char *name, Err *e) {
+    const char *slash = j->from ? strrchr(j->from, '/') : NULL;
+    const char *base = slash ? slash + 1 : j->from;
+    char sha[HASH_HEX];
+    size_t rows;
+    if (!j->from)
+        return err_set(e, ERR_USAGE, "--task 要与 --from 一起用：给出从 Hub 导出的 JSONL 或 CSV（文件名就是划分，如 test.jsonl）");
+    if (!safe_task(name)) return err_set(e, ERR_USAGE, "--task 的名字 '%s' 不对", name);
+    if (!str_ends(base, ".jsonl") && !str_ends(base, ".csv"))
+        return err_set(e, ERR_USAGE, "%s: 应是 .jsonl 或 .csv", j->from);
+    if (!check_task_file(j->from, &rows, sha, e)) return false;
+    char *dir = arena_printf(&j->arena, e, "%s/raw/tasks/%s", j->data, name);
+    char *target = dir ? file_join(&j->arena, dir, base, e) : NULL;
+    char *meta = arena_printf(&j->arena, e, "task-%s-%s", name, base);
+    if (!target || !meta || !file_mkdirs(dir, e) || !install(j, j->from, target, e)) return false;
+    for (char *p = meta; *p; p++)
+        if (*p == '/') *p = '-';
+    log_line(LOG_OK, "任务数据 %s：%zu 行，sha256 %.16s… → %s", name, rows, sha, target);
+    return write_meta(j, meta, "task", target, sha, j->from, NULL, e);
+}
+
 int cmd_prepare_data(int argc, char **argv) {
-    const char *model = NULL, *text = NULL, *data = NULL;
+    const char *model = NULL, *text = NULL, *task = NULL, *data = NULL;
     Job j = {0};
     const CliFlag flags[] = {
         {"--model", CLI_STR, &model, "名字", "demo 或 smollm2-135m-instruct", false},
         {"--text", CLI_STR, &text, "名字", "wikitext2 或 ptb（须用 --from 给出本地文件）", false},
-        {"--from", CLI_STR, &j.from, "文件", "本地的文本、wheel 或 GGUF，代替下载", false},
+        {"--task", CLI_STR, &task, "名字", "lm-eval 任务的数据，如 arc_easy、mmlu/anatomy（须用 --from 给出 test.jsonl 一类的文件）", false},
+        {"--from", CLI_STR, &j.from, "文件", "本地的文本、任务数据、wheel 或 GGUF，代替下载", false},
         {"--data_dir", CLI_STR, &data, "文件夹", "数据文件夹（默认 data/）", false},
         {0}};
     const CliSpec spec = {
         .command = "prepare_data", .about = "取得模型与评测文本，核对 SHA-256", .flags = flags,
         .epilog = "例: ptq-bench prepare_data --model smollm2-135m-instruct\n"
-                  "    ptq-bench prepare_data --text wikitext2 --from wiki.test.raw"};
+                  "    ptq-bench prepare_data --text wikitext2 --from wiki.test.raw\n"
+                  "    ptq-bench prepare_data --task arc_easy --from test.jsonl"};
     CliResult parsed = cli_parse(&spec, argc, argv);
     if (parsed != CLI_GO) return parsed == CLI_DONE ? 0 : err_exit_code(ERR_USAGE);
-    if (!model == !text) {
-        log_line(LOG_FAIL, "prepare_data: 要给出 --model 或 --text 之一。用法: ptq-bench prepare_data --help");
+    if (!!model + !!text + !!task != 1) {
+        log_line(LOG_FAIL, "prepare_data: 要给出 --model、--text 或 --task 之一。用法: ptq-bench prepare_data --help");
         return err_exit_code(ERR_USAGE);
     }
     Err e = {0};
     interrupt_install();
     j.data = data ? data : file_join(&j.arena, env_project_root(), "data", &e);
-    bool ok = j.data && (model ? prepare_model(&j, model, &e) : prepare_text(&j, text, &e));
+    bool ok = j.data && (model  ? prepare_model(&j, model, &e)
+                       : text ? prepare_text(&j, text, &e)
+                              : prepare_task(&j, task, &e));
     arena_free(&j.arena);
     return ok ? 0 : cli_fail(&e);
 }

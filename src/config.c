@@ -297,11 +297,6 @@ static bool warn(Config *c, const char *text, Err *e) {
 /* 合法但本版本做不到的，或需要提醒的。 */
 static bool check_limits(Config *c, Err *e) {
     char where[512];
-    if (c->run.n_lm_eval_tasks)
-        return err_set(e, ERR_UNSUPPORTED,
-                       "%s: 本版本还不能跑 lm-eval 任务（%s 等 %zu 项）；请把 eval.lm_eval_tasks 留空",
-                       schema_where(yaml_path(c->merged, "eval.lm_eval_tasks"), where, sizeof where),
-                       c->run.lm_eval_tasks[0], c->run.n_lm_eval_tasks);
     if (c->run.max_memory && !str_parse_bytes(c->run.max_memory, &c->run.max_memory_bytes))
         return err_set(e, ERR_CONFIG, "%s: max_memory '%s' 不是大小，应如 400MB、8GB",
                        schema_where(yaml_path(c->merged, "max_memory"), where, sizeof where),

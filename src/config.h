@@ -33,6 +33,9 @@ typedef struct RunOptions {
     size_t n_ppl_datasets;
     const char **lm_eval_tasks; /* eval.lm_eval_tasks（列表） */
     size_t n_lm_eval_tasks;
+    int64_t task_limit;    /* 每个任务最多多少份文档，0 = 全部 */
+    int64_t num_fewshot;   /* 少样本数，-1 = 各任务自己的 */
+    bool log_samples;      /* 写出逐文档的样本文件 */
 } RunOptions;
 
 /* 模型选项（模型 YAML 可设）。 */

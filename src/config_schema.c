@@ -33,6 +33,12 @@ const Option RUN_OPTIONS[] = {
             "困惑度协议，如 gptq-2048；auto 按模型上下文长度取 gptq-2048 或较短者"),
     OPT_INT(RunOptions, limit, "eval.limit", 0, 0, MAX_COUNT,
             "每个数据集最多评测多少个窗口，0 为全部；非 0 的结果在榜上单列"),
+    OPT_INT(RunOptions, task_limit, "eval.task_limit", 0, 0, MAX_COUNT,
+            "每个 lm-eval 任务最多评测多少份文档（从头数），0 为全部；同 lm_eval 的 --limit"),
+    OPT_INT(RunOptions, num_fewshot, "eval.num_fewshot", -1, -1, 1024,
+            "lm-eval 任务的少样本数，-1 为各任务自己的；同 lm_eval 的 --num_fewshot"),
+    OPT_BOOL(RunOptions, log_samples, "eval.log_samples", 0,
+             "把每份文档的请求、对数似然与得分写到 results/samples/；同 lm_eval 的 --log_samples"),
     OPT_INT(RunOptions, kl_windows, "eval.kl_windows", 8, 0, MAX_COUNT,
             "与 fp16 基线逐 token 比 KL 与 top-1 的窗口数（从头数），0 为不算"),
     OPT_BOOL(RunOptions, speed, "eval.speed", 1, "是否测 prefill / decode 速度"),
@@ -75,7 +81,7 @@ const Option LIST_OPTIONS[] = {
     {"eval.ppl_datasets", OPTION_STR, 0, 0, 0, 0, NULL, NULL,
      "困惑度数据集：demo、wikitext2、ptb 或本地文本文件的路径"},
     {"eval.lm_eval_tasks", OPTION_STR, 0, 0, 0, 0, NULL, NULL,
-     "lm-evaluation-harness 的任务名（本版本尚不支持，须为空）"},
+     "lm-evaluation-harness 的任务、组或 tag 的名字；有哪些：ptq-bench list tasks"},
     OPT_END};
 
 /* 各层的说明键：不是设置，只标明身份。值的类型由 config 检查。 */

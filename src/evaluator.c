@@ -43,8 +43,7 @@ static bool tokenize_text(const Evaluation *v, const TextData *t, TokenIds *out,
     return session_check_ids(&v->model->config, out->ids, (int64_t)out->n, e);
 }
 
-/* 基线的结果文件名（不含目录）；找不到为 null。 */
-static json_t *baseline_file(const Evaluation *v, const char *run_key) {
+json_t *baseline_file(const Evaluation *v, const char *run_key) {
     Arena a = {0};
     const char *path = NULL;
     json_t *found = result_find(v->results_dir, run_key, &path, &a);

@@ -7,6 +7,7 @@
 #include "model/model.h"
 #include "model/tokenizer.h"
 #include "tasks/dataset.h"
+#include "tasks/task_run.h"
 
 typedef struct EvalText {
     TextData text;
@@ -23,12 +24,19 @@ typedef struct Evaluation {
     const char *reference_dir; /* 基线存档目录 */
     const char *run_key;
     const char *results_dir;   /* 用来找基线的结果文件名 */
+    TaskSet *tasks;            /* 已打开；没有任务时 n 为 0 */
+    const char *task_key;      /* 模型、分词器、计算精度：基线的任务存档的 key 的一部分 */
+    int64_t max_length;        /* 任务的上下文长度 */
     bool is_baseline;          /* fp16：存档；否则比较 */
     json_t *warnings, *fallbacks; /* 字符串数组，追加 */
 } Evaluation;
 
 /* 全部文本的困惑度。返回: {"demo": {...}} 新引用；失败为 NULL。 */
 json_t *evaluate_ppl(const Evaluation *v, Err *e);
+/* 全部 lm-eval 任务。返回: results.lm_eval（新引用，没有任务为空对象）；失败为 NULL。cost 是打分的用量。 */
+json_t *evaluate_tasks(const Evaluation *v, ScoreCost *cost, Err *e);
+/* 基线的结果文件名（不含目录）；找不到为 null。新引用。 */
+json_t *baseline_file(const Evaluation *v, const char *run_key);
 /* 速度（token/秒，批大小 1），量不了为 0。 */
 typedef struct Speed {
     double prefill; /* 512 个 token 一次预填，只算末位的 logits；三次的中位数 */

@@ -97,6 +97,15 @@ static bool open_texts(Experiment *x, Err *e) {
     return true;
 }
 
+/* 打开并拼好全部任务的请求（不编码）：数据缺了在这里就报出。 */
+static bool open_tasks(Experiment *x, Err *e) {
+    const RunOptions *o = &x->config.run;
+    TaskOptions options = {.data_dir = x->data_dir, .limit = o->task_limit, .fewshot = o->num_fewshot};
+    const char *dir = file_join(&x->arena, x->config.root, "configs/tasks", e);
+    return dir && (taskset_open(&x->tasks, dir, o->lm_eval_tasks, o->n_lm_eval_tasks, &options, e) ||
+                   err_wrap(e, "eval.lm_eval_tasks"));
+}
+
 /* 需要校准的方法：抽出样本，并查它与评测文本是否为同一份。 */
 static bool open_calib(Experiment *x, Err *e) {
     const CalibOptions *o = &x->config.calib;
@@ -139,6 +148,7 @@ static const char *compute_name(const Experiment *x) {
 static bool identify(Experiment *x, Err *e) {
     int64_t max_len = x->config.model.max_seq_len ? x->config.model.max_seq_len
                                                   : x->model.config.max_position;
+    x->max_length = max_len;
     char buf[32];
     Protocol protocol;
     const char *name = evaluate_protocol_name(&x->config.run, max_len, buf, sizeof buf);
@@ -151,14 +161,20 @@ static bool identify(Experiment *x, Err *e) {
         return false;
     const char *tokenizer = tokenizer_sha256(x->tokenizer), *compute = compute_name(x);
     size_t n = 0;
-    const char **parts = ARENA_ARRAY(&x->arena, const char *, x->n_texts + 7, e);
+    const char **parts = ARENA_ARRAY(&x->arena, const char *, x->n_texts + 8, e);
     if (!parts) return false;
     const char *const head[] = {PTQ_VERSION, canonical, x->weights_sha256, tokenizer, x->protocol,
                                 compute};
     for (; n < 6; n++) parts[n] = head[n];
     for (size_t i = 0; i < x->n_texts; i++) parts[n++] = x->texts[i].text.sha256;
     if (x->has_calib) parts[n++] = x->calib.sha256;
+    if (x->tasks.n) parts[n++] = x->tasks.sha256;
     if (!hash_texts(x->run_key, parts, n, e)) return false;
+    char length[24];
+    snprintf(length, sizeof length, "%lld", (long long)max_len);
+    const char *const task[] = {PTQ_VERSION, "tasks", x->weights_sha256, dtype_name(x->model.dtype),
+                                tokenizer, compute, x->config.run.kv_dtype == 1 ? "f32" : "f16", length};
+    if (!hash_texts(x->task_key, task, sizeof task / sizeof *task, e)) return false;
     for (size_t i = 0; i < x->n_texts; i++) {
         const char *const ref[] = {PTQ_VERSION, "reference", x->weights_sha256,
                                    dtype_name(x->model.dtype), tokenizer, x->protocol, compute,
@@ -180,12 +196,13 @@ bool experiment_open(Experiment *x, const ConfigRequest *r, Err *e) {
     if (!x->data_dir || !x->results_dir) return false;
     x->reference_dir = arena_printf(&x->arena, e, "%s/processed/reference", x->data_dir);
     return x->reference_dir && open_backend(x, e) && open_model(x, e) && limit_memory(x, e) &&
-           open_texts(x, e) &&
+           open_texts(x, e) && open_tasks(x, e) &&
            open_calib(x, e) && identify(x, e);
 }
 
 void experiment_close(Experiment *x) {
     for (size_t i = 0; i < x->n_open_texts; i++) text_close(&x->texts[i].text);
+    taskset_close(&x->tasks);
     tokenizer_close(x->tokenizer);
     if (x->model_open) model_close(&x->model);
     if (x->backend_open) backend_close(&x->backend);

@@ -15,11 +15,14 @@ typedef struct Experiment {
     Tokenizer *tokenizer;
     EvalText *texts;
     size_t n_texts, n_open_texts;
+    TaskSet tasks;
     CalibSet calib; /* 方法需要校准时有效 */
     bool has_calib;
     char protocol[32];
     char weights_sha256[HASH_HEX];
     char run_key[HASH_HEX];
+    char task_key[HASH_HEX]; /* 见 Evaluation */
+    int64_t max_length;
     const char *model_path, *data_dir, *results_dir, *reference_dir;
     ComputeMode compute;
     json_t *warnings, *fallbacks;

@@ -14,6 +14,9 @@ void md_number(Str *out, const char *fmt, const json_t *v);
 /* 任意 JSON 标量或短数组、对象的可读写法。 */
 void md_value(Str *out, const json_t *v);
 
+/* results.lm_eval → Markdown 的一节（没有任务则什么也不写）。 */
+void result_tasks_markdown(json_t *lm_eval, Str *out);
+
 /* 点号路径取值，如 json_at(r, "results.system_metrics.rss_peak_mb")；没有为 NULL。键中不能含点。 */
 const json_t *json_at(const json_t *o, const char *path);
 /* 路径上的字符串；没有或不是字符串时为 def。 */

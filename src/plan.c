@@ -137,6 +137,29 @@ static bool print_texts(Experiment *x, const Protocol *p, int64_t *tokens, Err *
     return true;
 }
 
+/* 编码全部请求，数出 token。 */
+static bool print_tasks(Experiment *x, int64_t *tokens, Err *e) {
+    TaskSet *s = &x->tasks;
+    Encoder c;
+    if (s->n == 0) return true;
+    if (!encoder_init(&c, x->tokenizer, x->max_length, e) || !taskset_encode(s, &c, e)) return false;
+    for (size_t i = 0; i < s->n; i++) {
+        const Task *t = &s->tasks[i];
+        size_t n = 0;
+        for (size_t d = 0; d < t->n_docs; d++) n += t->docs[d].n_requests;
+        log_line(LOG_EVAL, "任务 %s：%zu 份文档（共 %zu），%zu 个请求，少样本 %lld；%s，sha256 %.16s…", t->name,
+                 t->n_docs, t->n_total, n, (long long)t->n_fewshot, t->eval_file.path,
+                 t->eval_file.sha256);
+        char ids[HASH_HEX];
+        if (!task_ids_sha256(t, ids, e)) return false;
+        log_line(LOG_EVAL, "  请求的 SHA-256：文字 %s，token %s", t->requests_sha256, ids);
+    }
+    log_line(LOG_EVAL, "任务合计 %zu 个，%lld 个请求，%lld 个 token（共享开头之前）", s->n,
+             (long long)s->n_requests, (long long)s->n_tokens);
+    *tokens += s->n_tokens;
+    return true;
+}
+
 static bool print_cost(Experiment *x, const Protocol *p, int64_t tokens, const QSpec *spec,
                        Err *e) {
     const ModelConfig *c = &x->model.config;
@@ -192,6 +215,7 @@ bool run_plan(const RunRequest *r, Err *e) {
                      x.calib.dataset, (long long)x.calib.n_samples, (long long)x.calib.length,
                      (long long)x.calib.seed, x.calib.sha256);
         ok = protocol_parse(&p, x.protocol, e) && print_texts(&x, &p, &tokens, e) &&
+             print_tasks(&x, &tokens, e) &&
              print_cost(&x, &p, tokens, quantized ? &spec : NULL, e);
         if (ok) {
             Arena a = {0};

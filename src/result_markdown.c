@@ -243,17 +243,7 @@ static void add_metrics(Str *out, const json_t *r) {
     add_datasets(out, r);
     add_ppl(out, r);
     json_object_foreach(json_object_get(results, "ppl"), name, d) add_baseline(out, name, d);
-    json_t *lm = json_object_get(results, "lm_eval");
-    if (json_object_size(lm)) {
-        table_head(out, "lm-eval 任务");
-        json_object_foreach(lm, name, d) {
-            str_add(out, "| ");
-            md_text(out, name);
-            str_add(out, " | ");
-            md_value(out, json_is_object(d) ? json_object_get(d, "acc,none") : d);
-            str_add(out, " |\n");
-        }
-    }
+    result_tasks_markdown(json_object_get(results, "lm_eval"), out);
     const json_t *s = json_object_get(results, "system_metrics");
     table_head(out, "系统指标");
     row_number(out, "峰值显存（MB）", "%.1f", json_at(s, "vram_peak_mb"));

@@ -81,20 +81,28 @@ static json_t *quantization_json(const Experiment *x, const QuantJob *job) {
                                       : json_null());
 }
 
-static json_t *metrics_json(const Experiment *x, const json_t *ppl, const Speed *speed) {
+static json_t *metrics_json(const Experiment *x, const json_t *ppl, const Speed *speed,
+                            const ScoreCost *cost) {
     const char *name;
     json_t *v, *kv = NULL;
     json_object_foreach((json_t *)ppl, name, v) {
         if (!kv) kv = json_object_get(v, "kv_cache");
     }
-    return json_pack("{s:n, s:f, s:f, s:f, s:O?, s:O?, s:O?, s:o, s:o}", "vram_peak_mb", "rss_peak_mb",
+    double rate = cost->seconds > 0 ? (double)cost->n_tokens / cost->seconds : 0;
+    return json_pack("{s:n, s:f, s:f, s:f, s:O?, s:O?, s:O?, s:o, s:o, s:o}", "vram_peak_mb", "rss_peak_mb",
                      (double)env_rss_peak() / 1e6, "alloc_peak_mb",
                      (double)allocator_default()->peak / 1e6, "weights_mb",
                      (double)model_bytes(&x->model).total / 1e6, "kv_bytes_per_token",
                      json_object_get(kv, "bytes_per_token"), "kv_bits_per_value",
                      json_object_get(kv, "bits_per_value"), "kv_mode", json_object_get(kv, "mode"),
                      "prefill_tok_s", speed->prefill > 0 ? json_real(speed->prefill) : json_null(),
-                     "decode_tok_s", speed->decode > 0 ? json_real(speed->decode) : json_null());
+                     "decode_tok_s", speed->decode > 0 ? json_real(speed->decode) : json_null(),
+                     "lm_eval",
+                     rate > 0 ? json_pack("{s:I, s:I, s:f, s:f}", "n_tokens",
+                                          (json_int_t)cost->n_tokens, "n_rows",
+                                          (json_int_t)cost->n_rows, "seconds", cost->seconds,
+                                          "tok_per_s", rate)
+                              : json_null());
 }
 
 /* 量化 → 评测，把各部分装进 result。 */
@@ -105,7 +113,8 @@ static bool run_stages(Experiment *x, const RunRequest *r, json_t *result, Err *
     if (!job.block_dir) return false;
     double started = clock_seconds(), quantized;
     Speed speed = {0};
-    json_t *ppl = NULL;
+    ScoreCost cost = {0};
+    json_t *ppl = NULL, *tasks = NULL;
     bool ok = job_run(&job, x->config.method, x->config.method_options, &x->model,
                       x->has_calib ? &x->calib : NULL, e);
     quantized = clock_seconds();
@@ -129,18 +138,20 @@ static bool run_stages(Experiment *x, const RunRequest *r, json_t *result, Err *
         Evaluation v = {.options = &x->config.run, .model = &x->model, .tokenizer = x->tokenizer,
                         .texts = x->texts, .n_texts = x->n_texts, .protocol = x->protocol,
                         .reference_dir = x->reference_dir, .run_key = x->run_key,
-                        .results_dir = x->results_dir, .is_baseline = experiment_is_baseline(x),
+                        .results_dir = x->results_dir, .tasks = &x->tasks,
+                        .task_key = x->task_key, .max_length = x->max_length, .is_baseline = experiment_is_baseline(x),
                         .warnings = x->warnings, .fallbacks = x->fallbacks};
         ppl = evaluate_ppl(&v, e);
-        ok = ppl != NULL;
+        ok = ppl != NULL && (tasks = evaluate_tasks(&v, &cost, e)) != NULL;
         if (ok && x->config.run.speed && x->n_texts) ok = evaluate_speed(&v, &speed, e);
         if (ok)
             json_object_set_new(result, "results",
-                                json_pack("{s:O, s:{}, s:o}", "ppl", ppl, "lm_eval",
-                                          "system_metrics", metrics_json(x, ppl, &speed)));
+                                json_pack("{s:O, s:O, s:o}", "ppl", ppl, "lm_eval", tasks,
+                                          "system_metrics", metrics_json(x, ppl, &speed, &cost)));
     }
     if (ok) blockfile_clear(job.block_dir, x->model.config.n_layers);
     json_decref(ppl);
+    json_decref(tasks);
     job_close(&job);
     return ok;
 }
@@ -168,7 +179,7 @@ static json_t *new_result(const Experiment *x, const RunRequest *r) {
     strftime(started, sizeof started, "%Y-%m-%dT%H:%M:%S%z", &tm);
     return json_pack("{s:s, s:s, s:o, s:b, s:{s:s, s:s, s:i}, s:s, s:o, s:{s:s}}", "schema",
                      "ptq-bench/1", "run_key", x->run_key, "config", config_json(x, &r->config),
-                     "limited", x->config.run.limit > 0, "compute", "mode",
+                     "limited", x->config.run.limit > 0 || x->config.run.task_limit > 0, "compute", "mode",
                      x->compute == COMPUTE_BF16 ? "bfloat16" : "float32", "isa", x->backend.isa,
                      "threads", x->backend.n_threads, "command", r->command ? r->command : "",
                      "environment", env_info(x->config.root), "time", "started", started);

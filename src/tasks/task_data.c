@@ -262,17 +262,21 @@ static bool check_rows(const TaskFile *f, Err *e) {
     return true;
 }
 
-bool task_data_open(TaskFile *f, Arena *a, const char *data_dir, const char *name,
-                    const json_t *config, const char *split, Err *e) {
-    *f = (TaskFile){.split = split};
+const char *task_data_find(Arena *a, const char *data_dir, const char *name, const json_t *config,
+                           const char *split, Err *e) {
     Search s = {.a = a, .data_dir = data_dir, .split = split};
     bool ok = (safe_part(split) || err_set(e, ERR_CONFIG, "任务 %s 的划分名不对", name)) &&
               data_file(&s, config, e) && (s.found || find_split(&s, name, config, e)) &&
               (s.found || missing(&s, name, config, e));
-    f->path = s.found;
     str_free(&s.tried);
+    return ok ? s.found : NULL;
+}
+
+bool task_data_open(TaskFile *f, Arena *a, const char *data_dir, const char *name,
+                    const json_t *config, const char *split, Err *e) {
+    *f = (TaskFile){.split = split, .path = task_data_find(a, data_dir, name, config, split, e)};
     FileMap m;
-    if (!ok || !file_map(&m, f->path, e)) return false;
+    if (!f->path || !file_map(&m, f->path, e)) return false;
     hash_bytes(m.data, m.size, f->sha256);
     f->rows = read_rows(f->path, &m, e);
     file_unmap(&m);

@@ -16,6 +16,9 @@ typedef struct TaskFile {
  * 错误: 找不到（找过哪些地方、怎样取得）；坏的一行（文件:行）；一行不是对象；没有一行。 */
 bool task_data_open(TaskFile *f, Arena *a, const char *data_dir, const char *name,
                     const json_t *config, const char *split, Err *e);
+/* 只找不读。返回: 路径（在 a 里）；找不到为 NULL，e 说明找过哪些地方、怎样取得。 */
+const char *task_data_find(Arena *a, const char *data_dir, const char *name, const json_t *config,
+                           const char *split, Err *e);
 /* 一段 JSONL 或 CSV 文字 → 行的数组（新引用）。CSV 首行是列名；整列都是整数的列读成整数。 */
 json_t *task_rows_jsonl(const char *where, const char *text, size_t len, Err *e);
 json_t *task_rows_csv(const char *where, const char *text, size_t len, Err *e);

@@ -86,6 +86,30 @@ bool taskset_encode(TaskSet *s, const Encoder *c, Err *e) {
     return true;
 }
 
+static void hash_ids(Hash *h, const int32_t *ids, int64_t n, const char *end) {
+    char text[16];
+    for (int64_t i = 0; i < n; i++)
+        hash_add(h, text, (size_t)snprintf(text, sizeof text, i ? ",%d" : "%d", (int)ids[i]));
+    hash_add(h, end, 1);
+}
+
+bool task_ids_sha256(const Task *t, char hex[HASH_HEX], Err *e) {
+    Hash *h = hash_new();
+    if (!h) return err_set(e, ERR_MEMORY, "内存不足");
+    for (size_t d = 0; d < t->n_docs; d++)
+        for (size_t k = 0; k < t->docs[d].n_requests; k++) {
+            const TaskRequest *r = &t->docs[d].requests[k];
+            if (t->output == OUT_GENERATE) hash_ids(h, r->generate.ids, r->generate.n, "\n");
+            for (size_t i = 0; i < r->n_score; i++) {
+                const ScoreRequest *q = &r->score[i];
+                hash_ids(h, q->ids, q->n_context, ";");
+                hash_ids(h, q->ids + q->n_context, q->n - q->n_context, "\n");
+            }
+        }
+    hash_end(h, hex);
+    return true;
+}
+
 /* 全部请求收成两列；算完写回。 */
 typedef struct Flat {
     ScoreRequest *score;

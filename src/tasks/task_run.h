@@ -18,6 +18,8 @@ typedef struct TaskSet {
 bool taskset_open(TaskSet *s, const char *tasks_dir, const char *const *names, size_t n,
                   const TaskOptions *o, Err *e);
 void taskset_close(TaskSet *s);
+/* 任务全部请求的 token 的摘要：每个请求一行「context ids;continuation ids\n」，以逗号分隔。编码之后才可用。 */
+bool task_ids_sha256(const Task *t, char hex[HASH_HEX], Err *e);
 bool taskset_encode(TaskSet *s, const Encoder *c, Err *e);
 /* 算完全部请求，结果在各 TaskRequest 里。cost 可为 NULL。 */
 bool taskset_run(TaskSet *s, Model *m, const Tokenizer *t, ScoreCost *cost, Err *e);

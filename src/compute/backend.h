@@ -1,7 +1,7 @@
 /* backend — 计算后端：一张算子表
  * 表中每个算子都必须有，CPU 与 CUDA 相同；上层只经 ops.h（唯一的门）调用，那里统一检查形状、类型与粘滞错误。
  * 计算与设备的错误粘在 Backend.err 里，每个线性层、块或批之后看一次（backend_check）。
- * 归约次序固定：结果与线程数、批大小无关，逐位相同。 */
+ * 归约次序固定：结果与线程数、批大小无关，逐位相同（例外见 COMPUTE_BF16）。 */
 #ifndef PTQ_COMPUTE_BACKEND_H
 #define PTQ_COMPUTE_BACKEND_H
 #include "base/arena.h"
@@ -9,7 +9,8 @@
 #include "compute/qtensor.h"
 #include "compute/tensor.h"
 
-/* 矩阵乘的输入精度。F32：全程 f32。BF16：激活与权重舍入到 bf16，乘积累加为 f32（AVX512-BF16）。
+/* 矩阵乘的输入精度。F32：全程 f32。BF16：激活与权重舍入到 bf16，乘积累加为 f32（AVX512-BF16）；
+ * 单行（解码）遇到组宽是 32 的倍数（或整行一组）的量化权重时以编码相乘，权重不再舍入：更快更准，但与多行不逐位相同。
  * 归一化、softmax、残差、log-softmax 始终是 f32。 */
 typedef enum { COMPUTE_F32, COMPUTE_BF16 } ComputeMode;
 

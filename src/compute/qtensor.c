@@ -201,9 +201,9 @@ static int find_slots(const QTensor *q, int64_t row, int64_t col, PlaneSlot slot
     int64_t block = row / QT_PANEL * blocks + col / QT_KBLOCK;
     uint32_t *base = (uint32_t *)q->data + block * q->spec.bits * QT_PANEL;
     for (int i = 0; i < n; i++) {
-        int per_word = 32 / width[i], at = (int)(col % QT_KBLOCK);
-        slot[i] = (PlaneSlot){.word = base + (first + at / per_word) * QT_PANEL + row % QT_PANEL,
-                              .shift = at % per_word * width[i],
+        int per_word = 32 / width[i], k = (int)(col % QT_KBLOCK), at = k % per_word;
+        slot[i] = (PlaneSlot){.word = base + (first + k / per_word) * QT_PANEL + row % QT_PANEL,
+                              .shift = width[i] == 8 ? at * 8 : at % 2 * 16 + at / 2 * width[i],
                               .first_bit = first,
                               .mask = (1u << width[i]) - 1};
         first += width[i];

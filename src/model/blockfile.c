@@ -15,7 +15,7 @@ typedef struct Head {
     size_t notes_bytes;
     char key[HASH_HEX], sha256[HASH_HEX]; /* sha256 是头之后全部内容的哈希 */
 } Head;
-static const char MAGIC[8] = "ptqblk1";
+static const char MAGIC[8] = "ptqblk2";
 
 /* 一个块的全部数据段，次序固定：两个归一化、各线性层的数据与偏置。 */
 typedef struct Parts {

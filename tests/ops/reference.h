@@ -17,6 +17,26 @@
 #include "base/rng.h"
 #include "compute/ops.h"
 
+/* bf16 计算的单行（没有偏置）遇到组宽是 32 的倍数（或整行）、没有离群值的量化权重：按编码算，见 backend.h。 */
+static inline bool ref_by_codes(const QTensor *q, bool bf16, int64_t n, bool bias) {
+    return bf16 && n == 1 && !bias && q->dense == DT_NONE && !q->outliers.start &&
+           (q->n_groups == 1 || q->spec.group_size % QT_KBLOCK == 0);
+}
+/* op_linear 实际用的权重，*reach 是误差界里的 |w|：按编码算的不舍入，部分和却有 scale·(code+|zero|) 那么大。 */
+static inline float ref_weight(const QTensor *q, int64_t r, int64_t c, bool bf16, bool by_codes,
+                               float *reach) {
+    float w = qtensor_at(q, r, c);
+    if (by_codes) {
+        int64_t g = c / q->spec.group_size;
+        *reach = fabsf(qtensor_scale(q, r, g)) *
+                 ((float)qtensor_code(q, r, c) + fabsf(qtensor_zero(q, r, g)));
+        return w;
+    }
+    if (bf16) w = bf16_to_f32(f32_to_bf16(w));
+    *reach = fabsf(w);
+    return w;
+}
+
 /* 一个被测后端 */
 typedef struct RefTarget {
     const char *isa;

@@ -1,17 +1,8 @@
 /* test_linear — 线性层、查表、装包与量化：每种类型 × 指令集 × 计算模式
- * 对照逐元素的布局定义（qtensor_at）与双精度参考；误差界为 (K+4)·ε·Σ|x·w|（单累加器的标准界）。
- * 结果与批大小、线程数无关须逐位成立；取整量化与逐个标量的参考须逐位相同。 */
-#include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include <cmocka.h>
-
-#include "base/rng.h"
-#include "compute/ops.h"
+ * 对照逐元素的布局定义（qtensor_at）与双精度参考；误差界为 (K+4)·ε·Σ|x·w|（单累加器的标准界），
+ * 按编码算的单行 |w| 换成 scale·(code+|zero|)，见 ref_weight。
+ * 结果与批大小（除按编码算的单行）、线程数无关须逐位成立；取整量化与逐个标量的参考须逐位相同。 */
+#include "reference.h"
 
 enum { MAX_N = 100 };
 static const char *const ISAS[] = {"generic", "avx2", "avx512", "avx512_bf16"};
@@ -47,19 +38,19 @@ static void no_error(Backend *b) {
 static void check_reference(const float *y, const float *x, const QTensor *q, const float *bias,
                             int64_t n, bool bf16) {
     float *w = ARENA_ARRAY(&arena, float, q->rows *q->cols, NULL);
+    bool by_codes = ref_by_codes(q, bf16, n, bias);
+    float *reach = ARENA_ARRAY(&arena, float, q->rows *q->cols, NULL);
     for (int64_t r = 0; r < q->rows; r++)
-        for (int64_t c = 0; c < q->cols; c++) {
-            float v = qtensor_at(q, r, c);
-            w[r * q->cols + c] = bf16 ? bf16_to_f32(f32_to_bf16(v)) : v;
-        }
+        for (int64_t c = 0; c < q->cols; c++)
+            w[r * q->cols + c] = ref_weight(q, r, c, bf16, by_codes, &reach[r * q->cols + c]);
     for (int64_t i = 0; i < n; i++)
         for (int64_t r = 0; r < q->rows; r++) {
             double sum = bias ? (double)bias[r] : 0, size = fabs(sum);
             for (int64_t c = 0; c < q->cols; c++) {
                 float a = x[i * q->cols + c];
-                double p = (double)(bf16 ? bf16_to_f32(f32_to_bf16(a)) : a) * w[r * q->cols + c];
-                sum += p;
-                size += fabs(p);
+                if (bf16) a = bf16_to_f32(f32_to_bf16(a));
+                sum += (double)a * w[r * q->cols + c];
+                size += fabs((double)a * reach[r * q->cols + c]);
             }
             double bound = ((double)q->cols + 4) * 0x1p-24 * size + 1e-30;
             double error = fabs((double)y[i * q->rows + r] - sum);
@@ -87,9 +78,14 @@ static void check_linear(const char *isa, ComputeMode mode, const QTensor *q, in
         for (int64_t at = n - BATCHES[i]; at >= 0; at = at == 0 ? -1 : 0) { /* 尾与首 */
             op_linear(&b, tensor_f32(part, BATCHES[i], q->rows),
                       tensor_f32(x + at * q->cols, BATCHES[i], q->cols), q, tb);
-            assert_memory_equal(part, y + at * q->rows,
-                                (size_t)(BATCHES[i] * q->rows) * sizeof *y);
+            if (ref_by_codes(q, mode == COMPUTE_BF16, BATCHES[i], bias))
+                check_reference(part, x + at * q->cols, q, NULL, 1, true);
+            else
+                assert_memory_equal(part, y + at * q->rows,
+                                    (size_t)(BATCHES[i] * q->rows) * sizeof *y);
         }
+    float *single = ARENA_ARRAY(&arena, float, q->rows, NULL);
+    op_linear(&b, tensor_f32(single, 1, q->rows), tensor_f32(x, 1, q->cols), q, tb);
     no_error(&b);
     backend_close(&b);
     for (int threads = 2; threads <= 3; threads++) {
@@ -98,7 +94,7 @@ static void check_linear(const char *isa, ComputeMode mode, const QTensor *q, in
         op_linear(&b, tensor_f32(part, n, q->rows), tensor_f32(x, n, q->cols), q, tb);
         assert_memory_equal(part, y, (size_t)(n * q->rows) * sizeof *y);
         op_linear(&b, tensor_f32(part, 1, q->rows), tensor_f32(x, 1, q->cols), q, tb);
-        assert_memory_equal(part, y, (size_t)q->rows * sizeof *y);
+        assert_memory_equal(part, single, (size_t)q->rows * sizeof *y);
         no_error(&b);
         backend_close(&b);
     }

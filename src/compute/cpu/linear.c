@@ -177,7 +177,7 @@ static void gemv_task(void *ctx, int64_t task, int thread) {
         j->k->finish_int8(j->y + first, j->ldy, 1, n_out, j->w, panel, j->act, 0,
                           j->bias ? j->bias + first : NULL);
     } else if (j->bf16)
-        j->k->gemv_bf16(j->y + first, (const uint16_t *)j->x, j->w, panel, n_out);
+        j->k->gemv_bf16(j->y + first, (const uint16_t *)j->x, j->minus_sums, j->w, panel, n_out);
     else
         j->k->gemv(j->y + first, (const float *)j->x, j->w, panel, n_out);
 }
@@ -206,14 +206,24 @@ static void round_task(void *ctx, int64_t task, int thread) {
         j->k->round_bf16(j->dst + r * (j->cols + j->cols % 2), j->x + r * j->cols, j->cols);
 }
 
-/* 激活整体舍入到 bf16，放进共用槽。返回: 内存不足为假。 */
+/* 激活整体舍入到 bf16，放进共用槽；按编码算的单行另补 0 到 32 的倍数，并求各组之和。返回: 内存不足为假。 */
 static bool round_input(Backend *b, LinearJob *j, const float *x) {
-    int64_t stride = j->w->cols + j->w->cols % 2;
-    uint16_t *dst = cpu_slot(b, 2 * b->n_threads, (size_t)(j->n * stride) * sizeof *dst);
-    if (!dst) return false;
+    const QTensor *w = j->w;
+    int64_t stride = w->cols + w->cols % 2;
+    bool by_codes = j->n == 1 && !j->bias && linear_by_codes(w);
+    int64_t pad = by_codes ? QT_KBLOCK : 0;
+    size_t sums = by_codes ? (size_t)w->n_groups * sizeof(float) : 0;
+    char *space = cpu_slot(b, 2 * b->n_threads, sums + (size_t)(j->n * stride + pad) * sizeof(uint16_t));
+    if (!space) return false;
+    uint16_t *dst = (uint16_t *)(space + sums);
     RoundJob r = {.k = j->k, .dst = dst, .x = x, .cols = j->w->cols, .rows = j->n};
     r.rows_per_task = max_i64(1, 65536 / r.cols);
     pool_run(j->cpu->pool, ceil_div(j->n, r.rows_per_task), round_task, &r);
+    if (by_codes) {
+        memset(dst + stride, 0, (size_t)pad * sizeof *dst);
+        j->k->group_sums((float *)space, dst, w->cols, w->spec.group_size);
+        j->minus_sums = (const float *)space;
+    }
     j->x = (const char *)dst;
     j->x_stride = stride / 2;
     return true;

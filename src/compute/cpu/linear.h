@@ -18,6 +18,7 @@ typedef struct LinearJob {
     const float *bias;
     const ActRows *act; /* 整数路：量化后的激活；浮点路为 NULL */
     bool bf16, direct;  /* direct: 权重本身就是展开块 */
+    const float *minus_sums; /* 按编码算的单行：各组的 −Σx；否则为 NULL */
     int64_t steps, kc;  /* 总步数与一段的步数 */
     int64_t rows_per_task, panels_per_task, panels_per_block, n_row_tasks;
 } LinearJob;

@@ -98,6 +98,7 @@ const GemmKernels KERNEL_NAME(gemm_kernels) = {
     .expand_bf16 = KERNEL_NAME(gemm_expand_bf16),
     .round_bf16 = KERNEL_NAME(gemm_round_bf16),
     .gemv_bf16 = KERNEL_NAME(gemv_bf16),
+    .group_sums = KERNEL_NAME(group_sums),
 #endif
     .tiles_int8 = TILES_INT8,
     .act_absmax = KERNEL_NAME(act_absmax),

@@ -37,7 +37,8 @@ VEC_INLINE vf two_level_values(const QTensor *w, StatKind kind, int64_t panel, i
     return vf_mul(vf_set1(g.scale), vf_sub(vf_load(code), vf_set1(g.zero)));
 }
 
-VEC_INLINE GroupParams group_params(const QTensor *w, int64_t panel, int64_t group) {
+/* 存下的缩放与零点。 */
+VEC_INLINE GroupParams group_stats(const QTensor *w, int64_t panel, int64_t group) {
     int64_t at = (panel * w->n_groups + group) * QT_PANEL;
     bool half = w->spec.scale_dtype == DT_F16;
     GroupParams g;
@@ -61,21 +62,33 @@ VEC_INLINE GroupParams group_params(const QTensor *w, int64_t panel, int64_t gro
         g.zero = vf_load_u8((const uint8_t *)w->zeros + at);
     else
         g.zero = vf_load_u4((const uint8_t *)w->zeros + at / 2);
+    return g;
+}
+
+/* 反量化用的：FUSED 时零点换成 offset。 */
+VEC_INLINE GroupParams group_params(const QTensor *w, int64_t panel, int64_t group) {
+    GroupParams g = group_stats(w, panel, group);
     if (dequant_kind(w) == DEQUANT_FUSED) g.zero = vf_sub(vf_zero(), vf_mul(g.scale, g.zero));
     return g;
+}
+
+/* 位面 p 中第 j 个编码在 32 位字里的移位（布局见 qtensor.h）。 */
+VEC_INLINE int code_shift(const int p, const int j) {
+    const int at = j % (32 / p);
+    return p == 8 ? 8 * at : at % 2 * 16 + at / 2 * p;
 }
 
 /* 块内第 j 个 k 的 16 个编码（转成 f32）；bits、j 应为编译期常数。 */
 VEC_INLINE vf block_code(const uint32_t *block, const int bits, const int j) {
     if (bits == 8)
-        return vf_from_int(vu_and(vu_shr(vu_load(block + j / 4 * 16), j % 4 * 8), vu_set1(255)));
-    if (bits == 4) return vf_from_u4(vu_shr(vu_load(block + j / 8 * 16), j % 8 * 4));
+        return vf_from_int(vu_and(vu_shr(vu_load(block + j / 4 * 16), code_shift(8, j)), vu_set1(255)));
+    if (bits == 4) return vf_from_u4(vu_shr(vu_load(block + j / 8 * 16), code_shift(4, j)));
     vu code = vu_set1(0);
     int first = 0;
     VEC_UNROLL for (int p = 4; p >= 1; p /= 2) {
         if (!(bits & p)) continue;
-        int per_word = 32 / p, shift = j % per_word * p - first;
-        vu word = vu_load(block + (first + j / per_word) * 16);
+        int shift = code_shift(p, j) - first;
+        vu word = vu_load(block + (first + j / (32 / p)) * 16);
         word = shift >= 0 ? vu_shr(word, shift) : vu_shl(word, -shift);
         code = vu_or(code, vu_and(word, vu_set1(((1u << p) - 1) << first)));
         first += p;
@@ -90,7 +103,7 @@ VEC_INLINE vf dequantize(vf code, GroupParams g, const DequantKind kind) {
 
 /* 「嵌入」：4、8 位的编码不必移到最低位再转成 f32。移到尾数里的第 p 位（从低数），并上 2^23 的指数，就是
  * V = 2^23 + code·2^p；因为 (V − 2^23 − zero·2^p)·(scale·2^−p) = (code−zero)·scale，且各步都精确（缩放小到次正规数除外），
- * 结果逐位不变。4 位用第 12、16 位（一次移位供两个编码，居中的两个不必移），8 位用第 15 位。 */
+ * 结果逐位不变。4 位用第 12、16 位（一次移位可供两个编码，居中的两个不必移），8 位用第 15 位。 */
 enum { PLACES = 2 };
 typedef struct Placed {
     vf scale[PLACES], zero[PLACES]; /* 各位置上的缩放与零点（FUSED 时是 offset）；不嵌入时只用第 0 份 */
@@ -101,13 +114,13 @@ VEC_INLINE int is_placed(const int bits, const DequantKind kind) {
 }
 /* 块内第 j 个编码用哪一份、在第几位、要右移多少（负为左移）。 */
 VEC_INLINE int place_of(const int bits, const int j) {
-    return bits == 4 && (j % 8 == 1 || j % 8 == 4 || j % 8 == 5 || j % 8 == 7);
+    return bits == 4 && (j % 8 == 1 || j % 8 == 2 || j % 8 == 5 || j % 8 == 7);
 }
 VEC_INLINE int place_bit(const int bits, const int place) {
     return bits == 8 ? 15 : place ? 16 : 12;
 }
 VEC_INLINE int place_shift(const int bits, const int j) {
-    return j % (32 / bits) * bits - place_bit(bits, place_of(bits, j));
+    return code_shift(bits, j) - place_bit(bits, place_of(bits, j));
 }
 /* 把一组的缩放与零点化为各位置的。 */
 VEC_INLINE Placed place_params(GroupParams g, const int bits, const DequantKind kind) {
@@ -152,6 +165,31 @@ VEC_INLINE vf vf_dot_pairs(vf acc, vu x, vu w) {
     acc.p[0] = (vec_nf)_mm512_dpbf16_ps((__m512)acc.p[0], (__m512bh)x.p[0], (__m512bh)w.p[0]);
     return acc;
 }
+/* 块内第 j、j+1（j 为偶数）个编码，成对的 bf16；编码不大于 255，在 bf16 中精确。
+ * 4 位：一对编码在 32 位字的两半的同一处，一次查表得到两个（表长 32，以 16 为周期，高位不必清）。 */
+VEC_INLINE vu block_code_pairs(const uint32_t *block, const int bits, const int j) {
+    if (bits == 4) {
+        const __m512i table = _mm512_set_epi16(
+            0x4170, 0x4160, 0x4150, 0x4140, 0x4130, 0x4120, 0x4110, 0x4100, 0x40E0, 0x40C0, 0x40A0,
+            0x4080, 0x4040, 0x4000, 0x3F80, 0, 0x4170, 0x4160, 0x4150, 0x4140, 0x4130, 0x4120,
+            0x4110, 0x4100, 0x40E0, 0x40C0, 0x40A0, 0x4080, 0x4040, 0x4000, 0x3F80, 0);
+        vu r, word = vu_shr(vu_load(block + j / 8 * 16), code_shift(4, j));
+        r.p[0] = (vec_nu)_mm512_permutexvar_epi16((__m512i)word.p[0], table);
+        return r;
+    }
+    vf lo, hi;
+    if (bits == 8) { /* 2^23 + 编码，与 2^23 + 256·编码：第二个字节不必移 */
+        vu word = vu_shr(vu_load(block + j / 4 * 16), code_shift(8, j));
+        vu first = vu_and_or(word, vu_set1(0xFFu), vu_set1(0x4B000000u));
+        vu second = vu_and_or(word, vu_set1(0xFF00u), vu_set1(0x4B000000u));
+        lo = vf_sub(vf_bits(first), vf_set1(0x1p23f));
+        hi = vf_fma(vf_bits(second), vf_set1(0x1p-8f), vf_set1(-0x1p15f));
+    } else {
+        lo = block_code(block, bits, j);
+        hi = block_code(block, bits, j + 1);
+    }
+    return vu_and_or(vu_bits(hi), vu_set1(0xFFFF0000u), vu_shr(vu_bits(lo), 16));
+}
 #endif
 
 float KERNEL_NAME(act_absmax)(const float *x, int64_t n);
@@ -166,8 +204,9 @@ void KERNEL_NAME(gemm_expand_bf16)(uint32_t *dst, const QTensor *w, int64_t pane
                                    int64_t k1);
 void KERNEL_NAME(gemm_round_bf16)(uint16_t *dst, const float *x, int64_t n);
 void KERNEL_NAME(gemv)(float *y, const float *x, const QTensor *w, int64_t panel, int64_t n_out);
-void KERNEL_NAME(gemv_bf16)(float *y, const uint16_t *x, const QTensor *w, int64_t panel,
-                            int64_t n_out);
+void KERNEL_NAME(gemv_bf16)(float *y, const uint16_t *x, const float *minus_sums, const QTensor *w,
+                            int64_t panel, int64_t n_out);
+void KERNEL_NAME(group_sums)(float *dst, const uint16_t *x, int64_t cols, int64_t group);
 void KERNEL_NAME(pack_panel)(QTensor *q, const float *w, int64_t panel);
 void KERNEL_NAME(unpack_panel)(float *w, const QTensor *q, int64_t panel);
 void KERNEL_NAME(quantize_panel)(QTensor *q, const float *w, const float *scale, const float *zero,

@@ -1,8 +1,10 @@
 /* gemv — 单行（逐字生成）：直接从存放形式算，不落地展开
- * 同时推进几个面板以掩盖乘加的延迟；每个输出仍是一个累加器沿 k 依次累加，与 GEMM 逐位相同。 */
+ * 同时推进几个面板以掩盖乘加的延迟；每个输出仍是一个累加器沿 k 依次累加，与 GEMM 逐位相同。
+ * 例外是 bf16 计算时的量化权重：这里按编码算，比 GEMM（先把权重舍入到 bf16）更快也更准，因而不逐位相同。 */
 #include "compute/cpu/isa/gemm_parts.h"
+#include "compute/cpu/isa/vec_math.h"
 
-enum { DENSE_PANELS = 8 / VEC_PARTS, INT_PANELS = VEC_PARTS == 1 ? 4 : 1 };
+enum { DENSE_PANELS = 8 / VEC_PARTS, INT_PANELS = VEC_PARTS == 1 ? 4 : 1, CODED_PANELS = 4 };
 
 /* 写出一个面板的结果，valid 为有效的输出数（不大于 0 时不写）。 */
 VEC_INLINE void store_panel(float *y, vf acc, int64_t valid) {
@@ -107,25 +109,6 @@ VEC_INLINE vf int_tail_f32(vf acc, const float *x, const float *tail, int64_t n)
         acc = vf_fma(vf_set1(x[k]), vf_load(tail + 16 * k), acc);
     return acc;
 }
-#if defined(KERNEL_ISA_avx512_bf16)
-VEC_INLINE vf int_block_bf16(vf acc, const uint16_t *x, const uint32_t *d, const Placed *g,
-                             const int bits, const DequantKind kind, const int j) {
-    uint32_t pair;
-    memcpy(&pair, x + j, sizeof pair);
-    vf lo = block_weight(d, g, bits, kind, j), hi = block_weight(d, g, bits, kind, j + 1);
-    return vf_dot_pairs(acc, vu_set1(pair), vu_round_pairs(lo, hi));
-}
-VEC_INLINE vf int_tail_bf16(vf acc, const uint16_t *x, const float *tail, int64_t n) {
-    for (int64_t k = 0; k < n; k += 2) {
-        uint32_t pair;
-        memcpy(&pair, x + k, sizeof pair);
-        vf hi = k + 1 < n ? vf_load(tail + 16 * k + 16) : vf_zero();
-        acc = vf_dot_pairs(acc, vu_set1(pair), vu_round_pairs(vf_load(tail + 16 * k), hi));
-    }
-    return acc;
-}
-#endif
-
 /* 编码的每个 32 块整个属于一组（组宽是 32 的倍数或整行）：在寄存器里反量化。
  * 一次 INT_PANELS 个面板；面板不够时重复最后一个，多算的不写出。 */
 #define DEFINE_INT_WALK(name, X, step, end_step)                                                   \
@@ -231,40 +214,105 @@ VEC_INLINE void gemv_dot_n(float *y, const uint16_t *x, const char *w, int64_t s
 }
 DEFINE_WALK(gemv_dot, const uint16_t)
 
-/* BF16 以外的类型：逐块展开、舍入成对，再点积。 */
+VEC_INLINE vf block_bf16(vf acc, const uint16_t *x, const uint32_t *block, int64_t n) {
+    for (int64_t k = 0; k < n; k += 2, block += 16) {
+        uint32_t pair;
+        memcpy(&pair, x + k, sizeof pair);
+        acc = vf_dot_pairs(acc, vu_set1(pair), vu_load(block));
+    }
+    return acc;
+}
+
+/* BF16 以外、也不按编码算的类型：逐块展开、舍入成对，再点积。 */
 static void gemv_any_bf16(float *y, const uint16_t *x, const QTensor *w, int64_t panel,
                           int64_t n_out) {
-    float block[QT_KBLOCK * QT_PANEL];
+    uint32_t block[QT_KBLOCK / 2 * QT_PANEL];
     for (; n_out > 0; n_out -= 16, y += 16, panel++) {
         vf acc = vf_zero();
         for (int64_t k = 0; k < w->cols; k += QT_KBLOCK) {
             int64_t end = k + QT_KBLOCK < w->cols ? k + QT_KBLOCK : w->cols;
-            KERNEL_NAME(gemm_expand)(block, w, panel, k, end);
-            acc = int_tail_bf16(acc, x + k, block, end - k);
+            KERNEL_NAME(gemm_expand_bf16)(block, w, panel, k, end);
+            acc = block_bf16(acc, x + k, block, end - k);
         }
         store_panel(y, acc, n_out);
     }
 }
-DEFINE_INT_WALK(walk_bf16, uint16_t, int_block_bf16, int_tail_bf16)
-#define EACH_WALK_BF16(X)                                                                          \
-    X(4, DEQUANT_FUSED) X(4, DEQUANT_INT) X(8, DEQUANT_FUSED) X(8, DEQUANT_INT)
-#define DEFINE_WALK_BF16(bits, kind) DEFINE_INT(walk_bf16, uint16_t, bits, kind)
-EACH_WALK_BF16(DEFINE_WALK_BF16)
-#define LIST_WALK_BF16(bits, kind) [bits][kind] = walk_bf16_##bits##_##kind,
-static void (*const WALKS_BF16[9][DEQUANT_KINDS])(float *, const uint16_t *, const QTensor *,
-                                                  int64_t, int64_t) = {
-    EACH_WALK_BF16(LIST_WALK_BF16)};
 
-void KERNEL_NAME(gemv_bf16)(float *y, const uint16_t *x, const QTensor *w, int64_t panel,
-                            int64_t n_out) {
+/* 按编码算（见 gemm_kernels.h）：一组先累加 Σ x·编码，组末才用缩放与零点。编码在寄存器里展开，一次 panels 个面板。 */
+VEC_INLINE void coded_n(float *y, const uint16_t *x, const float *minus_sums, const QTensor *w,
+                        int64_t panel, int64_t n_out, const int bits, const int panels) {
+    int64_t blocks = (w->cols - 1) / QT_KBLOCK + 1, stride = blocks * bits * QT_PANEL;
+    int64_t per_group = (w->spec.group_size + QT_KBLOCK - 1) / QT_KBLOCK;
+    int64_t ahead = prefetch_distance(panels * stride * 4);
+    const uint32_t *d = (const uint32_t *)w->data + panel * stride;
+    vf total[CODED_PANELS];
+    VEC_UNROLL for (int p = 0; p < panels; p++) total[p] = vf_zero();
+    for (int64_t group = 0, block = 0; group < w->n_groups; group++) {
+        int64_t stop = block + per_group < blocks ? block + per_group : blocks;
+        vf part[CODED_PANELS];
+        VEC_UNROLL for (int p = 0; p < panels; p++) part[p] = vf_zero();
+        for (; block < stop; block++, d += bits * QT_PANEL, x += QT_KBLOCK) {
+            VEC_UNROLL for (int i = 0; i < bits; i++)
+                VEC_UNROLL for (int p = 0; p < panels; p++)
+                    __builtin_prefetch((const char *)(d + p * stride + 16 * i) + ahead, 0, 2);
+            VEC_UNROLL for (int j = 0; j < QT_KBLOCK; j += 2) {
+                uint32_t pair;
+                memcpy(&pair, x + j, sizeof pair);
+                VEC_UNROLL for (int p = 0; p < panels; p++)
+                    part[p] = vf_dot_pairs(part[p], vu_set1(pair),
+                                           block_code_pairs(d + p * stride, bits, j));
+            }
+        }
+        VEC_UNROLL for (int p = 0; p < panels; p++) {
+            GroupParams g = group_stats(w, panel + p, group);
+            vf sum = vf_fma(g.zero, vf_set1(minus_sums[group]), part[p]);
+            total[p] = vf_fma(g.scale, sum, total[p]);
+        }
+    }
+    VEC_UNROLL for (int p = 0; p < panels; p++) store_panel(y + 16 * p, total[p], n_out - 16 * p);
+}
+/* 先每次 CODED_PANELS 个面板，剩下的一次一个。 */
+#define DEFINE_CODED(bits)                                                                         \
+    static void coded_##bits(float *y, const uint16_t *x, const float *minus_sums,                 \
+                             const QTensor *w, int64_t panel, int64_t n_out) {                     \
+        for (; n_out > 16 * (CODED_PANELS - 1); n_out -= 16 * CODED_PANELS) {                      \
+            coded_n(y, x, minus_sums, w, panel, n_out, bits, CODED_PANELS);                        \
+            y += 16 * CODED_PANELS;                                                                \
+            panel += CODED_PANELS;                                                                 \
+        }                                                                                          \
+        for (; n_out > 0; n_out -= 16, y += 16, panel++)                                           \
+            coded_n(y, x, minus_sums, w, panel, n_out, bits, 1);                                   \
+    }
+#define EACH_BITS(X) X(2) X(3) X(4) X(5) X(6) X(7) X(8)
+EACH_BITS(DEFINE_CODED)
+#define LIST_CODED(bits) [bits] = coded_##bits,
+static void (*const CODED[9])(float *, const uint16_t *, const float *, const QTensor *, int64_t,
+                              int64_t) = {EACH_BITS(LIST_CODED)};
+
+void KERNEL_NAME(gemv_bf16)(float *y, const uint16_t *x, const float *minus_sums, const QTensor *w,
+                            int64_t panel, int64_t n_out) {
     if (w->dense == DT_BF16) {
         int64_t stride = (w->cols / 2 + w->cols % 2) * QT_PANEL * 4;
         gemv_dot(y, x, (const char *)w->data + panel * stride, stride, w->cols, n_out);
-        return;
+    } else if (minus_sums) {
+        CODED[w->spec.bits](y, x, minus_sums, w, panel, n_out);
+    } else {
+        gemv_any_bf16(y, x, w, panel, n_out);
     }
-    bool aligned = w->dense == DT_NONE && !w->outliers.start &&
-                   (w->n_groups == 1 || w->spec.group_size % QT_KBLOCK == 0) &&
-                   WALKS_BF16[w->spec.bits][dequant_kind(w)];
-    (aligned ? WALKS_BF16[w->spec.bits][dequant_kind(w)] : gemv_any_bf16)(y, x, w, panel, n_out);
+}
+
+void KERNEL_NAME(group_sums)(float *dst, const uint16_t *x, int64_t cols, int64_t group) {
+    for (int64_t k = 0; k < cols; k += group) {
+        int64_t end = k + group < cols ? k + group : cols;
+        vf sum = vf_zero();
+        for (int64_t i = k; i < end; i += 16) {
+            __mmask16 live = (__mmask16)(end - i < 16 ? (1u << (end - i)) - 1 : 0xFFFFu);
+            __m512i half = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(live, x + i));
+            vf v;
+            v.p[0] = (vec_nf)_mm512_slli_epi32(half, 16);
+            sum = vf_add(sum, v);
+        }
+        *dst++ = -vf_sum(sum);
+    }
 }
 #endif

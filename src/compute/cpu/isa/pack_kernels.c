@@ -102,10 +102,10 @@ static void pack_codes(uint32_t *block, const uint32_t *code, int bits) {
         int p = bits == 8 ? 8 : left & 4 ? 4 : left & 2 ? 2 : 1, per_word = 32 / p;
         for (int v = 0; v < p; v++) {
             vu word = vu_set1(0);
-            for (int j = per_word - 1; j >= 0; j--) {
-                vu c = vu_load(code + 16 * (v * per_word + j));
-                VEC_UNROLL VEC_EACH c.p[vec_i] = c.p[vec_i] >> first & ((1u << p) - 1);
-                VEC_UNROLL VEC_EACH word.p[vec_i] = word.p[vec_i] << p | c.p[vec_i];
+            for (int j = 0; j < per_word; j++) {
+                vu c = vu_and(vu_shr(vu_load(code + 16 * (v * per_word + j)), first),
+                              vu_set1((1u << p) - 1));
+                word = vu_or(word, vu_shl(c, code_shift(p, j)));
             }
             vu_store(block + 16 * (first + v), word);
         }

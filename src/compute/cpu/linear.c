@@ -12,7 +12,7 @@ enum {
     TASKS_PER_THREAD = 6,
     MIN_PANELS = 6,           /* 要展开的权重一个任务至少的面板数（激活小块的复制由它们分摊） */
     EXPANDED_ROWS = 1024,     /* 展开一次至少供这么多行用 */
-    GEMV_TASK_BYTES = 48 * 1024
+    GEMV_TASK_BYTES = 24 * 1024
 };
 
 /* 任务用的工作区：激活小块、边角小块、展开块。 */
@@ -187,7 +187,8 @@ void linear_gemv(LinearJob *j) {
     int64_t panel_bytes = (int64_t)(j->w->data_bytes / (size_t)all);
     int64_t per = max_i64(1, GEMV_TASK_BYTES / max_i64(panel_bytes, 1));
     per = max_i64(per, ceil_div(panels, 64 * j->n_threads)); /* 任务不必太多 */
-    j->panels_per_task = ceil_div(per, 8) * 8;
+    int64_t unit = j->minus_sums ? 4 : 8; /* 内核一次推进的面板数 */
+    j->panels_per_task = ceil_div(per, unit) * unit;
     pool_run(j->cpu->pool, ceil_div(panels, j->panels_per_task), gemv_task, j);
 }
 

@@ -12,7 +12,7 @@ BUILD   ?= $(if $(SAN),build-san,$(if $(findstring clang,$(CC)),build-clang,buil
 Q       := $(if $(V),,@)
 
 # ---------------------------------------------------------------- 依赖
-PKGS     := yaml-0.1 jansson libpcre2-8 libutf8proc libcrypto openblas
+PKGS     := yaml-0.1 jansson libpcre2-8 libutf8proc libcrypto openblas libmicrohttpd
 PKG_LIBS := $(shell pkg-config --libs $(PKGS) 2>/dev/null)
 NO_BUILD := deps deps-test demo test help clean format tidy fuzz bench test-smollm2 test-lm-eval
 ifeq ($(strip $(PKG_LIBS)),)

@@ -200,6 +200,35 @@ bool experiment_open(Experiment *x, const ConfigRequest *r, Err *e) {
            open_calib(x, e) && identify(x, e);
 }
 
+bool experiment_quantize(Experiment *x, QuantJob *job, Err *e) {
+    *job = (QuantJob){.track = x->config.track, .block_key = x->run_key};
+    job->block_dir = arena_printf(&x->arena, e, "%s/processed/blocks/%.16s", x->data_dir, x->run_key);
+    if (!job->block_dir) return false;
+    bool ok = job_run(job, x->config.method, x->config.method_options, &x->model,
+                      x->has_calib ? &x->calib : NULL, e);
+    x->model.kv_mode = (KvMode)x->config.run.kv_mode;
+    x->model.kv_dtype = x->config.run.kv_dtype == 1 ? DT_F32 : DT_F16;
+    for (size_t i = 0; i < job->n_fallbacks; i++) {
+        log_line(LOG_WARN, "退让：%s", job->fallbacks[i]);
+        json_array_append_new(x->fallbacks, json_string(job->fallbacks[i]));
+    }
+    return ok;
+}
+
+void experiment_describe(const Experiment *x) {
+    const ModelConfig *c = &x->model.config;
+    char size[32];
+    size_t bytes = 0;
+    for (size_t i = 0; i < x->model.weights.n_tensors; i++)
+        bytes += x->model.weights.sorted[i]->bytes;
+    log_line(LOG_LOAD, "模型 %s：%s，%lld 层，隐藏维 %lld，词表 %lld，文件 %s（%s）", x->config.model.name,
+             c->arch->name, (long long)c->n_layers, (long long)c->hidden, (long long)c->vocab,
+             str_bytes(size, sizeof size, (double)bytes), x->model.weights.format);
+    log_line(LOG_INFO, "计算 %s，内核 %s，%d 线程；权重存放 %s；BOS：%s",
+             x->compute == COMPUTE_BF16 ? "bfloat16" : "float32", x->backend.isa,
+             x->backend.n_threads, dtype_name(x->model.dtype), tokenizer_bos_policy(x->tokenizer));
+}
+
 void experiment_close(Experiment *x) {
     for (size_t i = 0; i < x->n_open_texts; i++) text_close(&x->texts[i].text);
     taskset_close(&x->tasks);

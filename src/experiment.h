@@ -4,6 +4,7 @@
 #ifndef PTQ_EXPERIMENT_H
 #define PTQ_EXPERIMENT_H
 #include "evaluator.h"
+#include "methods/job.h"
 #include "model/calib.h"
 #include "runner.h"
 
@@ -31,6 +32,10 @@ typedef struct Experiment {
 
 /* 配置 → 后端 → 模型（只读元数据）→ 分词器 → 文本 → run_key。 */
 bool experiment_open(Experiment *x, const ConfigRequest *r, Err *e);
+/* 量化，并定好评测时键值缓存的方式；之后模型可以前向。job 由这里填，用完（不论成败）job_close。 */
+bool experiment_quantize(Experiment *x, QuantJob *job, Err *e);
+/* 打印模型与计算方式。 */
+void experiment_describe(const Experiment *x);
 void experiment_close(Experiment *x);
 bool experiment_is_baseline(const Experiment *x);
 #endif

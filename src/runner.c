@@ -107,23 +107,13 @@ static json_t *metrics_json(const Experiment *x, const json_t *ppl, const Speed 
 
 /* 量化 → 评测，把各部分装进 result。 */
 static bool run_stages(Experiment *x, const RunRequest *r, json_t *result, Err *e) {
-    QuantJob job = {.track = x->config.track};
-    job.block_dir = arena_printf(&x->arena, e, "%s/processed/blocks/%.16s", x->data_dir, x->run_key);
-    job.block_key = x->run_key;
-    if (!job.block_dir) return false;
+    QuantJob job;
     double started = clock_seconds(), quantized;
     Speed speed = {0};
     ScoreCost cost = {0};
     json_t *ppl = NULL, *tasks = NULL;
-    bool ok = job_run(&job, x->config.method, x->config.method_options, &x->model,
-                      x->has_calib ? &x->calib : NULL, e);
+    bool ok = experiment_quantize(x, &job, e);
     quantized = clock_seconds();
-    x->model.kv_mode = (KvMode)x->config.run.kv_mode;
-    x->model.kv_dtype = x->config.run.kv_dtype == 1 ? DT_F32 : DT_F16;
-    for (size_t i = 0; i < job.n_fallbacks; i++) {
-        log_line(LOG_WARN, "退让：%s", job.fallbacks[i]);
-        json_array_append_new(x->fallbacks, json_string(job.fallbacks[i]));
-    }
     if (ok && r->dump_linear) ok = dump_linear(&x->model, r->dump_linear, r->dump_dir, e);
     if (ok) {
         double total = quantized - started - x->model.load_seconds - job.check_seconds;
@@ -154,20 +144,6 @@ static bool run_stages(Experiment *x, const RunRequest *r, json_t *result, Err *
     json_decref(tasks);
     job_close(&job);
     return ok;
-}
-
-static void describe(const Experiment *x) {
-    const ModelConfig *c = &x->model.config;
-    char size[32];
-    size_t bytes = 0;
-    for (size_t i = 0; i < x->model.weights.n_tensors; i++)
-        bytes += x->model.weights.sorted[i]->bytes;
-    log_line(LOG_LOAD, "模型 %s：%s，%lld 层，隐藏维 %lld，词表 %lld，文件 %s（%s）", x->config.model.name,
-             c->arch->name, (long long)c->n_layers, (long long)c->hidden, (long long)c->vocab,
-             str_bytes(size, sizeof size, (double)bytes), x->model.weights.format);
-    log_line(LOG_INFO, "计算 %s，内核 %s，%d 线程；权重存放 %s；BOS：%s",
-             x->compute == COMPUTE_BF16 ? "bfloat16" : "float32", x->backend.isa,
-             x->backend.n_threads, dtype_name(x->model.dtype), tokenizer_bos_policy(x->tokenizer));
 }
 
 /* 结果里与成败无关的部分。 */
@@ -202,7 +178,7 @@ bool run_experiment(const RunRequest *r, json_t **result, Err *e) {
         if (!*result) ok = err_set(e, ERR_MEMORY, "内存不足");
     }
     if (ok) {
-        describe(&x);
+        experiment_describe(&x);
         ok = run_stages(&x, r, *result, e);
         set_status(*result, ok, e);
         json_object_set(*result, "warnings", x.warnings);

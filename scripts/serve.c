@@ -180,7 +180,8 @@ int cmd_serve(int argc, char **argv) {
             snprintf(extra[i], sizeof extra[i], "%s=%s", map[i].key, map[i].value);
             a.overrides.items[a.overrides.n++] = extra[i];
         }
-        a.overrides.items[a.overrides.n++] = "eval.ppl_datasets=[]"; /* 不评测，不必找文本 */
+        a.overrides.items[a.overrides.n++] = "eval.ppl_datasets=[]"; /* 不评测，不必找数据 */
+        a.overrides.items[a.overrides.n++] = "eval.lm_eval_tasks=[]";
         log_set_quiet(a.quiet);
         code = run(&a);
     }

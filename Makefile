@@ -172,6 +172,7 @@ fuzz: deps-test
 bench: deps
 	+@$(MAKE) --no-print-directory all $(BUILD)/tests/tools/json_get
 	@bash tests/bench/bench.sh
+	@bash tests/bench/bench_speed.sh
 
 # 用 results/ 里的真实结果更新 README.md、summary.md 与 docs/images/
 readme: all

@@ -133,7 +133,7 @@ $(BUILD)/fuzz/%: tests/fuzz/%.c $(BUILD)/libptq.a
 	    $(BUILD)/libptq.a $(LIBS)
 
 # ---------------------------------------------------------------- 日常
-DEMO    := configs/experiments/demo.yaml
+DEMO    := configs/experiments/full.yaml
 FUZZ_S  ?= 60
 FUZZ    ?=
 SOURCES  = $(shell git ls-files '*.c' '*.h')

@@ -46,8 +46,24 @@ static void add_others(Str *s, json_t *settings, const json_t *merged) {
     }
 }
 
+/* 这条轨道上起作用的设置（一个方法可以跨几条轨道）。新的引用；内存不足为 NULL。 */
+static json_t *effective_settings(const json_t *result) {
+    char track = json_text_at(result, "config.track", "?")[0];
+    json_t *all = json_object_get(json_object_get(result, "quantization"), "settings"), *v;
+    json_t *set = json_object();
+    const char *key;
+    json_object_foreach(all, key, v) {
+        bool skip = str_starts(key, "kv_cache.")     ? track != 'C'
+                    : str_starts(key, "weight.")     ? track == 'C'
+                    : str_starts(key, "activation.") ? track != 'B'
+                                                     : false;
+        if (!skip) json_object_set(set, key, v);
+    }
+    return set;
+}
+
 const char *leaderboard_settings(const json_t *result, Arena *a, Err *e) {
-    json_t *set = json_object_get(json_object_get(result, "quantization"), "settings");
+    json_t *set = effective_settings(result);
     Str s = {0};
     const json_t *bits = json_object_get(set, "weight.w_bits");
     if (json_is_integer(bits)) str_addf(&s, "W%lld", (long long)json_integer_value(bits));
@@ -66,8 +82,9 @@ const char *leaderboard_settings(const json_t *result, Arena *a, Err *e) {
     if (scale && strcmp(scale, "float16") == 0) add_word(&s, "fp16-scale");
     add_others(&s, set, json_at(result, "config.merged"));
     if (!s.len) str_add(&s, json_text_at(result, "model.dtype", "—"));
-    const char *out = s.failed ? NULL : arena_strdup(a, s.data, e);
-    if (s.failed) err_set(e, ERR_MEMORY, "内存不足：设置的短写");
+    const char *out = s.failed || !set ? NULL : arena_strdup(a, s.data, e);
+    if (s.failed || !set) err_set(e, ERR_MEMORY, "内存不足：设置的短写");
+    json_decref(set);
     str_free(&s);
     return out;
 }

@@ -304,7 +304,7 @@ static bool rank_board(Board *b, Err *e) {
 }
 
 bool leaderboard_build(Leaderboard *lb, const ResultFile *files, size_t n, Err *e) {
-    *lb = (Leaderboard){.n_results = n};
+    *lb = (Leaderboard){.n_results = n, .files = files};
     lb->failed = ARENA_ARRAY(&lb->arena, const ResultFile *, n, e);
     bool ok = lb->failed != NULL;
     for (size_t i = n; ok && i-- > 0;) {

@@ -34,6 +34,7 @@ typedef struct Leaderboard {
     size_t n_boards;
     const ResultFile **failed; /* 失败且之后没有成功过的运行 */
     size_t n_failed, n_results;
+    const ResultFile *files; /* (n_results) 建榜用的全部结果 */
 } Leaderboard;
 
 /* 由读回的结果建榜。files 须比 lb 活得长。 */
@@ -42,6 +43,8 @@ void leaderboard_free(Leaderboard *lb);
 /* 设置的短写，如 "W4 g64 asym"；fp16 为权重的 dtype。 */
 const char *leaderboard_settings(const json_t *result, Arena *a, Err *e);
 
+/* lm-eval 任务的一节（leaderboard_tasks.c）：准确率自成一表，与 PPL 的排名无关。没有任务则什么也不写。 */
+bool leaderboard_tasks_markdown(const ResultFile *files, size_t n, Str *out, Err *e);
 /* 三种写法：Markdown 全表、CSV（一行一个结果，数字全精度）、终端上按显示宽度对齐的简表。 */
 bool leaderboard_markdown(const Leaderboard *lb, Str *out, Err *e);
 bool leaderboard_csv(const Leaderboard *lb, Str *out, Err *e);

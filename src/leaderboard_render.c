@@ -185,7 +185,9 @@ bool leaderboard_markdown(const Leaderboard *lb, Str *out, Err *e) {
         track = b->track;
         markdown_board(b, out);
     }
-    if (!lb->n_boards) str_add(out, "\n还没有成功的结果。\n");
+    size_t before = out->len;
+    if (!leaderboard_tasks_markdown(lb->files, lb->n_results, out, e)) return false;
+    if (!lb->n_boards && out->len == before) str_add(out, "\n还没有成功的结果。\n");
     markdown_failed(lb, out);
     return !out->failed || err_set(e, ERR_MEMORY, "内存不足：生成排行榜");
 }

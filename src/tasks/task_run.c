@@ -314,6 +314,20 @@ static json_t *average(const TaskSet *s, const json_t *results) {
     return n ? json_real(sum / n) : json_null();
 }
 
+/* 在组里的任务与组标上 in_group，榜上只列直接点名的。 */
+static bool mark_members(const TaskSet *s, json_t *all) {
+    bool ok = true;
+    for (size_t i = 0; i < s->selection.n_groups; i++) {
+        const GroupChoice *g = &s->selection.groups[i];
+        json_t *self = json_object_get(all, g->name);
+        if (g->depth > 0) ok = ok && json_object_set_new(self, "in_group", json_true()) == 0;
+        for (size_t k = 0; k < g->n_leaves; k++)
+            ok = ok && json_object_set_new(json_object_get(all, s->tasks[g->leaves[k]].name),
+                                           "in_group", json_true()) == 0;
+    }
+    return ok;
+}
+
 json_t *taskset_results(const TaskSet *s, DocValue *const *values, Err *e) {
     json_t *tasks = json_object(), *all = json_object();
     bool ok = tasks && all;
@@ -326,7 +340,7 @@ json_t *taskset_results(const TaskSet *s, DocValue *const *values, Err *e) {
         json_t *one = group_result(s, g, tasks, e);
         ok = one && json_object_set_new(all, g->name, one) == 0;
     }
-    ok = ok && json_object_update(all, tasks) == 0;
+    ok = ok && json_object_update(all, tasks) == 0 && mark_members(s, all);
     if (ok && s->n) ok = json_object_set_new(all, "_avg_accuracy", average(s, all)) == 0;
     json_decref(tasks);
     if (ok) return all;

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "markdown.h"
+#include "registry.h"
 #include "tasks/stats.h"
 
 #define ALPHA 0.05
@@ -23,20 +24,37 @@ static void add_word(Str *s, const char *word) {
 static bool has_own_form(const char *key) {
     static const char *const KEYS[] = {"weight.w_bits",     "weight.group_size", "weight.granularity",
                                        "weight.scheme",     "weight.zero_point",
-                                       "weight.scale_dtype"};
+                                       "weight.scale_dtype", "kv_cache.k_bits",
+                                       "kv_cache.v_bits"};
     for (size_t i = 0; i < sizeof KEYS / sizeof *KEYS; i++)
         if (strcmp(KEYS[i], key) == 0) return true;
     return false;
 }
 
+/* 与方法的默认值相同；方法没有登记（别的版本写的结果）则为假。 */
+static bool is_default(const Method *m, const char *key, const json_t *v) {
+    for (const Option *o = m ? m->options : NULL; o && o->key; o++) {
+        if (strcmp(o->key, key) != 0) continue;
+        if (o->type == OPTION_BOOL) return json_is_true(v) == (o->def != 0);
+        if (o->type != OPTION_ENUM) return json_is_number(v) && json_number_value(v) == o->def;
+        return json_is_string(v) && strcmp(json_string_value(v), o->names[(int)o->def]) == 0;
+    }
+    return false;
+}
+
 /* 专门写法之外、又不是默认值的设置：末段=值。 */
-static void add_others(Str *s, json_t *settings, const json_t *merged) {
+static void add_others(Str *s, json_t *settings, const json_t *result) {
+    const json_t *merged = json_at(result, "config.merged");
+    Err ignored = {0};
+    const Method *method = registry_find(json_text_at(result, "config.method", ""), &ignored);
     const char *key;
     json_t *v;
     json_object_foreach(settings, key, v) {
         const json_t *m = json_object_get(merged, key);
         const char *from = json_string_value(json_object_get(m, "from"));
-        if (has_own_form(key) || !from || strcmp(from, "默认值") == 0) continue;
+        if (has_own_form(key) || !from || strcmp(from, "默认值") == 0 ||
+            is_default(method, key, v))
+            continue;
         const char *dot = strrchr(key, '.');
         Str word = {0};
         str_addf(&word, "%s=", dot ? dot + 1 : key);
@@ -80,7 +98,12 @@ const char *leaderboard_settings(const json_t *result, Arena *a, Err *e) {
     if (zero && strcmp(zero, "float") == 0) add_word(&s, "float-zero");
     const char *scale = json_string_value(json_object_get(set, "weight.scale_dtype"));
     if (scale && strcmp(scale, "float16") == 0) add_word(&s, "fp16-scale");
-    add_others(&s, set, json_at(result, "config.merged"));
+    const json_t *k = json_object_get(set, "kv_cache.k_bits");
+    const json_t *v = json_object_get(set, "kv_cache.v_bits");
+    if (json_is_integer(k) && json_is_integer(v))
+        str_addf(&s, "%sK%lld V%lld", s.len ? " " : "", (long long)json_integer_value(k),
+                 (long long)json_integer_value(v));
+    add_others(&s, set, result);
     if (!s.len) str_add(&s, json_text_at(result, "model.dtype", "—"));
     const char *out = s.failed || !set ? NULL : arena_strdup(a, s.data, e);
     if (s.failed || !set) err_set(e, ERR_MEMORY, "内存不足：设置的短写");

@@ -66,6 +66,34 @@ typedef struct Collector {
     unsigned groups;
 } Collector;
 
+/* 逐列的统计：一个任务 COLUMNS 列，各列只归一个任务，沿 token 依次累加。 */
+enum { COLUMNS = 64 };
+typedef struct ColumnJob {
+    InputStats *s;
+    const float *x;
+    int64_t n, cols;
+} ColumnJob;
+
+static void column_task(void *ctx, int64_t task) {
+    const ColumnJob *j = ctx;
+    int64_t first = task * COLUMNS, width = j->cols - first < COLUMNS ? j->cols - first : COLUMNS;
+    float top[COLUMNS] = {0};
+    double sum[COLUMNS] = {0};
+    for (int64_t i = 0; i < j->n; i++) {
+        const float *x = j->x + i * j->cols + first;
+        for (int64_t c = 0; c < width; c++) {
+            float v = fabsf(x[c]);
+            top[c] = v > top[c] ? v : top[c];
+            sum[c] += (double)v;
+        }
+    }
+    for (int64_t c = 0; c < width; c++) {
+        float *m = j->s->absmax ? &j->s->absmax[first + c] : NULL;
+        if (m && top[c] > *m) *m = top[c];
+        if (j->s->absmean) j->s->absmean[first + c] += sum[c];
+    }
+}
+
 static void collect(void *ctx, InputGroup group, const float *x, int64_t n, int64_t cols) {
     const Collector *c = ctx;
     InputStats *s = &c->stats[group];
@@ -74,12 +102,9 @@ static void collect(void *ctx, InputGroup group, const float *x, int64_t n, int6
         op_gram(c->backend, tensor_f32(s->gram, cols, cols), tensor_f32((float *)x, n, cols));
     if (s->inputs)
         memcpy(s->inputs + s->n * cols, x, (size_t)(n * cols) * sizeof *x);
-    for (int64_t i = 0; (s->absmax || s->absmean) && i < n; i++)
-        for (int64_t j = 0; j < cols; j++) {
-            float v = fabsf(x[i * cols + j]);
-            if (s->absmax && v > s->absmax[j]) s->absmax[j] = v;
-            if (s->absmean) s->absmean[j] += (double)v;
-        }
+    ColumnJob job = {s, x, n, cols};
+    if (s->absmax || s->absmean)
+        c->backend->ops->parallel(c->backend, (cols + COLUMNS - 1) / COLUMNS, column_task, &job);
     s->n += n;
 }
 

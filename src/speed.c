@@ -1,22 +1,11 @@
 /* speed — 预填与解码的速度
  * 两者都走会话，与评测同一条路；先预热，取中位数，忙机器上的偶发停顿不影响结果。 */
-#include <stdlib.h>
-
 #include "base/log.h"
 #include "evaluator.h"
 #include "model/session.h"
+#include "tasks/stats.h"
 
 enum { PREFILL = 512, PREFILL_REPS = 3, PROMPT = 16, DECODE_WARM_UP = 4, TEXT_BYTES = 8192 };
-
-static int by_value(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(double *x, int64_t n) {
-    qsort(x, (size_t)n, sizeof *x, by_value);
-    return x[n / 2];
-}
 
 /* 一个位置的最可能的下一个 token。 */
 static bool next_token(Model *m, const float *hidden, int32_t *id, Err *e) {
@@ -39,7 +28,7 @@ static bool prefill(Session *s, const int32_t *ids, float *hidden, double *tok_p
             return false;
         seconds[i] = clock_seconds() - t;
     }
-    *tok_per_s = PREFILL / median(seconds + 1, PREFILL_REPS); /* 第一次是预热 */
+    *tok_per_s = PREFILL / stats_median(seconds + 1, PREFILL_REPS); /* 第一次是预热 */
     return true;
 }
 
@@ -54,7 +43,7 @@ static bool decode(Session *s, const int32_t *ids, float *hidden, double *second
             return false;
         if (i >= 0) seconds[i] = clock_seconds() - t;
     }
-    *tok_per_s = 1 / median(seconds, steps);
+    *tok_per_s = 1 / stats_median(seconds, (size_t)steps);
     return true;
 }
 

@@ -184,10 +184,23 @@ bool quantize_each_cache(QuantJob *job, KvSampleFn *fn, Err *e) {
     return ok;
 }
 
+static void drop_factor(QuantJob *job) {
+    arena_free(&job->factor_arena);
+    job->factor_of = NULL;
+}
+
 bool job_factor_hessian(QuantJob *job, const Linear *l, const InputStats *st, bool descending,
                         double damp, Hessian *h, Err *e) {
-    if (!hessian_factor(h, &job->scratch, st->gram, st->n, st->cols, descending, damp, e))
-        return false;
+    if (job->factor_of != st || job->factor_descending != descending || job->factor_damp != damp) {
+        drop_factor(job);
+        if (!hessian_factor(&job->factor, &job->factor_arena, st->gram, st->n, st->cols, descending,
+                            damp, e))
+            return false;
+        job->factor_of = st;
+        job->factor_descending = descending;
+        job->factor_damp = damp;
+    }
+    *h = job->factor;
     if (h->n_dead)
         job_fallback(job, "%s: %lld 个输入列在校准中恒为 0，其权重置 0", l->name, (long long)h->n_dead);
     if (h->damp > damp)
@@ -263,6 +276,7 @@ static bool load_block(Walk *k, QuantBlock *b, Err *e) {
 static bool collect_stats(Walk *k, QuantBlock *b, unsigned groups, Err *e) {
     double t = clock_seconds();
     bool ok = true;
+    drop_factor(k->job);
     if (k->flow == FLOW_BOTH)
         ok = calib_stream_pass(&k->original, b->layer, 0, 0, NULL, NULL, true, e);
     if (ok && k->kinds)
@@ -358,8 +372,9 @@ static bool resume_block(Walk *k, int64_t layer, bool *done, Err *e) {
     *done = blockfile_load(m, layer, job->block_dir, job->block_key, &notes);
     if (!*done) return true;
     after = m->blocks[layer];
-    bool ok = true, original = k->flow == FLOW_ORIGINAL || k->flow == FLOW_BOTH;
-    if (original) { /* 原始流要的是量化前的块 */
+    bool ok = true, last = layer + 1 == m->config.n_layers;
+    bool original = k->flow == FLOW_ORIGINAL || k->flow == FLOW_BOTH;
+    if (original && !last) { /* 原始流要的是量化前的块 */
         m->blocks[layer] = before;
         QuantBlock b = {.layer = layer, .linears = m->blocks[layer].linears, .model = m};
         CalibStream *s = k->flow == FLOW_BOTH ? &k->original : &k->stream;
@@ -367,7 +382,7 @@ static bool resume_block(Walk *k, int64_t layer, bool *done, Err *e) {
         m->blocks[layer] = after;
         arena_free(&k->arena);
     }
-    if (ok && k->flow != FLOW_ORIGINAL)
+    if (ok && k->flow != FLOW_ORIGINAL && !last)
         ok = calib_stream_pass(&k->stream, layer, 0, 0, NULL, NULL, true, e);
     for (LinearRole r = 0; r < ROLE_COUNT; r++) {
         const Linear *l = &after.linears[r];
@@ -432,6 +447,7 @@ bool job_run(QuantJob *job, const Method *method, const void *options, Model *mo
 }
 
 void job_close(QuantJob *job) {
+    drop_factor(job);
     arena_free(&job->scratch);
     arena_free(&job->notes);
     *job = (QuantJob){0};

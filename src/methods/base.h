@@ -101,7 +101,7 @@ bool job_int8_spec(QuantJob *job, const WeightOptions *w, const ActOptions *a, i
  * 错误: 这一层的存放形式不能用（零点不是整数）。 */
 bool job_set_act(Linear *l, const ActOptions *o, float in_max, float out_max, Err *e);
 
-/* hessian_factor（内存来自临时区），死列与阻尼升高记为退让。 */
+/* hessian_factor；输入相同的线性层只分解一次，h 活到下一次分解。死列与阻尼升高记为退让。 */
 bool job_factor_hessian(QuantJob *job, const Linear *l, const InputStats *st, bool descending,
                         double damp, Hessian *h, Err *e);
 /* 按模型的 dtype 原样存放 w（不量化）。 */

@@ -17,6 +17,11 @@ struct QuantJob {
     Arena notes;           /* fallbacks 的文字 */
     const char **fallbacks;
     size_t n_fallbacks, cap_fallbacks;
+    Hessian factor;        /* 最近一次分解，输入相同的线性层共用；换了统计就作废 */
+    Arena factor_arena;
+    const InputStats *factor_of; /* NULL 为没有 */
+    bool factor_descending;
+    double factor_damp;
     double squared_error;  /* 各量化层误差平方和 */
     int64_t n_quantized;   /* 量化的权重个数 */
     double calib_seconds;  /* 校准前向与统计的用时 */

@@ -8,6 +8,7 @@
 
 #include "base/pyrandom.h"
 #include "tasks/pystr.h"
+#include "tasks/stats.h"
 
 enum { BOOTSTRAP_CHUNKS = 100, BOOTSTRAP_PER_CHUNK = 1000 };
 
@@ -165,17 +166,12 @@ static double sum_of(const double *x, size_t n) {
     return s;
 }
 
-static int by_value(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 /* 框架的 median：排序后第 n/2 个。 */
 static double middle(const double *x, size_t n) {
     double *sorted = malloc(n * sizeof *sorted);
     if (!sorted) return NAN;
     memcpy(sorted, x, n * sizeof *sorted);
-    qsort(sorted, n, sizeof *sorted, by_value);
+    stats_sort(sorted, n);
     double v = sorted[n / 2];
     free(sorted);
     return v;

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "tasks/stats.h"
 
 enum { BATCH_ROWS = 2048 };
 
@@ -73,15 +74,6 @@ static bool score_window(const PplJob *job, int64_t index, const float *hidden,
     return true;
 }
 
-static int by_value(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median_sorted(const double *v, int64_t n) {
-    return n % 2 ? v[n / 2] : (v[n / 2 - 1] + v[n / 2]) / 2;
-}
-
 /* 离群：|x − 中位数| > 5·1.4826·MAD（1.4826 使 MAD 在正态下等于标准差）。 */
 static bool find_outliers(PplResult *r, Arena *a, Err *e) {
     int64_t n = r->n_windows;
@@ -89,11 +81,11 @@ static bool find_outliers(PplResult *r, Arena *a, Err *e) {
     r->outliers = ARENA_ARRAY(a, int64_t, n, e);
     if (!v || !r->outliers) return false;
     memcpy(v, r->window_nll, (size_t)n * sizeof *v);
-    qsort(v, (size_t)n, sizeof *v, by_value);
-    r->median_nll = median_sorted(v, n);
+    stats_sort(v, (size_t)n);
+    r->median_nll = stats_median_sorted(v, (size_t)n);
     for (int64_t i = 0; i < n; i++) v[i] = fabs(r->window_nll[i] - r->median_nll);
-    qsort(v, (size_t)n, sizeof *v, by_value);
-    double mad = 1.4826 * median_sorted(v, n);
+    stats_sort(v, (size_t)n);
+    double mad = 1.4826 * stats_median_sorted(v, (size_t)n);
     for (int64_t i = 0; i < n; i++) {
         if (r->window_nll[i] > r->window_nll[r->worst_window]) r->worst_window = i;
         if (mad > 0 && fabs(r->window_nll[i] - r->median_nll) > 5 * mad)
@@ -117,10 +109,10 @@ static bool summarize(PplResult *r, const Compare *cmp, Arena *a, Err *e) {
     if (cmp->n) {
         double total = 0;
         for (int64_t i = 0; i < cmp->n; i++) total += cmp->kl[i];
-        qsort(cmp->kl, (size_t)cmp->n, sizeof *cmp->kl, by_value);
+        stats_sort(cmp->kl, (size_t)cmp->n);
         r->n_kl = cmp->n;
         r->kl_mean = total / (double)cmp->n;
-        r->kl_median = median_sorted(cmp->kl, cmp->n);
+        r->kl_median = stats_median_sorted(cmp->kl, (size_t)cmp->n);
         r->kl_p99 = cmp->kl[(int64_t)(0.99 * (double)(cmp->n - 1))];
         r->kl_max = cmp->kl[cmp->n - 1];
         r->same_top1 = (double)cmp->same / (double)cmp->n;

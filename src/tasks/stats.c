@@ -26,12 +26,21 @@ static int by_value(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
+void stats_sort(double *x, size_t n) {
+    if (n > 1) qsort(x, n, sizeof *x, by_value);
+}
+
+double stats_median_sorted(const double *x, size_t n) {
+    if (n == 0) return NAN;
+    return n % 2 ? x[n / 2] : (x[n / 2 - 1] + x[n / 2]) / 2;
+}
+
 double stats_median(const double *x, size_t n) {
     double *sorted = n ? malloc(n * sizeof *sorted) : NULL;
     if (!sorted) return NAN;
     memcpy(sorted, x, n * sizeof *sorted);
-    qsort(sorted, n, sizeof *sorted, by_value);
-    double m = n % 2 ? sorted[n / 2] : (sorted[n / 2 - 1] + sorted[n / 2]) / 2;
+    stats_sort(sorted, n);
+    double m = stats_median_sorted(sorted, n);
     free(sorted);
     return m;
 }
@@ -86,7 +95,7 @@ bool stats_paired_bootstrap(const double *a, const double *b, size_t n, uint64_t
         stats_bootstrap_means(d, n, seed, means);
         *mean = stats_mean(d, n);
         *p = n < 2 ? 1 : stats_shift_p(means, *mean);
-        qsort(means, STATS_RESAMPLES, sizeof *means, by_value);
+        stats_sort(means, STATS_RESAMPLES);
         *lo = quantile(means, STATS_RESAMPLES, 0.025);
         *hi = quantile(means, STATS_RESAMPLES, 0.975);
     }

@@ -14,6 +14,10 @@
 double stats_mean(const double *x, size_t n);
 /* 平均值的标准误（样本标准差 / √n）。n<2 时为 NaN。 */
 double stats_stderr(const double *x, size_t n);
+/* 就地从小到大排。 */
+void stats_sort(double *x, size_t n);
+/* 已排好的一组数的中位数；n==0 时为 NaN。 */
+double stats_median_sorted(const double *x, size_t n);
 /* 中位数（不改动 x）。n==0 或内存不足时为 NaN。 */
 double stats_median(const double *x, size_t n);
 /* 成对差 a−b 的均值、95 % 区间（百分位法）与双侧 p 值（均值平移到 0 的自助分布里不小于观测偏差的比例）。

@@ -37,6 +37,11 @@ typedef struct RunOptions {
     int64_t num_fewshot;   /* 少样本数，-1 = 各任务自己的 */
     bool log_samples;      /* 写出逐文档的样本文件 */
 } RunOptions;
+extern const char *const KV_MODES[]; /* kv_mode 的取值 */
+/* 不量化的键值的存放类型。 */
+static inline DType run_kv_dtype(const RunOptions *o) {
+    return o->kv_dtype == 1 ? DT_F32 : DT_F16;
+}
 
 /* 模型选项（模型 YAML 可设）。 */
 typedef struct ModelOptions {

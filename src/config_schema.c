@@ -12,7 +12,7 @@
 
 static const char *const DEVICES[] = {"auto", "cpu", "cuda", NULL};
 static const char *const COMPUTES[] = {"auto", "float32", "bfloat16", NULL};
-static const char *const KV_MODES[] = {"decode", "all", "prefill_fp", NULL};
+const char *const KV_MODES[] = {"decode", "all", "prefill_fp", NULL};
 static const char *const KV_DTYPES[] = {"float16", "float32", NULL};
 static const char *const HEADS[] = {"none", "int8", NULL};
 static const char *const DTYPES[] = {"auto", "float32", "float16", "bfloat16", NULL};

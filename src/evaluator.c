@@ -83,7 +83,6 @@ static json_t *int_array(const int64_t *v, int64_t n) {
 
 /* 键值缓存：怎样算的、每 token 多少字节（全部层，窗口末尾的存量除以窗口长）。 */
 static json_t *kv_json(const Evaluation *v, const Protocol *p, const PplResult *r) {
-    static const char *const MODES[] = {"decode", "all", "prefill_fp"};
     const Model *m = v->model;
     const ModelConfig *c = &m->config;
     double n = (double)(r->n_windows * p->window);
@@ -92,7 +91,7 @@ static json_t *kv_json(const Evaluation *v, const Protocol *p, const PplResult *
     double total = codes + params + outliers + dense;
     double values = (double)(2 * c->n_layers * c->n_kv_heads * c->head_dim);
     return json_pack("{s:b, s:s?, s:s, s:f, s:f, s:{s:f, s:f, s:f, s:f}}", "quantized", m->kv != NULL,
-                     "mode", m->kv ? MODES[m->kv_mode] : NULL, "dtype",
+                     "mode", m->kv ? KV_MODES[m->kv_mode] : NULL, "dtype",
                      dtype_name(m->kv_dtype == DT_F16 ? DT_F16 : DT_F32), "bytes_per_token", total,
                      "bits_per_value", 8 * total / values, "bytes", "codes", codes, "params",
                      params, "outliers", outliers, "unquantized", dense);

@@ -170,14 +170,15 @@ static bool identify(Experiment *x, Err *e) {
     if (x->has_calib) parts[n++] = x->calib.sha256;
     if (x->tasks.n) parts[n++] = x->tasks.sha256;
     if (!hash_texts(x->run_key, parts, n, e)) return false;
+    const char *kv_dtype = dtype_name(run_kv_dtype(&x->config.run));
     char length[24];
     snprintf(length, sizeof length, "%lld", (long long)max_len);
     const char *const task[] = {PTQ_VERSION, "tasks", x->weights_sha256, dtype_name(x->model.dtype),
-                                tokenizer, compute, x->config.run.kv_dtype == 1 ? "f32" : "f16", length};
+                                tokenizer, compute, kv_dtype, length};
     if (!hash_texts(x->task_key, task, sizeof task / sizeof *task, e)) return false;
     for (size_t i = 0; i < x->n_texts; i++) {
         const char *const ref[] = {PTQ_VERSION, "reference", x->weights_sha256,
-                                   dtype_name(x->model.dtype), tokenizer, x->protocol, compute,
+                                   dtype_name(x->model.dtype), tokenizer, x->protocol, compute, kv_dtype,
                                    x->texts[i].text.sha256};
         if (!hash_texts(x->texts[i].reference_key, ref, sizeof ref / sizeof *ref, e)) return false;
     }
@@ -207,7 +208,7 @@ bool experiment_quantize(Experiment *x, QuantJob *job, Err *e) {
     bool ok = job_run(job, x->config.method, x->config.method_options, &x->model,
                       x->has_calib ? &x->calib : NULL, e);
     x->model.kv_mode = (KvMode)x->config.run.kv_mode;
-    x->model.kv_dtype = x->config.run.kv_dtype == 1 ? DT_F32 : DT_F16;
+    x->model.kv_dtype = run_kv_dtype(&x->config.run);
     for (size_t i = 0; i < job->n_fallbacks; i++) {
         log_line(LOG_WARN, "退让：%s", job->fallbacks[i]);
         json_array_append_new(x->fallbacks, json_string(job->fallbacks[i]));

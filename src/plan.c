@@ -175,7 +175,7 @@ static bool print_cost(Experiment *x, const Protocol *p, int64_t tokens, const Q
              (long long)(perplexity_batch(p) * p->window), str_bytes(d, sizeof d, (double)block),
              str_bytes(f, sizeof f, (double)(weights + (work > block ? work : block))));
     log_line(LOG_INFO, "解码时键值缓存（未量化）：每 token %s",
-             str_bytes(a, sizeof a, (double)session_kv_bytes_per_token(c, x->config.run.kv_dtype == 1 ? DT_F32 : DT_F16)));
+             str_bytes(a, sizeof a, (double)session_kv_bytes_per_token(c, run_kv_dtype(&x->config.run))));
     double per_token = 2.0 * ((double)arch_linear_params(c) + (double)(c->vocab * c->hidden)) +
                        2.0 * (double)(c->n_layers * c->n_heads * c->head_dim * p->window);
     log_line(LOG_TIME, "预计评测 %s（本机矩阵乘现测 %.0f GFLOP/s，每 token %.0f MFLOP）",

@@ -33,6 +33,8 @@ typedef struct RunOptions {
     size_t n_ppl_datasets;
     const char **lm_eval_tasks; /* eval.lm_eval_tasks（列表） */
     size_t n_lm_eval_tasks;
+    const char *lm_eval_command; /* 不是原生的任务交给它；空为不用 */
+    const char *lm_eval_args;    /* 加给它的参数，空格分开 */
     int64_t task_limit;    /* 每个任务最多多少份文档，0 = 全部 */
     int64_t num_fewshot;   /* 少样本数，-1 = 各任务自己的 */
     bool log_samples;      /* 写出逐文档的样本文件 */

@@ -122,7 +122,8 @@ json_t *config_merged_json(const Config *c) {
 /* 不影响数值的设置：权重与分词器由各自的哈希固定，所以 model_id 等也在其列。 */
 static bool influences_numbers(const char *key) {
     static const char *const NOT[] = {"threads",  "max_memory", "results_dir",       "data_dir", "model_id",
-                                      "revision", "trust_remote_code", "adapter", "eval.log_samples"};
+                                      "revision", "trust_remote_code", "adapter", "eval.log_samples",
+                                      "eval.lm_eval_command"};
     for (size_t i = 0; i < sizeof NOT / sizeof *NOT; i++)
         if (strcmp(key, NOT[i]) == 0) return false;
     return true;

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "bridge.h"
 #include "env_info.h"
 #include "io/file.h"
 #include "tasks/protocol.h"
@@ -102,8 +103,13 @@ static bool open_tasks(Experiment *x, Err *e) {
     const RunOptions *o = &x->config.run;
     TaskOptions options = {.data_dir = x->data_dir, .limit = o->task_limit, .fewshot = o->num_fewshot};
     const char *dir = file_join(&x->arena, x->config.root, "configs/tasks", e);
-    return dir && (taskset_open(&x->tasks, dir, o->lm_eval_tasks, o->n_lm_eval_tasks, &options, e) ||
-                   err_wrap(e, "eval.lm_eval_tasks"));
+    const char **native;
+    size_t n;
+    return dir && ((bridge_split(x, dir, &native, &n, e) &&
+                    taskset_open(&x->tasks, dir, native, n, &options, e)) ||
+                   err_wrap(e, bridge_available(o)
+                                   ? "eval.lm_eval_tasks"
+                                   : "eval.lm_eval_tasks（没有 lm_eval 命令，只能评测原生的任务）"));
 }
 
 /* 需要校准的方法：抽出样本，并查它与评测文本是否为同一份。 */

@@ -17,6 +17,9 @@ typedef struct Experiment {
     EvalText *texts;
     size_t n_texts, n_open_texts;
     TaskSet tasks;
+    const char **bridge_tasks; /* 不是原生、交给 lm_eval 的任务（bridge.h） */
+    size_t n_bridge_tasks;
+    const char *bridge_tokenizer;
     CalibSet calib; /* 方法需要校准时有效 */
     bool has_calib;
     char protocol[32];

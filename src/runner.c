@@ -8,6 +8,7 @@
 #include <time.h>
 
 #include "base/log.h"
+#include "bridge.h"
 #include "dump.h"
 #include "env_info.h"
 #include "experiment.h"
@@ -132,7 +133,8 @@ static bool run_stages(Experiment *x, const RunRequest *r, json_t *result, Err *
                         .task_key = x->task_key, .max_length = x->max_length, .is_baseline = experiment_is_baseline(x),
                         .warnings = x->warnings, .fallbacks = x->fallbacks};
         ppl = evaluate_ppl(&v, e);
-        ok = ppl != NULL && (tasks = evaluate_tasks(&v, &cost, e)) != NULL;
+        ok = ppl != NULL && (tasks = evaluate_tasks(&v, &cost, e)) != NULL &&
+             bridge_run(x, tasks, e);
         if (ok && x->config.run.speed && x->n_texts) ok = evaluate_speed(&v, &speed, e);
         if (ok)
             json_object_set_new(result, "results",

@@ -14,7 +14,7 @@ Q       := $(if $(V),,@)
 # ---------------------------------------------------------------- 依赖
 PKGS     := yaml-0.1 jansson libpcre2-8 libutf8proc libcrypto openblas libmicrohttpd
 PKG_LIBS := $(shell pkg-config --libs $(PKGS) 2>/dev/null)
-NO_BUILD := deps deps-test demo test help clean format tidy fuzz bench test-smollm2 test-lm-eval
+NO_BUILD := deps deps-test demo test help clean format tidy fuzz bench test-smollm2 test-lm-eval test-bridge
 ifeq ($(strip $(PKG_LIBS)),)
 ifneq ($(filter-out $(NO_BUILD),$(or $(MAKECMDGOALS),all)),)
 $(error ❌ 缺少编译依赖（$(PKGS)），先运行 make deps)
@@ -162,6 +162,11 @@ test-lm-eval: deps-test
 	+@$(MAKE) --no-print-directory all tests
 	@bash tests/golden/lm_eval.sh
 
+# 真正的 lm_eval（pip）经 HTTP 用我们的模型，准确率与原生路径比较；SMOL= 指明 SmolLM2 的 HF 文件夹
+test-bridge: deps-test
+	+@$(MAKE) --no-print-directory all $(BUILD)/tests/tools/json_get
+	@bash tests/bridge/run.sh
+
 # 每个解析器在 ASan+UBSan 下被随机输入轰炸 FUZZ_S 秒；FUZZ=名字 只跑一个
 fuzz: deps-test
 	+@$(MAKE) --no-print-directory CC=clang SAN=address,undefined,fuzzer-no-link BUILD=build-fuzz \
@@ -203,6 +208,7 @@ help:
 	@echo '  bench         与 transformers、llama.cpp 并排测速'
 	@echo '  readme        用 results/ 的结果更新 README、summary 与图'
 	@echo '  test-smollm2  真实模型 SmolLM2 的数值对照（慢）'
+	@echo '  test-bridge   真正的 lm_eval 经 HTTP 服务评测，与原生比较（慢，首次要网络）'
 	@echo '  format tidy   clang-format、clang-tidy'
 	@echo '  compile_commands.json   供编辑器与 clangd'
 	@echo '  test-lm-eval  真实模型 SmolLM2 的 lm-eval 任务，逐文档对照'
@@ -210,5 +216,5 @@ help:
 	@echo '变量: CC=clang SAN=address,undefined OPT="-O0 -g" BUILD=目录 V=1'
 
 FORCE:
-.PHONY: all tests bench-kernels fuzzers deps deps-test demo test test-smollm2 test-lm-eval fuzz bench readme format tidy clean help FORCE
+.PHONY: all tests bench-kernels fuzzers deps deps-test demo test test-smollm2 test-lm-eval fuzz bench readme format tidy clean help FORCE test-bridge
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

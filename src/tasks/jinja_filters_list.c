@@ -237,6 +237,13 @@ static Args rest(const Args *args, size_t k) {
     return r;
 }
 
+/* map、select 一类对假的值（None、0…）当作空的，不管能不能遍历。 */
+static bool items_of(Interp *in, Value self, List *l) {
+    bool yes;
+    *l = (List){0};
+    return v_truth(in, self, &yes) && (!yes || v_iterate(in, self, l));
+}
+
 static bool f_map(Interp *in, Value self, const Args *args, Value *out) {
     List l;
     const JinjaDef *def = NULL;
@@ -252,7 +259,7 @@ static bool f_map(Interp *in, Value self, const Args *args, Value *out) {
     } else if (attribute.kind == V_ABSENT) {
         return jinja_fail(in, "map 要过滤器的名字或 attribute=");
     }
-    if (!v_iterate(in, self, &l) || !v_list(in, V_SEQ, l.n, out)) return false;
+    if (!items_of(in, self, &l) || !v_list(in, V_SEQ, l.n, out)) return false;
     Args more = def ? rest(args, 1) : *args;
     for (size_t i = 0; i < l.n; i++) {
         Value v;
@@ -278,7 +285,7 @@ static bool choose(Interp *in, Value self, const Args *args, bool attr, bool wan
         def = name ? jinja_test(name) : NULL;
         if (!def) return jinja_fail(in, "没有测试 '%.60s'", name ? name : "");
     }
-    if (!v_iterate(in, self, &l) || !v_list(in, V_SEQ, 0, out)) return false;
+    if (!items_of(in, self, &l) || !v_list(in, V_SEQ, 0, out)) return false;
     Args more = rest(args, def ? k + 1 : k);
     for (size_t i = 0; i < l.n; i++) {
         Value v = l.items[i], result;

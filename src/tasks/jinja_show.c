@@ -48,11 +48,10 @@ static bool show_inner(Interp *in, Str *out, Value v) {
 }
 
 bool v_repr(Interp *in, Str *out, Value v) {
-    if (v.kind == V_UNDEF && v.soft) {
+    if (v.kind == V_UNDEF) { /* 列表里的；单独打印的在 v_show 报错 */
         str_add(out, "Undefined");
         return true;
     }
-    if (!jinja_defined(in, v)) return false;
     size_t before = out->len;
     if (in->depth++ >= JINJA_EVAL_DEPTH) return jinja_fail(in, "值嵌套过深，或包含了自己");
     bool ok = show_inner(in, out, v);
@@ -62,7 +61,7 @@ bool v_repr(Interp *in, Str *out, Value v) {
 }
 
 bool v_show(Interp *in, Str *out, Value v) {
-    if (v.kind == V_UNDEF && v.soft) return true;
+    if (v.kind == V_UNDEF) return v.soft || jinja_defined(in, v);
     if (v.kind != V_STR) return v_repr(in, out, v);
     str_addn(out, v.u.str.p, v.u.str.n);
     if (out->len > JINJA_OUTPUT) return jinja_fail(in, "输出超过 16 MB");

@@ -15,6 +15,8 @@ from jinja2 import Environment, StrictUndefined
 CONTEXT = {'y': {'k': 1, 'foo': 2}, 'x': None, 'v': [1, None, True, '\xe9\n\x00\u200b"\'', 1.5, {'a': 'b'}], 'z0': 'a\x00b', 'big': 9007199254740993, 'f1': 0.1, 'f2': 1e-05, 'f3': 3.0}
 
 TEMPLATES = [
+    "{{ [{'a': 1}, {}]|map(attribute='b')|list }}{{ x|map('upper')|list }}{{ 0|select|list }}",
+    "{{ [missing] }}",
     '{% for i in range(3) %}{% if x is defined %}{{x}}{% endif %}{% set x = i %}{% endfor %}',
     '{% set x=5 %}{% for i in range(3) %}{{x}}{% set x = i %}{% endfor %}{{x}}',
     '{% for i in range(3) %}{% if y is defined %}{{y}}{% endif %}{% set y = i %}{% endfor %}{{y}}',

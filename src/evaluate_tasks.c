@@ -272,7 +272,11 @@ json_t *evaluate_tasks(const Evaluation *v, ScoreCost *cost, Err *e) {
     Encoder encoder;
     Arena a = {0};
     *cost = (ScoreCost){0};
-    if (s->n == 0) return json_object();
+    if (s->n == 0) {
+        json_t *none = json_object();
+        if (!none) err_set(e, ERR_MEMORY, "内存不足");
+        return none;
+    }
     DocValue **values = ARENA_ARRAY(&a, DocValue *, s->n, e);
     json_t *all = NULL;
     bool ok = values && encoder_init(&encoder, v->tokenizer, v->max_length, e) &&

@@ -189,4 +189,52 @@ static inline void add_light(Overrides *o) {
     add_int(o, "calibration.samples", 16);
     add_int(o, "calibration.length", 512);
 }
+/* 追加设置：键、值、…、NULL；settings 可为 NULL。 */
+static inline void add_pairs(Overrides *o, const char *const *settings) {
+    for (; settings && *settings; settings += 2) add(o, settings[0], settings[1]);
+}
+
+/* 两次运行各窗口的 NLL 逐位相同。 */
+static inline void same_windows(const json_t *a, const json_t *b) {
+    assert_true(ppl_of(a) > 1);
+    assert_true(json_equal(json_object_get(demo_ppl(a), "window_nll"),
+                           json_object_get(demo_ppl(b), "window_nll")));
+}
+
+/* 线程数不改变结果：以 1 与 2 线程各跑一次。calibrated 的方法用很小的校准集（插桩构建也跑得动）。 */
+static inline void same_on_two_threads(const char *method, const char *track, bool calibrated,
+                                       const char *const *settings) {
+    json_t *results[2];
+    for (int i = 0; i < 2; i++) {
+        Overrides o = {0};
+        add_common(&o, quick ? 1 : 5); /* 一批 4 个窗口：最后一批不满 */
+        add_int(&o, "threads", i + 1);
+        if (calibrated) {
+            add_int(&o, "calibration.samples", 3);
+            add_int(&o, "calibration.length", 64);
+        }
+        add_pairs(&o, settings);
+        results[i] = run(method, track, &o, NULL);
+    }
+    same_windows(results[0], results[1]);
+    json_decref(results[0]);
+    json_decref(results[1]);
+}
+
+/* 这样设置是配置错误，话里提到 said。 */
+static inline void refuse(const char *method, const char *track, const char *const *settings,
+                          const char *said) {
+    Overrides o = {0};
+    add_common(&o, 1);
+    add_pairs(&o, settings);
+    RunRequest r = {.config = {.root = ".", .model = "demo", .method = method, .track = track,
+                               .overrides = o.list, .n_overrides = o.n},
+                    .command = "tests/golden"};
+    json_t *result = NULL;
+    Err e = {0};
+    assert_false(run_experiment(&r, &result, &e));
+    assert_int_equal(e.code, ERR_CONFIG);
+    if (!strstr(e.msg, said)) fail_msg("没有提到 %s：%s", said, e.msg);
+    json_decref(result);
+}
 #endif

@@ -25,12 +25,6 @@ static void check_row(void **state) {
     json_decref(result);
 }
 
-static void same_windows(const json_t *a, const json_t *b) {
-    assert_true(ppl_of(a) > 1);
-    assert_true(json_equal(json_object_get(demo_ppl(a), "window_nll"),
-                           json_object_get(demo_ppl(b), "window_nll")));
-}
-
 /* 逐次减半选出的比例与穷举全同，于是评测逐位相同。 */
 static void pruned_is_exact(void **state) {
     (void)state;
@@ -54,21 +48,10 @@ static void pruned_is_exact(void **state) {
 
 static void same_for_any_thread_count(void **state) {
     (void)state;
-    json_t *results[2];
-    for (int i = 0; i < 2; i++) {
-        Overrides o = {0};
-        add_common(&o, quick ? 1 : 4);
-        add_int(&o, "threads", i + 1);
-        add_int(&o, "calibration.samples", 3);
-        add_int(&o, "calibration.length", 32);
-        add_int(&o, "weight.group_size", 96); /* 不整除 256 列 */
-        if (quick) add_int(&o, "awq.n_grid", 3);
-        if (quick) add(&o, "awq.clip_shrink", "0.1");
-        results[i] = run("awq", "A", &o, NULL);
-    }
-    same_windows(results[0], results[1]);
-    json_decref(results[0]);
-    json_decref(results[1]);
+    static const char *const FULL[] = {"weight.group_size", "96", NULL}; /* 不整除 256 列 */
+    static const char *const QUICK[] = {"weight.group_size", "96", "awq.n_grid", "3",
+                                        "awq.clip_shrink", "0.1", NULL};
+    same_on_two_threads("awq", "A", true, quick ? QUICK : FULL);
 }
 
 /* ---- v → o：注意力头数相同（MHA）、v 有偏置的极小模型 ---- */
@@ -203,26 +186,11 @@ static void v_folds_into_o(void **state) {
 
 static void bad_settings(void **state) {
     (void)state;
-    static const char *const CASES[][3] = {{"weight.zero_point", "float", "weight.zero_point"},
-                                           {"weight.group_size", "0", "weight.group_size"},
-                                           {"awq.search", "fast", "awq.search"},
-                                           {"weight.granularity", "per_tensor", "weight.granularity"}};
-    for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) {
-        Overrides o = {0};
-        add_common(&o, 1);
-        add(&o, CASES[i][0], CASES[i][1]);
-        add_int(&o, "calibration.samples", 1);
-        add_int(&o, "calibration.length", 16);
-        RunRequest r = {.config = {.root = ".", .model = "demo", .method = "awq", .track = "A",
-                                   .overrides = o.list, .n_overrides = o.n},
-                        .command = "tests/golden"};
-        json_t *result = NULL;
-        Err e = {0};
-        assert_false(run_experiment(&r, &result, &e));
-        assert_int_equal(e.code, ERR_CONFIG);
-        if (!strstr(e.msg, CASES[i][2])) fail_msg("没有提到 %s：%s", CASES[i][2], e.msg);
-        json_decref(result);
-    }
+    refuse("awq", "A", (const char *const[]){"weight.zero_point", "float", NULL}, "weight.zero_point");
+    refuse("awq", "A", (const char *const[]){"weight.group_size", "0", NULL}, "weight.group_size");
+    refuse("awq", "A", (const char *const[]){"awq.search", "fast", NULL}, "awq.search");
+    refuse("awq", "A", (const char *const[]){"weight.granularity", "per_tensor", NULL},
+           "weight.granularity");
 }
 
 int main(void) {

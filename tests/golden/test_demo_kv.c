@@ -77,22 +77,7 @@ static void counted_bits(void **state) {
 
 /* 线程数不改变结果：逐位相同。 */
 static void same_for_any_thread_count(void **state) {
-    const char *method = *state;
-    json_t *results[2];
-    for (int i = 0; i < 2; i++) {
-        Overrides o = {0};
-        add_common(&o, quick ? 1 : 8);
-        add_int(&o, "threads", i + 1);
-        if (strcmp(method, "kvquant") == 0) {
-            add_int(&o, "calibration.samples", 2);
-            add_int(&o, "calibration.length", 64);
-        }
-        results[i] = run(method, "C", &o, NULL);
-    }
-    assert_true(json_equal(json_object_get(demo_ppl(results[0]), "window_nll"),
-                           json_object_get(demo_ppl(results[1]), "window_nll")));
-    json_decref(results[0]);
-    json_decref(results[1]);
+    same_on_two_threads(*state, "C", strcmp(*state, "kvquant") == 0, NULL);
 }
 
 #define ROW(name, fn)                                                                              \

@@ -69,24 +69,7 @@ static void check_row(void **state) {
 
 /* 线程数不改变结果：逐位相同。 */
 static void same_for_any_thread_count(void **state) {
-    const char *method = *state;
-    json_t *results[2];
-    for (int i = 0; i < 2; i++) {
-        Overrides o = {0};
-        add_common(&o, quick ? 1 : 8);
-        add_int(&o, "threads", i + 1);
-        if (strcmp(method, "gptq") == 0) { /* 小校准集：插桩构建也跑得动 */
-            add_int(&o, "calibration.samples", 2);
-            add_int(&o, "calibration.length", 64);
-        }
-        results[i] = run(method, "A", &o, NULL);
-    }
-    assert_true(ppl_of(results[0]) > 1);
-    assert_true(ppl_of(results[0]) == ppl_of(results[1]));
-    assert_true(json_equal(json_object_get(demo_ppl(results[0]), "window_nll"),
-                           json_object_get(demo_ppl(results[1]), "window_nll")));
-    json_decref(results[0]);
-    json_decref(results[1]);
+    same_on_two_threads(*state, "A", strcmp(*state, "gptq") == 0, NULL);
 }
 
 /* 头存成 8 位：PPL 几乎不变，词嵌入算进量化的字节，不再与基线比 KL；要求梯度的方法拒绝它。 */

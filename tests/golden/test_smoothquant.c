@@ -67,23 +67,7 @@ static void rtn_is_naive(void **state) {
 
 /* 各种设置下 1 与 2 线程逐位相同；state 是一串设置。 */
 static void same_for_any_thread_count(void **state) {
-    const char *const *settings = *state;
-    json_t *results[2];
-    for (int i = 0; i < 2; i++) {
-        Overrides o = {0};
-        add_common(&o, quick ? 1 : 5); /* 一批 4 个窗口：最后一批不满 */
-        add_int(&o, "threads", i + 1);
-        add_int(&o, "calibration.samples", 2);
-        add_int(&o, "calibration.length", 64);
-        for (size_t k = 0; settings[k]; k += 2) add(&o, settings[k], settings[k + 1]);
-        results[i] = run("smoothquant", "B", &o, NULL);
-    }
-    double ppl = ppl_of(results[0]);
-    assert_true(ppl > 5 && ppl < 40 && ppl == ppl_of(results[1]));
-    assert_true(json_equal(json_object_get(demo_ppl(results[0]), "window_nll"),
-                           json_object_get(demo_ppl(results[1]), "window_nll")));
-    json_decref(results[0]);
-    json_decref(results[1]);
+    same_on_two_threads("smoothquant", "B", true, *state);
 }
 
 /* 每个张量一个 scale 的张量是一个窗口：前几个窗口的结果与后面还有没有窗口无关。 */
@@ -105,29 +89,15 @@ static void tensor_scale_is_per_window(void **state) {
 /* 每种错误的设置都是配置错误，话里说出该改什么。 */
 static void bad_settings(void **state) {
     (void)state;
-    static const struct {
-        const char *method, *key, *value, *said;
-    } CASES[] = {{"smoothquant", "activation.scheme", "none", "activation.scheme"},
-                 {"rtn", "activation.scheme", "static", "smoothquant"},
-                 {"smoothquant", "weight.w_bits", "4", "weight.w_bits=8"},
-                 {"rtn", "weight.granularity", "per_group", "per_channel"},
-                 {"smoothquant", "smoothquant.alpha", "1.5", "smoothquant.alpha"}};
-    for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) {
-        Overrides o = {0};
-        add_common(&o, 1);
-        add(&o, CASES[i].key, CASES[i].value);
-        if (strcmp(CASES[i].value, "per_group") == 0) add_int(&o, "weight.group_size", 64);
-        if (CASES[i].method[0] == 's') add_int(&o, "calibration.samples", 1);
-        RunRequest r = {.config = {.root = ".", .model = "demo", .method = CASES[i].method,
-                                   .track = "B", .overrides = o.list, .n_overrides = o.n},
-                        .command = "tests/golden"};
-        json_t *result = NULL;
-        Err e = {0};
-        assert_false(run_experiment(&r, &result, &e));
-        assert_int_equal(e.code, ERR_CONFIG);
-        if (!strstr(e.msg, CASES[i].said)) fail_msg("没有提到 %s：%s", CASES[i].said, e.msg);
-        json_decref(result);
-    }
+    refuse("smoothquant", "B", (const char *const[]){"activation.scheme", "none", NULL},
+           "activation.scheme");
+    refuse("smoothquant", "B", (const char *const[]){"weight.w_bits", "4", NULL}, "weight.w_bits=8");
+    refuse("smoothquant", "B", (const char *const[]){"smoothquant.alpha", "1.5", NULL},
+           "smoothquant.alpha");
+    refuse("rtn", "B", (const char *const[]){"activation.scheme", "static", NULL}, "smoothquant");
+    refuse("rtn", "B", (const char *const[]){"weight.granularity", "per_group", "weight.group_size",
+                                             "64", NULL},
+           "per_channel");
 }
 
 int main(void) {

@@ -61,23 +61,7 @@ static void same_tensors(void **state) {
 
 /* 各种设置下 1 与 2 线程逐位相同；state 是一串设置。 */
 static void same_for_any_thread_count(void **state) {
-    const char *const *settings = *state;
-    json_t *results[2];
-    for (int i = 0; i < 2; i++) {
-        Overrides o = {0};
-        add_common(&o, quick ? 1 : 4);
-        add_int(&o, "threads", i + 1);
-        add_int(&o, "calibration.samples", 2);
-        add_int(&o, "calibration.length", 64);
-        for (size_t k = 0; settings[k]; k += 2) add(&o, settings[k], settings[k + 1]);
-        results[i] = run("spqr", "A", &o, NULL);
-    }
-    double ppl = ppl_of(results[0]);
-    assert_true(ppl > 10 && ppl < 40 && ppl == ppl_of(results[1]));
-    assert_true(json_equal(json_object_get(demo_ppl(results[0]), "window_nll"),
-                           json_object_get(demo_ppl(results[1]), "window_nll")));
-    json_decref(results[0]);
-    json_decref(results[1]);
+    same_on_two_threads("spqr", "A", true, *state);
 }
 
 /* 阈值很大就没有离群值。 */
@@ -96,25 +80,11 @@ static void no_outliers(void **state) {
 
 static void bad_settings(void **state) {
     (void)state;
-    static const char *const CASES[][3] = {{"spqr.stat_rows", "24", "16 的倍数"},
-                                           {"spqr.scale_bits", "1", "0（不用）或 2 到 8"},
-                                           {"weight.group_size", "0", "weight.group_size"}};
-    for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) {
-        Overrides o = {0};
-        add_common(&o, 1);
-        add(&o, CASES[i][0], CASES[i][1]);
-        add_int(&o, "calibration.samples", 1);
-        add_int(&o, "calibration.length", 16);
-        RunRequest r = {.config = {.root = ".", .model = "demo", .method = "spqr", .track = "A",
-                                   .overrides = o.list, .n_overrides = o.n},
-                        .command = "tests/golden"};
-        json_t *result = NULL;
-        Err e = {0};
-        assert_false(run_experiment(&r, &result, &e));
-        assert_int_equal(e.code, ERR_CONFIG);
-        if (!strstr(e.msg, CASES[i][2])) fail_msg("没有提到 %s：%s", CASES[i][2], e.msg);
-        json_decref(result);
-    }
+    refuse("spqr", "A", (const char *const[]){"spqr.stat_rows", "24", "calibration.samples", "1", NULL},
+           "16 的倍数");
+    refuse("spqr", "A", (const char *const[]){"spqr.scale_bits", "1", "calibration.samples", "1", NULL},
+           "0（不用）或 2 到 8");
+    refuse("spqr", "A", (const char *const[]){"weight.group_size", "0", NULL}, "weight.group_size");
 }
 
 int main(void) {

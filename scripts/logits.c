@@ -36,7 +36,7 @@ static bool parse_ids(const char *text, Arena *a, int32_t **ids, int64_t *n, Err
 }
 
 static bool compute_logits(Model *m, const int32_t *ids, int64_t n, const char *path, Err *e) {
-    Arena a = {0};
+    Arena a = backend_arena(m->backend);
     Session s;
     int64_t vocab = m->config.vocab, d = m->config.hidden;
     float *hidden = ARENA_ARRAY(&a, float, n * d, e);
@@ -50,7 +50,10 @@ static bool compute_logits(Model *m, const int32_t *ids, int64_t n, const char *
         op_linear(m->backend, tensor_f32(out, n, vocab), tensor_f32(hidden, n, d), m->head,
                   tensor_f32_1d(NULL, 0));
         int64_t shape[2] = {n, vocab};
-        ok = backend_check(m->backend, e) && npy_write(path, DT_F32, 2, shape, out, e);
+        HostView v = host_view(m->backend);
+        const float *host = HOST_MAP(&v, float, out, n *vocab, HOST_READ);
+        ok = backend_check(m->backend, e) && npy_write(path, DT_F32, 2, shape, host, e);
+        host_end(&v);
     }
     arena_free(&a);
     return ok;

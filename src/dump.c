@@ -15,11 +15,20 @@ static bool write_array(const char *dir, const char *part, DType type, int64_t r
     return npy_write(path, type, cols ? 2 : 1, shape, data, e);
 }
 
-static bool dump_values(const Model *m, const Linear *l, const char *dir, Arena *a, Err *e) {
-    float *w = ARENA_ARRAY(a, float, l->rows * l->cols, e);
-    if (!w) return false;
-    op_dequantize(m->backend, tensor_f32(w, l->rows, l->cols), &l->q);
-    return backend_check(m->backend, e) && write_array(dir, "w", DT_F32, l->rows, l->cols, w, e);
+static bool dump_values(const Model *m, const Linear *l, const char *dir, Err *e) {
+    Backend *b = m->backend;
+    Arena tensors = backend_arena(b);
+    float *w = ARENA_ARRAY(&tensors, float, l->rows * l->cols, e);
+    HostView v = host_view(b);
+    bool ok = w != NULL;
+    if (ok) {
+        op_dequantize(b, tensor_f32(w, l->rows, l->cols), &l->q);
+        const float *host = HOST_MAP(&v, float, w, l->rows * l->cols, HOST_READ);
+        ok = backend_check(b, e) && write_array(dir, "w", DT_F32, l->rows, l->cols, host, e);
+    }
+    host_end(&v);
+    arena_free(&tensors);
+    return ok;
 }
 
 /* 每组的统计：值，两级的还有码。 */
@@ -66,6 +75,19 @@ static bool dump_vector(const char *dir, char side, const char *what, int layer,
     return write_array(dir, part, DT_F32, n, 0, x, e);
 }
 
+/* 键的上下阈值，在后端内存。 */
+static bool dump_limits(const Model *m, const Linear *l, const char *dir, char side,
+                        const KvFormat *f, Err *e) {
+    HostView v = host_view(m->backend);
+    const float *lower = HOST_MAP(&v, float, f->lower, l->rows, HOST_READ);
+    const float *upper = HOST_MAP(&v, float, f->upper, l->rows, HOST_READ);
+    bool ok = backend_check(m->backend, e) &&
+              dump_vector(dir, side, "lower", l->layer, lower, l->rows, e) &&
+              dump_vector(dir, side, "upper", l->layer, upper, l->rows, e);
+    host_end(&v);
+    return ok;
+}
+
 /* 键值缓存查表量化的这一侧：表，以及键的上下阈值。 */
 static bool dump_cache(const Model *m, const Linear *l, const char *dir, Err *e) {
     if (!m->kv || (l->role != ROLE_K && l->role != ROLE_V)) return true;
@@ -75,17 +97,19 @@ static bool dump_cache(const Model *m, const Linear *l, const char *dir, Err *e)
     char side = keys ? 'k' : 'v';
     if (f->form != KV_LUT) return true;
     return dump_vector(dir, side, "lut", l->layer, f->lut, (int64_t)1 << f->bits, e) &&
-           (!f->per_channel || (dump_vector(dir, side, "lower", l->layer, f->lower, l->rows, e) &&
-                                dump_vector(dir, side, "upper", l->layer, f->upper, l->rows, e)));
+           (!f->per_channel || dump_limits(m, l, dir, side, f, e));
 }
 
 bool dump_linear(const Model *m, const char *name, const char *dir, Err *e) {
     const Linear *l = model_find_linear((Model *)m, name);
     if (!l) return err_set(e, ERR_USAGE, "模型没有名为 '%s' 的线性层", name);
     Arena a = {0};
-    bool ok = file_mkdirs(dir, e) && dump_values(m, l, dir, &a, e);
+    QTensor q;
+    bool ok = model_need_block((Model *)m, l->layer, e) && file_mkdirs(dir, e) &&
+              dump_values(m, l, dir, e);
     if (l->q.dense == DT_NONE)
-        ok = ok && dump_groups(&l->q, dir, &a, e) && dump_codes(&l->q, dir, &a, e);
+        ok = ok && qtensor_to_host(m->backend, &l->q, &q, &a, e) && dump_groups(&q, dir, &a, e) &&
+             dump_codes(&q, dir, &a, e);
     ok = ok && dump_cache(m, l, dir, e);
     arena_free(&a);
     return ok;

@@ -92,7 +92,7 @@ static bool weight_bytes(const Model *m, const QSpec *spec, size_t *bytes, Err *
 /* 现测矩阵乘的速率（每秒乘加数×2），约 0.1 秒。 */
 static double measure_rate(Experiment *x, Err *e) {
     enum { ROWS = 512, DIM = 512 };
-    Arena a = {0};
+    Arena a = backend_arena(&x->backend);
     float *w = ARENA_ARRAY(&a, float, DIM * DIM, e);
     float *in = ARENA_ARRAY(&a, float, ROWS * DIM, e);
     float *out = ARENA_ARRAY(&a, float, ROWS * DIM, e);

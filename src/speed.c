@@ -57,9 +57,9 @@ bool evaluate_speed(const Evaluation *v, Speed *s, Err *e) {
                           &ids, e))
         return false;
     Session session;
-    Arena a = {0};
+    Arena a = {0}, tensors = backend_arena(v->model->backend);
     double *seconds = ARENA_ARRAY(&a, double, steps, e);
-    float *hidden = ARENA_ARRAY(&a, float, PREFILL * v->model->config.hidden, e);
+    float *hidden = ARENA_ARRAY(&tensors, float, PREFILL * v->model->config.hidden, e);
     bool ok = seconds && hidden && session_open(&session, v->model, room, PREFILL, e);
     if (ok) {
         if (ids.n >= PREFILL) ok = prefill(&session, ids.ids, hidden, &s->prefill, e);
@@ -68,6 +68,7 @@ bool evaluate_speed(const Evaluation *v, Speed *s, Err *e) {
         session_close(&session);
     }
     token_ids_free(&ids);
+    arena_free(&tensors);
     arena_free(&a);
     return ok;
 }

@@ -56,10 +56,29 @@ Allocator *allocator_default(void) {
 
 struct ArenaChunk {
     ArenaChunk *below;
-    size_t bytes, used; /* 含本头 */
-    char pad[ALIGN - 3 * sizeof(size_t)];
+    size_t bytes, used; /* 主机内存的块含本头 */
+    char *base;         /* 块的开头：主机内存即本头，否则是 Allocator 给的 */
+    char pad[ALIGN - 4 * sizeof(size_t)];
 };
 _Static_assert(sizeof(ArenaChunk) == ALIGN, "块头须为一个对齐单位");
+
+/* 向 Allocator 要一块。主机内存的头在块内；其余的头另取自默认分配器。返回: 内存不足为 NULL。 */
+static ArenaChunk *new_chunk(Allocator *from, size_t bytes) {
+    if (!from->clear) {
+        ArenaChunk *c = from->alloc(from, bytes);
+        if (c) *c = (ArenaChunk){.bytes = bytes, .used = sizeof *c, .base = (char *)c};
+        return c;
+    }
+    Allocator *host = allocator_default();
+    ArenaChunk *c = host->alloc(host, sizeof *c);
+    char *base = c ? from->alloc(from, bytes) : NULL;
+    if (base) {
+        *c = (ArenaChunk){.bytes = bytes, .base = base};
+        return c;
+    }
+    if (c) host->release(host, c, sizeof *c);
+    return NULL;
+}
 
 void *arena_alloc(Arena *a, size_t bytes, Err *e) {
     if (!a->allocator) a->allocator = allocator_default();
@@ -73,17 +92,15 @@ void *arena_alloc(Arena *a, size_t bytes, Err *e) {
     if (!c || c->bytes - c->used < bytes) {
         size_t want = bytes + sizeof(ArenaChunk);
         if (want < CHUNK_BYTES) want = CHUNK_BYTES;
-        c = a->allocator->alloc(a->allocator, want);
+        c = new_chunk(a->allocator, want);
         if (!c) {
             err_set(e, ERR_MEMORY, "内存不足：无法分配 %zu 字节", want);
             return NULL;
         }
         c->below = a->top;
-        c->bytes = want;
-        c->used = sizeof(ArenaChunk);
         a->top = c;
     }
-    void *p = (char *)c + c->used;
+    void *p = c->base + c->used;
     c->used += bytes;
     a->used += bytes;
     return p;
@@ -126,13 +143,21 @@ ArenaMark arena_mark(const Arena *a) {
 static void pop_chunk(Arena *a) {
     ArenaChunk *c = a->top;
     a->top = c->below;
-    a->allocator->release(a->allocator, c, c->bytes);
+    a->allocator->release(a->allocator, c->base, c->bytes);
+    if (!a->allocator->clear) return;
+    Allocator *host = allocator_default();
+    host->release(host, c, sizeof *c);
 }
 
 void arena_rewind(Arena *a, ArenaMark m) {
     while (a->top && a->top != m.chunk) pop_chunk(a);
     if (a->top) { /* 复用的部分重新清零，保持「已清零」的不变式 */
-        memset((char *)a->top + m.chunk_used, 0, a->top->used - m.chunk_used);
+        char *from = a->top->base + m.chunk_used;
+        size_t bytes = a->top->used - m.chunk_used;
+        if (!a->allocator->clear)
+            memset(from, 0, bytes);
+        else if (bytes)
+            a->allocator->clear(a->allocator, from, bytes);
         a->top->used = m.chunk_used;
     }
     a->used = m.used;

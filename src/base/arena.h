@@ -1,5 +1,6 @@
 /* arena — 分配器与区域内存
  * Allocator 是唯一向系统要内存的门（计数、峰值、可注入失败）；Arena 在其上成块分配、整体释放。
+ * Allocator 给的也可以是主机不能直接读写的内存（显存，clear 非 NULL）：Arena 的簿记另放，清零经 clear。
  * 四种寿命：run（一次运行）、model（打包后的权重）、block（一个稠密块）、scratch（mark/rewind）。
  * 不变式：Arena 返回的指针 64 字节对齐、已清零；arena_free 可对半开或已释放的 Arena 调用。 */
 #ifndef PTQ_BASE_ARENA_H
@@ -11,6 +12,8 @@
 typedef struct Allocator {
     void *(*alloc)(struct Allocator *self, size_t bytes); /* 64 字节对齐、已清零；失败返回 NULL */
     void (*release)(struct Allocator *self, void *p, size_t bytes);
+    void (*clear)(struct Allocator *self, void *p, size_t bytes); /* 清零；NULL 即主机内存 */
+    void *owner; /* 归分配器的实现 */
     size_t used, peak; /* 字节 */
     long n_allocs;     /* 已成功分配的次数 */
     long fail_at;      /* 第 fail_at 次分配（从 1 数）起失败一次；0 为不注入（测试用） */

@@ -1,7 +1,11 @@
 /* backend — 计算后端：一张算子表
  * 表中每个算子都必须有，CPU 与 CUDA 相同；上层只经 ops.h（唯一的门）调用，那里统一检查形状、类型与粘滞错误。
  * 计算与设备的错误粘在 Backend.err 里，每个线性层、块或批之后看一次（backend_check）。
- * 归约次序固定：结果与线程数、批大小无关，逐位相同（例外见 COMPUTE_BF16）。 */
+ * 归约次序固定：结果与线程数、批大小无关，逐位相同（例外见 COMPUTE_BF16）。
+ *
+ * 内存：张量的数据（Tensor.data、QTensor 与 KvStore 的各段，下面的参数里没有注明「主机」的指针）在后端的内存里，
+ * 分配自 backend_arena 的 Arena。主机的代码不直接碰它：要看、要改，经 op_read、op_write，或 memory.h 的映射
+ * （CPU 上就是原来的指针，不复制；CUDA 上复制）。 */
 #ifndef PTQ_COMPUTE_BACKEND_H
 #define PTQ_COMPUTE_BACKEND_H
 #include "base/arena.h"
@@ -57,6 +61,7 @@ typedef struct ScoreJob {
     const QTensor *head;    /* (vocab, d) */
     const int32_t *targets; /* (n) 下一个 token；<0 表示该位置不打分（nll 置 0） */
     float softcap;          /* 0 表示无；否则 logits = softcap·tanh(logits/softcap) */
+    /* targets 与下面的出参在主机 */
     double *nll;            /* (n) 出：−log p(target) */
     double *lse;            /* (n) 出：log Σ exp(logits)，可为 NULL */
     int32_t *top1;          /* (n) 出：最大 logit 的下标（并列取最小），可为 NULL */
@@ -75,7 +80,7 @@ typedef struct FeedbackJob {
     const float *u;     /* (cols, cols) 上三角 */
     float *err;         /* (rows, i2−i1) 出 */
     const float *scale, *zero; /* (rows, n_groups) */
-    const int32_t *group;      /* (cols) 每列的组号 */
+    const int32_t *group;      /* (cols) 每列的组号，在主机 */
     int64_t n_groups;
     int bits;
 } FeedbackJob;
@@ -85,17 +90,32 @@ typedef struct ScoreGradJob {
     int64_t n;
     const float *x;         /* (n, d) */
     const QTensor *head;    /* (vocab, d) */
-    const int32_t *targets; /* (n)；<0 不打分 */
+    const int32_t *targets; /* (n)；<0 不打分；在主机 */
     float scale;            /* 每个位置的 nll 在损失中的系数，如 1/位置数 */
-    double *nll;            /* (n) 出 */
+    double *nll;            /* (n) 出，在主机 */
     float *dx;              /* (n, d) 出 */
 } ScoreGradJob;
 
+/* AdamW 一步中各参数共用的系数，见 adamw.c。 */
+typedef struct AdamStep {
+    int64_t n;
+    float *param, *m, *v; /* (n) */
+    const float *grad;
+    float keep, rate1, beta2, rate2, eps, size, root;
+} AdamStep;
+
 typedef struct BackendOps {
+    /* 主机与后端内存之间、后端内存之内的复制；copy 的两段可以重叠 */
+    void (*read)(Backend *b, void *host, const void *src, size_t bytes);
+    void (*write)(Backend *b, void *dst, const void *host, size_t bytes);
+    void (*copy)(Backend *b, void *dst, const void *src, size_t bytes);
+    /* n 段、每段 bytes 字节，第 i 段在 dst + i·dst_step、src + i·src_step；不可重叠 */
+    void (*copy_2d)(Backend *b, void *dst, size_t dst_step, const void *src, size_t src_step,
+                    int64_t n, size_t bytes);
     /* y(n,out) = x(n,in)·Wᵀ + bias(out，可为 NULL) */
     void (*linear)(Backend *b, float *y, const float *x, int64_t n, const QTensor *w,
                    const float *bias);
-    /* y(n,cols) = 表(rows,cols) 的第 ids[i] 行（稠密或量化皆可） */
+    /* y(n,cols) = 表(rows,cols) 的第 ids[i] 行（稠密或量化皆可）；ids 在主机 */
     void (*embed)(Backend *b, float *y, const QTensor *table, const int32_t *ids, int64_t n);
     /* y = x / sqrt(mean(x²)+eps) · weight，逐行 (n,d)；y 可与 x 相同 */
     void (*rmsnorm)(Backend *b, float *y, const float *x, const float *weight, int64_t n,
@@ -131,11 +151,36 @@ typedef struct BackendOps {
                         const float *bias, const ActQuant *act);
     /* 就地 x(n,d) = s·round(x/s) */
     void (*round_act)(Backend *b, float *x, int64_t n, int64_t d, const ActQuant *act);
-    /* 并行执行 fn(ctx, 0..n-1)；各任务互不相干 */
+    /* 在主机上并行执行 fn(ctx, 0..n-1)；各任务互不相干，只碰主机内存 */
     void (*parallel)(Backend *b, int64_t n, void (*fn)(void *ctx, int64_t task), void *ctx);
     /* g(d,d) 的上三角 += x(n,d)ᵀ·x，累加为 f32；下三角的值不定 */
     void (*gram)(Backend *b, float *g, const float *x, int64_t n, int64_t d);
     void (*feedback)(Backend *b, const FeedbackJob *job);
+    /* g(d,d) 的下三角 = 上三角 */
+    void (*symmetrize)(Backend *b, float *g, int64_t d);
+    /* 逐列：max[c] = max(max[c], |x[r][c]|)；sum[c] += Σ行 |x[r][c]|（双精度，逐行依次）。二者可为 NULL */
+    void (*column_stats)(Backend *b, float *max, double *sum, const float *x, int64_t n,
+                         int64_t cols);
+    /* y(cols) = Σ行 x(n,cols)，逐行依次 */
+    void (*column_sum)(Backend *b, float *y, const float *x, int64_t n, int64_t cols);
+    /* out[r] = Σ_c (x[r][c] − y[r·ldy+c])²，双精度；x (rows,cols)；out 在主机 */
+    void (*row_errors)(Backend *b, double *out, const float *x, const float *y, int64_t ldy,
+                       int64_t rows, int64_t cols);
+    /* y(rows,cols)[r][c] = x[r·ldx+c] / s[c mod n] */
+    void (*divide)(Backend *b, float *y, const float *x, int64_t ldx, const float *s, int64_t n,
+                   int64_t rows, int64_t cols);
+    /* dst[r][i] = index[i] < 0 ? 0 : src[r][index[i]]，均为 (rows,n)；index 在主机 */
+    void (*gather_columns)(Backend *b, float *dst, const float *src, const int32_t *index,
+                           int64_t rows, int64_t n);
+    /* w[:, i2:] −= err(rows, i2−i1)·u[i1:i2, i2:]；w (rows,n)，u (n,n)；恒为 f32 */
+    void (*update_rest)(Backend *b, float *w, const float *err, const float *u, int64_t rows,
+                        int64_t n, int64_t i1, int64_t i2);
+    /* 全部有限 */
+    bool (*all_finite)(Backend *b, const float *x, int64_t n);
+    void (*adamw)(Backend *b, const AdamStep *step);
+    /* d = scale·(x − y)，(rows,cols)。返回: Σ (x − y)²（平方以 f32，行内、行间依次以双精度相加） */
+    double (*mse_grad)(Backend *b, float *d, const float *x, const float *y, float scale,
+                       int64_t rows, int64_t cols);
     /* 以下供反向与学习，公式见 ops.h。 */
     /* y(m,n) = a·c，或 aᵀ·c（a 为 (k,m)）；c(k,n)。精度随 compute */
     void (*matmul)(Backend *b, float *y, const float *a, const float *c, int64_t m, int64_t k,
@@ -174,6 +219,9 @@ struct Backend {
     const char *isa;      /* 实际选中的内核，如 "avx512_bf16" */
     ComputeMode compute;
     int n_threads;
+    Allocator *memory; /* 后端的内存 */
+    bool separate;     /* 主机不能直接读写它 */
+    void (*guard)(Backend *b, bool open); /* 每次派发前后调用（严格模式）；NULL 即无 */
     Err err;              /* 粘滞 */
     void *impl;
 };
@@ -181,7 +229,14 @@ struct Backend {
 /* 打开 CPU 后端。参数: n_threads 0 表示全部在线核；isa NULL 为自动，或 "generic" "avx2" "avx512"
  * "avx512_bf16"（测试用，机器不支持时报错）。compute 为 BF16 而机器没有 AVX512-BF16 时报 ERR_UNSUPPORTED。 */
 bool backend_open_cpu(Backend *b, int n_threads, ComputeMode compute, const char *isa, Err *e);
+/* 把刚打开的 CPU 后端变成严格模式（测试用）：后端的内存平时不可读写，只在算子之内放开，所以主机的代码直接碰它就会崩溃；映射是
+ * 复制的，与 CUDA 相同。数值与普通的逐位相同。 */
+bool backend_make_strict(Backend *b, Err *e);
 void backend_close(Backend *b);
+/* 一个空的、内存在后端的 Arena。 */
+static inline Arena backend_arena(const Backend *b) {
+    return (Arena){.allocator = b->memory};
+}
 /* 取出粘滞错误（并清除）。返回: 没有错误为 true。 */
 bool backend_check(Backend *b, Err *e);
 /* 本机 CPU 是否有原生 bf16 点积。 */

@@ -3,10 +3,9 @@
 
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "compute/linalg.h"
-#include "compute/ops.h"
+#include "compute/memory.h"
 
 enum { DAMP_TRIES = 6 };
 
@@ -34,65 +33,68 @@ static bool order_columns(Hessian *h, Arena *a, const float *gram, bool descendi
         h->perm[i] = c[i].at;
         h->dead[i] = c[i].diag == 0;
         h->n_dead += h->dead[i];
+        h->from[i] = h->dead[i] ? -1 : h->perm[i];
     }
     return true;
 }
 
-bool hessian_factor(Hessian *h, Arena *a, const float *gram, int64_t tokens, int64_t n,
-                    bool descending, double damp, Err *e) {
-    *h = (Hessian){.n = n};
-    h->perm = ARENA_ARRAY(a, int32_t, n, e);
-    h->dead = ARENA_ARRAY(a, bool, n, e);
-    h->u = ARENA_ARRAY(a, float, n * n, e);
-    if (!h->perm || !h->dead || !h->u) return false;
-    ArenaMark mark = arena_mark(a);
-    double *f = ARENA_ARRAY(a, double, n * n, e), mean = 0, norm = 2.0 / (double)tokens;
-    bool ok = f && order_columns(h, a, gram, descending, e), found = false;
-    for (int64_t i = 0; ok && i < n; i++) /* 死列的对角先置 1，也算进均值，同官方代码 */
+/* 由 gram 填 f：按处理的次序、加阻尼。 */
+static void fill(const Hessian *h, double *f, const float *gram, double norm, double mean) {
+    int64_t n = h->n;
+    for (int64_t i = 0; i < n; i++) {
+        const float *row = gram + h->perm[i] * n;
+        for (int64_t j = 0; j < n; j++) f[i * n + j] = norm * (double)row[h->perm[j]];
+        f[i * n + i] = (h->dead[i] ? 1 : f[i * n + i]) + h->damp * mean;
+    }
+}
+
+/* 主机上的分解：gram (n,n) → u。f 是 (n,n) 的暂存。 */
+static bool factor(Hessian *h, Arena *host, const float *gram, float *u, double *f, int64_t tokens,
+                   bool descending, double damp, Err *e) {
+    int64_t n = h->n;
+    double mean = 0, norm = 2.0 / (double)tokens;
+    bool found = false;
+    if (!order_columns(h, host, gram, descending, e)) return false;
+    for (int64_t i = 0; i < n; i++) /* 死列的对角先置 1，也算进均值，同官方代码 */
         mean += (h->dead[i] ? 1 : norm * (double)gram[h->perm[i] * (n + 1)]) / (double)n;
     double next = damp;
-    for (int t = 0; ok && !found && t < DAMP_TRIES; t++) {
+    for (int t = 0; !found && t < DAMP_TRIES; t++) {
         h->damp = next;
         next = next > 0 ? next * 10 : 0.01;
-        for (int64_t i = 0; i < n; i++) {
-            const float *row = gram + h->perm[i] * n;
-            for (int64_t j = 0; j < n; j++) f[i * n + j] = norm * (double)row[h->perm[j]];
-            f[i * n + i] = (h->dead[i] ? 1 : f[i * n + i]) + h->damp * mean;
-        }
+        fill(h, f, gram, norm, mean);
         found = linalg_inverse_upper(f, n);
     }
-    for (int64_t i = 0; found && i < n * n; i++) h->u[i] = (float)f[i];
-    arena_rewind(a, mark);
-    if (ok && !found)
-        return err_set(e, ERR_NUMERIC, "Hessian 直到阻尼 %g 仍不正定（%lld 个校准 token），请增加校准样本",
-                       h->damp, (long long)tokens);
-    return ok;
+    for (int64_t i = 0; found && i < n * n; i++) u[i] = (float)f[i];
+    return found || err_set(e, ERR_NUMERIC,
+                            "Hessian 直到阻尼 %g 仍不正定（%lld 个校准 token），请增加校准样本",
+                            h->damp, (long long)tokens);
 }
 
-void hessian_gather(const Hessian *h, float *dst, const float *w, int64_t rows) {
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t i = 0; i < h->n; i++)
-            dst[r * h->n + i] = h->dead[i] ? 0 : w[r * h->n + h->perm[i]];
+bool hessian_factor(Hessian *h, Backend *b, Arena *a, Arena *host, const float *gram,
+                    int64_t tokens, int64_t n, bool descending, double damp, Err *e) {
+    *h = (Hessian){.n = n};
+    h->perm = ARENA_ARRAY(host, int32_t, n, e);
+    h->from = ARENA_ARRAY(host, int32_t, n, e);
+    h->dead = ARENA_ARRAY(host, bool, n, e);
+    h->u = ARENA_ARRAY(a, float, n * n, e);
+    if (!h->perm || !h->from || !h->dead || !h->u) return false;
+    ArenaMark mark = arena_mark(host);
+    double *f = ARENA_ARRAY(host, double, n * n, e);
+    HostView v = host_view(b);
+    const float *g = HOST_MAP(&v, float, gram, n *n, HOST_READ);
+    float *u = HOST_MAP(&v, float, h->u, n *n, HOST_WRITE);
+    bool ok = f && g && u && factor(h, host, g, u, f, tokens, descending, damp, e);
+    host_end(&v);
+    arena_rewind(host, mark);
+    return backend_check(b, e) && ok;
 }
 
-bool hessian_update_rest(const Hessian *h, Backend *b, Arena *scratch, float *w, const float *err,
-                         int64_t rows, int64_t i1, int64_t i2, Err *e) {
-    int64_t n = h->n, rest = n - i2, k = i2 - i1;
-    if (rest == 0) return true;
-    ArenaMark mark = arena_mark(scratch);
-    float *ut = ARENA_ARRAY(scratch, float, rest * k, e);
-    float *delta = ARENA_ARRAY(scratch, float, rows * rest, e);
-    QTensor q;
-    bool ok = ut && delta && qtensor_new_dense(&q, scratch, DT_F32, rest, k, e);
-    if (ok) {
-        for (int64_t j = 0; j < rest; j++)
-            for (int64_t i = 0; i < k; i++) ut[j * k + i] = h->u[(i1 + i) * n + i2 + j];
-        op_pack_dense(b, &q, tensor_f32(ut, rest, k));
-        op_linear_exact(b, tensor_f32(delta, rows, rest), tensor_f32((float *)err, rows, k), &q);
-        for (int64_t r = 0; r < rows; r++)
-            for (int64_t j = 0; j < rest; j++) w[r * n + i2 + j] -= delta[r * rest + j];
-        ok = backend_check(b, e);
-    }
-    arena_rewind(scratch, mark);
-    return ok;
+void hessian_gather(const Hessian *h, Backend *b, float *dst, const float *w, int64_t rows) {
+    op_gather_columns(b, tensor_f32(dst, rows, h->n), tensor_f32((float *)w, rows, h->n), h->from);
+}
+
+void hessian_update_rest(const Hessian *h, Backend *b, float *w, const float *err, int64_t rows,
+                         int64_t i1, int64_t i2) {
+    op_update_rest(b, tensor_f32(w, rows, h->n), tensor_f32((float *)err, rows, i2 - i1),
+                   tensor_f32(h->u, h->n, h->n), i1, i2);
 }

@@ -35,7 +35,8 @@ static int64_t n_params(const KvStore *s, int64_t n) {
 
 bool kvstore_new(KvStore *s, Arena *a, const KvFormat *f, int64_t heads, int64_t dim,
                  int64_t capacity, Err *e) {
-    *s = (KvStore){.f = *f, .heads = heads, .dim = dim, .capacity = capacity};
+    *s = (KvStore){.f = *f, .heads = heads, .dim = dim, .capacity = capacity,
+                   .memory = a->allocator ? a->allocator : allocator_default()};
     if (!check_format(f, heads, dim, capacity, e)) return false;
     s->vecs = (dim + KV_LANES - 1) / KV_LANES;
     size_t item = kvstore_item(s), width = (size_t)(heads * dim);
@@ -56,7 +57,7 @@ bool kvstore_new(KvStore *s, Arena *a, const KvFormat *f, int64_t heads, int64_t
 }
 
 void kvstore_close(KvStore *s) {
-    Allocator *a = allocator_default();
+    Allocator *a = s->memory;
     if (s->columns) a->release(a, s->columns, (size_t)s->cap_outliers * sizeof *s->columns);
     if (s->values) a->release(a, s->values, (size_t)s->cap_outliers * kvstore_item(s));
     *s = (KvStore){0};
@@ -75,7 +76,7 @@ static int64_t n_outliers(const KvStore *s, int64_t n) {
 
 bool kvstore_reserve(KvStore *s, int64_t n) {
     if (n <= s->cap_outliers) return true;
-    Allocator *a = allocator_default();
+    Allocator *a = s->memory;
     int64_t cap = 2 * s->cap_outliers > n ? 2 * s->cap_outliers : n, old = s->cap_outliers;
     size_t item = kvstore_item(s);
     uint16_t *columns = a->alloc(a, (size_t)cap * sizeof *columns);
@@ -96,26 +97,16 @@ bool kvstore_reserve(KvStore *s, int64_t n) {
     return true;
 }
 
-void kvstore_drop(KvStore *s, int64_t before) {
-    CHECK(s->f.form == KV_DENSE);
-    int64_t gone = before - s->first;
-    if (gone <= 0) return;
-    if (gone > s->length) gone = s->length;
-    size_t row = (size_t)(s->heads * s->dim) * kvstore_item(s);
-    memmove(s->data, (char *)s->data + (size_t)gone * row, (size_t)(s->length - gone) * row);
-    s->first += gone;
-    s->length -= gone;
-}
-
 KvBytes kvstore_bytes(const KvStore *s, int64_t n) {
     size_t item = kvstore_item(s), row = (size_t)(s->heads * s->dim) * item;
     if (s->f.form == KV_DENSE) return (KvBytes){.dense = (size_t)n * row};
     int64_t sink = s->f.sink < n ? s->f.sink : n;
     KvBytes b = {.codes = (size_t)(n * kvstore_code_words(s)) * 2,
                  .params = (size_t)n_params(s, n) * item, .dense = (size_t)sink * row};
+    CHECK(!s->f.sparse || n == s->length);
     if (s->f.sparse)
         b.outliers = (size_t)n * sizeof *s->row_end +
-                     (size_t)n_outliers(s, n) * (sizeof *s->columns + item);
+                     (size_t)(n ? s->n_outliers : 0) * (sizeof *s->columns + item);
     return b;
 }
 

@@ -46,6 +46,8 @@ typedef struct KvStore {
     uint32_t *row_end;        /* sparse：(capacity) 到此 token 为止的离群值个数 */
     uint16_t *columns;        /* (cap_outliers) 通道 */
     void *values;             /* (cap_outliers) */
+    int64_t n_outliers;       /* 前 length 个 token 的离群值个数 */
+    Allocator *memory;        /* columns、values 的来处 */
     int64_t cap_outliers;     /* columns、values 由 kvstore_reserve 增长，kvstore_close 归还 */
 } KvStore;
 
@@ -61,13 +63,11 @@ bool kvstore_new(KvStore *s, Arena *a, const KvFormat *f, int64_t heads, int64_t
 void kvstore_close(KvStore *s);
 /* 把已有的 f32 行 (n, heads·dim) 看作位置 [first, first+n) 的 DENSE 存放，不复制。 */
 KvStore kvstore_view(float *rows, int64_t heads, int64_t dim, int64_t first, int64_t n);
-/* 保证能放 n 个离群值（旧的保留）。返回: 内存不足为 false。 */
+/* 保证能放 n 个离群值（旧的保留），供 CPU 的 op_kv_quantize。返回: 内存不足为 false。 */
 bool kvstore_reserve(KvStore *s, int64_t n);
-/* DENSE：丢掉位置 before 之前的行，余下的挪到开头。 */
-void kvstore_drop(KvStore *s, int64_t before);
-/* 前 n 个 token（DENSE 为 n 行）的字节数。 */
+/* 前 n 个 token（DENSE 为 n 行；有离群值时 n 须是 length）的字节数。 */
 KvBytes kvstore_bytes(const KvStore *s, int64_t n);
-/* 一个元素的值：逐元素、慢而直白，供测试对照。pos 为绝对位置。 */
+/* 一个元素的值：逐元素、慢而直白，供测试对照（内存须在主机）。pos 为绝对位置。 */
 float kvstore_at(const KvStore *s, int64_t pos, int64_t head, int64_t d);
 
 static inline size_t kvstore_item(const KvStore *s) {

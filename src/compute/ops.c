@@ -2,31 +2,7 @@
  * 形状不符是程序缺陷（CHECK 中止）；数值与设备错误在 Backend.err。第 0 维是行数，其余各维乘起来是行宽。 */
 #include "compute/ops.h"
 
-static bool failed(const Backend *b) {
-    return b->err.code != ERR_NONE;
-}
-
-static int64_t row_width(Tensor t) {
-    int64_t w = 1;
-    for (int i = 1; i < t.n_dims; i++) w *= t.shape[i];
-    return w;
-}
-
-static int64_t n_elements(Tensor t) {
-    return t.shape[0] * row_width(t);
-}
-
-/* f32、形状合法；没有元素时不要求有内存。 */
-static void check_f32(Tensor t, int n_dims) {
-    CHECK(t.dtype == DT_F32 && t.n_dims == n_dims);
-    for (int i = 0; i < n_dims; i++) CHECK(t.shape[i] >= 0);
-    CHECK(t.data || n_elements(t) == 0);
-}
-
-static void check_2d(Tensor t, int64_t rows, int64_t cols) {
-    CHECK(t.dtype == DT_F32 && t.n_dims >= 2);
-    CHECK(t.shape[0] == rows && row_width(t) == cols && (t.data || rows * cols == 0));
-}
+#include "compute/dispatch.h"
 
 static void check_weight(const QTensor *w) {
     CHECK(w && w->data && w->rows >= 1 && w->cols >= 1);
@@ -40,7 +16,7 @@ void op_linear(Backend *b, Tensor y, Tensor x, const QTensor *w, Tensor bias) {
     check_2d(y, x.shape[0], w->rows);
     if (bias.data) CHECK(bias.dtype == DT_F32 && n_elements(bias) == w->rows);
     if (failed(b) || x.shape[0] == 0) return;
-    b->ops->linear(b, y.data, x.data, x.shape[0], w, bias.data);
+    CALL(b, linear, y.data, x.data, x.shape[0], w, bias.data);
 }
 
 static void check_act(const ActQuant *a) {
@@ -63,14 +39,14 @@ void op_linear_int8(Backend *b, Tensor y, Tensor x, const QTensor *w, Tensor bia
     check_2d(y, x.shape[0], w->rows);
     if (bias.data) CHECK(bias.dtype == DT_F32 && n_elements(bias) == w->rows);
     if (failed(b) || x.shape[0] == 0) return;
-    b->ops->linear_int8(b, y.data, x.data, x.shape[0], w, bias.data, act);
+    CALL(b, linear_int8, y.data, x.data, x.shape[0], w, bias.data, act);
 }
 
 void op_round_act(Backend *b, Tensor x, const ActQuant *act) {
     check_act(act);
     check_2d(x, x.shape[0], row_width(x));
     if (failed(b) || n_elements(x) == 0) return;
-    b->ops->round_act(b, x.data, x.shape[0], row_width(x), act);
+    CALL(b, round_act, x.data, x.shape[0], row_width(x), act);
 }
 
 void op_embed(Backend *b, Tensor y, const QTensor *table, const int32_t *ids) {
@@ -84,7 +60,7 @@ void op_embed(Backend *b, Tensor y, const QTensor *table, const int32_t *ids) {
                     (long long)i, (int)ids[i], (long long)table->rows - 1);
             return;
         }
-    b->ops->embed(b, y.data, table, ids, y.shape[0]);
+    CALL(b, embed, y.data, table, ids, y.shape[0]);
 }
 
 void op_rmsnorm(Backend *b, Tensor y, Tensor x, Tensor weight, float eps) {
@@ -92,7 +68,7 @@ void op_rmsnorm(Backend *b, Tensor y, Tensor x, Tensor weight, float eps) {
     check_2d(y, x.shape[0], row_width(x));
     CHECK(weight.dtype == DT_F32 && weight.data && n_elements(weight) == row_width(x));
     if (failed(b) || x.shape[0] == 0) return;
-    b->ops->rmsnorm(b, y.data, x.data, weight.data, x.shape[0], row_width(x), eps);
+    CALL(b, rmsnorm, y.data, x.data, weight.data, x.shape[0], row_width(x), eps);
 }
 
 void op_rope(Backend *b, Tensor x, Tensor cos_table, Tensor sin_table, int64_t first) {
@@ -102,7 +78,7 @@ void op_rope(Backend *b, Tensor x, Tensor cos_table, Tensor sin_table, int64_t f
     check_2d(sin_table, cos_table.shape[0], half);
     CHECK(2 * half <= x.shape[2] && first >= 0 && first + n <= cos_table.shape[0]);
     if (failed(b) || n == 0) return;
-    b->ops->rope(b, x.data, n, x.shape[1], x.shape[2], half, cos_table.data, sin_table.data, first);
+    CALL(b, rope, x.data, n, x.shape[1], x.shape[2], half, cos_table.data, sin_table.data, first);
 }
 
 static void check_side(const AttnSide *side, const AttnSpec *s, int64_t n) {
@@ -128,7 +104,7 @@ void op_attention_kv(Backend *b, Tensor out, Tensor q, const AttnSide *k, const 
     if (failed(b) || q.shape[0] == 0) return;
     check_side(k, s, q.shape[0]);
     check_side(v, s, q.shape[0]);
-    b->ops->attention(b, out.data, q.data, k, v, q.shape[0], s);
+    CALL(b, attention, out.data, q.data, k, v, q.shape[0], s);
 }
 
 void op_attention(Backend *b, Tensor out, Tensor q, Tensor k, Tensor v, const AttnSpec *s) {
@@ -146,7 +122,7 @@ void op_kv_write(Backend *b, KvStore *s, Tensor x) {
     check_2d(x, x.shape[0], s->heads * s->dim);
     CHECK(s->length + x.shape[0] <= s->capacity);
     if (failed(b) || x.shape[0] == 0) return;
-    b->ops->kv_write(b, s, x.data, x.shape[0]);
+    CALL(b, kv_write, s, x.data, x.shape[0]);
 }
 
 void op_kv_quantize(Backend *b, KvStore *s, const KvStore *near, int64_t pos, int64_t n) {
@@ -156,7 +132,7 @@ void op_kv_quantize(Backend *b, KvStore *s, const KvStore *near, int64_t pos, in
     CHECK(group ? pos % s->f.group == 0 && pos <= s->length : pos == s->length);
     CHECK(n == 0 || (near->first <= pos && pos + n <= near->first + near->length));
     if (failed(b) || n == 0) return;
-    b->ops->kv_quantize(b, s, near, pos, n);
+    CALL(b, kv_quantize, s, near, pos, n);
 }
 
 void op_silu_mul(Backend *b, Tensor y, Tensor gate, Tensor up) {
@@ -164,13 +140,13 @@ void op_silu_mul(Backend *b, Tensor y, Tensor gate, Tensor up) {
     check_2d(up, gate.shape[0], row_width(gate));
     check_2d(y, gate.shape[0], row_width(gate));
     if (failed(b) || n_elements(y) == 0) return;
-    b->ops->silu_mul(b, y.data, gate.data, up.data, n_elements(y));
+    CALL(b, silu_mul, y.data, gate.data, up.data, n_elements(y));
 }
 
 void op_add(Backend *b, Tensor y, Tensor x) {
     CHECK(y.dtype == DT_F32 && x.dtype == DT_F32 && n_elements(y) == n_elements(x));
     if (failed(b) || n_elements(y) == 0) return;
-    b->ops->add(b, y.data, x.data, n_elements(y));
+    CALL(b, add, y.data, x.data, n_elements(y));
 }
 
 void op_score(Backend *b, const ScoreJob *job) {
@@ -188,7 +164,7 @@ void op_score(Backend *b, const ScoreJob *job) {
                     (long long)i, (int)job->targets[i], (long long)job->head->rows - 1);
             return;
         }
-    b->ops->score(b, job);
+    CALL(b, score, job);
 }
 
 void op_pack_dense(Backend *b, QTensor *q, Tensor w) {
@@ -196,7 +172,7 @@ void op_pack_dense(Backend *b, QTensor *q, Tensor w) {
     CHECK(q->dense != DT_NONE);
     check_2d(w, q->rows, q->cols);
     if (failed(b)) return;
-    b->ops->pack_dense(b, q, w.data);
+    CALL(b, pack_dense, q, w.data);
 }
 
 void op_qparams(Backend *b, Tensor scale, Tensor zero, Tensor w, const QSpec *spec) {
@@ -209,7 +185,7 @@ void op_qparams(Backend *b, Tensor scale, Tensor zero, Tensor w, const QSpec *sp
     check_2d(scale, rows, groups);
     check_2d(zero, rows, groups);
     if (failed(b) || rows == 0) return;
-    b->ops->qparams(b, scale.data, zero.data, w.data, rows, cols, spec);
+    CALL(b, qparams, scale.data, zero.data, w.data, rows, cols, spec);
 }
 
 void op_quantize(Backend *b, QTensor *q, Tensor w, Tensor scale, Tensor zero) {
@@ -219,14 +195,14 @@ void op_quantize(Backend *b, QTensor *q, Tensor w, Tensor scale, Tensor zero) {
     check_2d(scale, q->rows, q->n_groups);
     check_2d(zero, q->rows, q->n_groups);
     if (failed(b)) return;
-    b->ops->quantize(b, q, w.data, scale.data, zero.data);
+    CALL(b, quantize, q, w.data, scale.data, zero.data);
 }
 
 void op_dequantize(Backend *b, Tensor w, const QTensor *q) {
     check_weight(q);
     check_2d(w, q->rows, q->cols);
     if (failed(b)) return;
-    b->ops->dequantize(b, w.data, q);
+    CALL(b, dequantize, w.data, q);
 }
 
 void op_linear_exact(Backend *b, Tensor y, Tensor x, const QTensor *w) {
@@ -235,7 +211,7 @@ void op_linear_exact(Backend *b, Tensor y, Tensor x, const QTensor *w) {
     check_2d(x, x.shape[0], w->cols);
     check_2d(y, x.shape[0], w->rows);
     if (failed(b) || x.shape[0] == 0) return;
-    b->ops->linear_exact(b, y.data, x.data, x.shape[0], w);
+    CALL(b, linear_exact, y.data, x.data, x.shape[0], w);
 }
 
 void op_gram(Backend *b, Tensor g, Tensor x) {
@@ -243,7 +219,7 @@ void op_gram(Backend *b, Tensor g, Tensor x) {
     check_2d(x, x.shape[0], x.shape[1]);
     check_2d(g, x.shape[1], x.shape[1]);
     if (failed(b) || x.shape[0] == 0) return;
-    b->ops->gram(b, g.data, x.data, x.shape[0], x.shape[1]);
+    CALL(b, gram, g.data, x.data, x.shape[0], x.shape[1]);
 }
 
 void op_feedback(Backend *b, const FeedbackJob *job) {
@@ -251,7 +227,7 @@ void op_feedback(Backend *b, const FeedbackJob *job) {
     CHECK(job->i1 >= 0 && job->i1 <= job->i2 && job->i2 <= job->cols && job->n_groups >= 1);
     CHECK(job->bits >= 2 && job->bits <= 8);
     if (failed(b) || job->rows == 0) return;
-    b->ops->feedback(b, job);
+    CALL(b, feedback, job);
 }
 
 void op_matmul(Backend *b, Tensor y, Tensor a, Tensor c, bool transpose_a) {
@@ -261,7 +237,7 @@ void op_matmul(Backend *b, Tensor y, Tensor a, Tensor c, bool transpose_a) {
     CHECK(c.shape[0] == k && k >= 1);
     check_2d(y, m, n);
     if (failed(b) || m == 0 || n == 0) return;
-    b->ops->matmul(b, y.data, a.data, c.data, m, k, n, transpose_a);
+    CALL(b, matmul, y.data, a.data, c.data, m, k, n, transpose_a);
 }
 
 void op_rmsnorm_grad(Backend *b, Tensor dx, Tensor dweight, Tensor dy, Tensor x, Tensor weight,
@@ -273,7 +249,7 @@ void op_rmsnorm_grad(Backend *b, Tensor dx, Tensor dweight, Tensor dy, Tensor x,
     CHECK(weight.dtype == DT_F32 && weight.data && n_elements(weight) == d);
     if (dweight.data) CHECK(dweight.dtype == DT_F32 && n_elements(dweight) == d);
     if (failed(b) || n == 0 || d == 0) return;
-    b->ops->rmsnorm_grad(b, dx.data, dweight.data, dy.data, x.data, weight.data, n, d, eps);
+    CALL(b, rmsnorm_grad, dx.data, dweight.data, dy.data, x.data, weight.data, n, d, eps);
 }
 
 void op_silu_mul_grad(Backend *b, Tensor dgate, Tensor dup, Tensor dy, Tensor gate, Tensor up) {
@@ -281,7 +257,7 @@ void op_silu_mul_grad(Backend *b, Tensor dgate, Tensor dup, Tensor dy, Tensor ga
     Tensor all[] = {dgate, dup, dy, gate, up};
     for (int i = 0; i < 5; i++) check_2d(all[i], n, d);
     if (failed(b) || n * d == 0) return;
-    b->ops->silu_mul_grad(b, dgate.data, dup.data, dy.data, gate.data, up.data, n * d);
+    CALL(b, silu_mul_grad, dgate.data, dup.data, dy.data, gate.data, up.data, n * d);
 }
 
 void op_attention_grad(Backend *b, Tensor dq, Tensor dk, Tensor dv, Tensor d_out, Tensor q,
@@ -293,7 +269,7 @@ void op_attention_grad(Backend *b, Tensor dq, Tensor dk, Tensor dv, Tensor d_out
     for (int i = 0; i < 3; i++) check_2d(wide[i], n, s->n_heads * s->head_dim);
     for (int i = 0; i < 4; i++) check_2d(narrow[i], n, s->n_kv_heads * s->head_dim);
     if (failed(b) || n == 0) return;
-    b->ops->attention_grad(b, dq.data, dk.data, dv.data, d_out.data, q.data, k.data, v.data, n, s);
+    CALL(b, attention_grad, dq.data, dk.data, dv.data, d_out.data, q.data, k.data, v.data, n, s);
 }
 
 void op_round_act_grad(Backend *b, Tensor d, Tensor x, const ActQuant *act) {
@@ -302,7 +278,7 @@ void op_round_act_grad(Backend *b, Tensor d, Tensor x, const ActQuant *act) {
     check_2d(d, n, cols);
     CHECK(act && act->kind == ACT_TOKEN && act->bits >= 2 && act->bits <= 8);
     if (failed(b) || n * cols == 0) return;
-    b->ops->round_act_grad(b, d.data, x.data, n, cols, act->bits);
+    CALL(b, round_act_grad, d.data, x.data, n, cols, act->bits);
 }
 
 void op_score_grad(Backend *b, const ScoreGradJob *job) {
@@ -311,7 +287,7 @@ void op_score_grad(Backend *b, const ScoreGradJob *job) {
     if (failed(b) || job->n == 0) return;
     CHECK(job->x && job->targets && job->nll && job->dx);
     for (int64_t i = 0; i < job->n; i++) CHECK(job->targets[i] < job->head->rows);
-    b->ops->score_grad(b, job);
+    CALL(b, score_grad, job);
 }
 
 /* 检查 x (rows, cols) 与每组一个数的 a、c；返回正的组宽。 */
@@ -327,7 +303,7 @@ static int64_t check_groups(Tensor x, Tensor a, Tensor c, const QSpec *spec) {
 void op_group_range(Backend *b, Tensor lo, Tensor hi, Tensor x, const QSpec *spec) {
     int64_t group = check_groups(x, lo, hi, spec);
     if (failed(b) || x.shape[0] == 0) return;
-    b->ops->group_range(b, lo.data, hi.data, x.data, x.shape[0], x.shape[1], group);
+    CALL(b, group_range, lo.data, hi.data, x.data, x.shape[0], x.shape[1], group);
 }
 
 void op_group_range_grad(Backend *b, Tensor dx, Tensor x, Tensor lo, Tensor hi, Tensor d_lo,
@@ -336,7 +312,7 @@ void op_group_range_grad(Backend *b, Tensor dx, Tensor x, Tensor lo, Tensor hi, 
     check_groups(x, d_lo, d_hi, spec);
     check_2d(dx, x.shape[0], x.shape[1]);
     if (failed(b) || x.shape[0] == 0) return;
-    b->ops->group_range_grad(b, dx.data, x.data, lo.data, hi.data, d_lo.data, d_hi.data,
+    CALL(b, group_range_grad, dx.data, x.data, lo.data, hi.data, d_lo.data, d_hi.data,
                              x.shape[0], x.shape[1], group);
 }
 
@@ -350,7 +326,7 @@ void op_scale(Backend *b, Tensor y, Tensor x, Tensor row, Tensor col) {
     check_scale(x, row, col);
     check_2d(y, x.shape[0], x.shape[1]);
     if (failed(b) || n_elements(x) == 0) return;
-    b->ops->scale(b, y.data, x.data, row.data, col.data, x.shape[0], x.shape[1]);
+    CALL(b, scale, y.data, x.data, row.data, col.data, x.shape[0], x.shape[1]);
 }
 
 void op_scale_grad(Backend *b, Tensor d_row, Tensor d_col, Tensor dy, Tensor x, Tensor row,
@@ -359,7 +335,7 @@ void op_scale_grad(Backend *b, Tensor d_row, Tensor d_col, Tensor dy, Tensor x, 
     check_scale(x, d_row, d_col);
     check_2d(dy, x.shape[0], x.shape[1]);
     if (failed(b) || n_elements(x) == 0) return;
-    b->ops->scale_grad(b, d_row.data, d_col.data, dy.data, x.data, row.data, col.data, x.shape[0],
+    CALL(b, scale_grad, d_row.data, d_col.data, dy.data, x.data, row.data, col.data, x.shape[0],
                        x.shape[1]);
 }
 
@@ -367,7 +343,7 @@ void op_fake_quant(Backend *b, Tensor y, Tensor x, Tensor scale, Tensor zero, co
     check_groups(x, scale, zero, spec);
     check_2d(y, x.shape[0], x.shape[1]);
     if (failed(b) || x.shape[0] == 0) return;
-    b->ops->fake_quant(b, y.data, x.data, scale.data, zero.data, x.shape[0], x.shape[1], spec);
+    CALL(b, fake_quant, y.data, x.data, scale.data, zero.data, x.shape[0], x.shape[1], spec);
 }
 
 void op_fake_quant_grad(Backend *b, Tensor dx, Tensor dscale, Tensor dy, Tensor x, Tensor scale,
@@ -377,6 +353,6 @@ void op_fake_quant_grad(Backend *b, Tensor dx, Tensor dscale, Tensor dy, Tensor 
     check_2d(dy, x.shape[0], x.shape[1]);
     if (dx.data) check_2d(dx, x.shape[0], x.shape[1]);
     if (failed(b) || x.shape[0] == 0) return;
-    b->ops->fake_quant_grad(b, dx.data, dscale.data, dy.data, x.data, scale.data, zero.data,
+    CALL(b, fake_quant_grad, dx.data, dscale.data, dy.data, x.data, scale.data, zero.data,
                             x.shape[0], x.shape[1], spec);
 }

@@ -5,6 +5,13 @@
 #define PTQ_COMPUTE_OPS_H
 #include "compute/backend.h"
 
+/* 主机与后端内存之间的复制；op_copy 在后端内存之内，两段可以重叠。 */
+void op_read(Backend *b, void *host, const void *src, size_t bytes);
+void op_write(Backend *b, void *dst, const void *host, size_t bytes);
+void op_copy(Backend *b, void *dst, const void *src, size_t bytes);
+/* 矩形的复制：n 段、每段 bytes 字节，相邻两段在 dst 中相距 dst_step、在 src 中相距 src_step 字节。 */
+void op_copy_2d(Backend *b, void *dst, size_t dst_step, const void *src, size_t src_step, int64_t n,
+                size_t bytes);
 /* y(n,out) = x(n,in)·Wᵀ + bias。参数: bias 可为空张量（data==NULL）。 */
 void op_linear(Backend *b, Tensor y, Tensor x, const QTensor *w, Tensor bias);
 /* 激活也量化的线性层：x 先按 act 取整为 bits 位整数，再与整数权重相乘，累加是精确的 int32：
@@ -28,6 +35,8 @@ void op_attention_kv(Backend *b, Tensor out, Tensor q, const AttnSide *k, const 
                      const AttnSpec *s);
 /* DENSE 的末尾添上 x(n, heads·dim)；容量须够。 */
 void op_kv_write(Backend *b, KvStore *s, Tensor x);
+/* DENSE：丢掉位置 before 之前的行，余下的挪到开头。 */
+void op_kv_drop(Backend *b, KvStore *s, int64_t before);
 /* 把 near 的位置 [pos, pos+n) 量化进 s：逐 token 的参数须从 s->length 接着来；逐通道的从组首来，末组可以不满，
  * 之后补齐了再量化一次。 */
 void op_kv_quantize(Backend *b, KvStore *s, const KvStore *near, int64_t pos, int64_t n);
@@ -51,8 +60,28 @@ void op_dequantize(Backend *b, Tensor w, const QTensor *q);
 void op_linear_exact(Backend *b, Tensor y, Tensor x, const QTensor *w);
 /* g(d,d) 的上三角 += x(n,d)ᵀ·x（GPTQ、SpQR 的 Hessian 累积；compute=bfloat16 时 x 先舍入到 bf16，即线性层实际看到的输入）；下三角的值不定，用前请对称化。 */
 void op_gram(Backend *b, Tensor g, Tensor x);
+/* g(d,d) 的下三角 = 上三角。 */
+void op_symmetrize(Backend *b, Tensor g);
+/* 逐列累积 |x| 的最大值（max，f32）与和（sum，双精度）；max、sum 在后端内存，可为 NULL。 */
+void op_column_stats(Backend *b, float *max, double *sum, Tensor x);
+/* y(cols) = Σ行 x。 */
+void op_column_sum(Backend *b, Tensor y, Tensor x);
+/* out[r] = Σ_c (x[r][c] − y[r·ldy+c])²；out 在主机。要整个矩阵的和时看作一行。 */
+void op_row_errors(Backend *b, double *out, Tensor x, const float *y, int64_t ldy);
+/* y[r][c] = x[r·ldx+c] / s[c mod s 的长度]；y 的行宽是 s 的长度的倍数。y 与 x 可以同址（ldx 为行宽）。 */
+void op_divide(Backend *b, Tensor y, const float *x, int64_t ldx, Tensor s);
+/* dst 的第 i 列 = src 的第 index[i] 列，为负则置 0；index 在主机。 */
+void op_gather_columns(Backend *b, Tensor dst, Tensor src, const int32_t *index);
+/* w[:, i2:] −= err·u[i1:i2, i2:]（GPTQ 算法 1 的外层更新），恒为 f32。w (rows,n)，err (rows, i2−i1)，u (n,n)。 */
+void op_update_rest(Backend *b, Tensor w, Tensor err, Tensor u, int64_t i1, int64_t i2);
+/* x 全部有限。已有错误时为真（由 backend_check 报出）。 */
+bool op_all_finite(Backend *b, Tensor x);
 /* 逐列取整与误差反馈，见 FeedbackJob。 */
 void op_feedback(Backend *b, const FeedbackJob *job);
+/* 一步 AdamW，见 AdamStep。 */
+void op_adamw(Backend *b, const AdamStep *step);
+/* d = scale·(x − y)。返回: Σ (x − y)²；出错为 NaN。 */
+double op_mse_grad(Backend *b, Tensor d, Tensor x, Tensor y, float scale);
 /* 反向与学习用的算子。d 开头的是损失对它的导数。
  * y(m,n) = a(m,k)·c(k,n)；transpose_a 时 y = aᵀ·c，a 为 (k,m)。线性层 y=x·Wᵀ 的 dx = dy·W，dW = dyᵀ·x。 */
 void op_matmul(Backend *b, Tensor y, Tensor a, Tensor c, bool transpose_a);

@@ -48,14 +48,16 @@ typedef struct Search {
     InputGroup group;
     const InputStats *st;
     QSpec spec;
-    const float *scale; /* (cols) 当前的 s */
+    const double *mean; /* (cols) mean|x|，在主机 */
+    float *scale;       /* (cols) 当前的 s，在主机；col 是它在后端的副本 */
+    float *col, *ones;  /* (cols)；(行数) 全为 1 */
     Workspace work;     /* 看模块时用 */
     Segment *segments;
     int64_t unit;       /* 一个单位的 token 数 */
     int64_t batch;      /* 一批的单位数 */
     int64_t first;      /* 本批的第一个单位 */
     float *reference;   /* (token, hidden) 模块原来的输出；NULL 表示看单个线性层 */
-    double *error;      /* (batch) 各单位的误差 */
+    double *error;      /* (batch) 各单位的误差，在主机 */
     QTensor gram;       /* 看单个线性层时：XᵀX */
 } Search;
 
@@ -64,9 +66,8 @@ static bool quantize_scaled(Search *s, Tensor w, QTensor *q, Err *e) {
     int64_t rows = w.shape[0], cols = w.shape[1];
     float *scaled = ARENA_ARRAY(job_scratch(s->job), float, rows * cols, e);
     if (!scaled) return false;
-    for (int64_t i = 0; i < rows; i++)
-        for (int64_t c = 0; c < cols; c++)
-            scaled[i * cols + c] = tensor_data_f32(w)[i * cols + c] * s->scale[c];
+    op_scale(job_backend(s->job), tensor_f32(scaled, rows, cols), w, tensor_f32_1d(s->ones, rows),
+             tensor_f32_1d(s->col, cols));
     return job_round_nearest(s->job, q, job_scratch(s->job), tensor_f32(scaled, rows, cols), &s->spec,
                              e);
 }
@@ -82,49 +83,29 @@ static bool second_moment(QuantJob *job, const float *x, int64_t n, int64_t cols
         op_gram(job_backend(job), tensor_f32(g, cols, cols),
                 tensor_f32((float *)x + i * cols, rows, cols));
     }
-    for (int64_t i = 0; i < cols; i++)
-        for (int64_t j = 0; j < i; j++) g[i * cols + j] = g[j * cols + i];
+    op_symmetrize(job_backend(job), tensor_f32(g, cols, cols));
     op_pack_dense(job_backend(job), q, tensor_f32(g, cols, cols));
     return backend_check(job_backend(job), e);
 }
 
-/* 本批第 i 个单位的输入除以 s，放进工作区。 */
-static void load_unit(void *ctx, int64_t i) {
-    const Search *s = ctx;
-    int64_t d = s->st->cols;
-    const float *x = s->st->inputs + (s->first + i * PARTS) * s->unit * d;
-    float *dst = s->work.h + i * s->unit * d;
-    for (int64_t t = 0; t < s->unit * d; t += d)
-        for (int64_t j = 0; j < d; j++) dst[t + j] = x[t + j] / s->scale[j];
-}
-
-/* 本批第 i 个单位的输出与参照之差的平方和。 */
-static void judge_unit(void *ctx, int64_t i) {
-    const Search *s = ctx;
-    int64_t n = s->unit * s->b->model->config.hidden;
-    const float *y = s->work.h + i * n, *want = s->reference + (s->first + i * PARTS) * n;
-    double sum = 0;
-    for (int64_t k = 0; k < n; k++) {
-        double d = (double)y[k] - (double)want[k];
-        sum += d * d;
-    }
-    s->error[i] = sum;
-}
-
 /* 第 part 份单位过注意力或 MLP，误差加进 *loss。 */
 static bool module_loss(Search *s, int64_t part, double *loss, Err *e) {
-    int64_t count = s->st->n / s->unit;
+    Backend *b = job_backend(s->job);
+    int64_t count = s->st->n / s->unit, cells = s->unit * s->st->cols;
+    int64_t outputs = s->unit * s->b->model->config.hidden;
     for (s->first = part; s->first < count; s->first += s->batch * PARTS) {
         int64_t left = (count - s->first - 1) / PARTS + 1, n = left < s->batch ? left : s->batch;
         if (!interrupt_check(e)) return false;
-        job_parallel(s->job, n, load_unit, s);
+        op_divide(b, tensor_f32(s->work.h, n, cells), s->st->inputs + s->first * cells,
+                  PARTS * cells, tensor_f32_1d(s->col, s->st->cols));
         if (s->group == INPUT_QKV)
             attention_forward(s->b->model, s->b->layer, &s->work, n * s->unit, s->segments,
                               (size_t)n, NULL);
         else
             mlp_forward(s->b->model, s->b->layer, &s->work, n * s->unit, NULL);
-        if (!backend_check(job_backend(s->job), e)) return false;
-        job_parallel(s->job, n, judge_unit, s);
+        op_row_errors(b, s->error, tensor_f32(s->work.h, n, outputs), s->reference + s->first * outputs,
+                      PARTS * outputs);
+        if (!backend_check(b, e)) return false;
         for (int64_t i = 0; i < n; i++) *loss += s->error[i];
     }
     return true;
@@ -139,12 +120,17 @@ static bool linear_loss(Search *s, double *loss, Err *e) {
     QTensor q;
     if (!delta || !y || !quantize_scaled(s, w, &q, e)) return false;
     op_dequantize(job_backend(s->job), tensor_f32(delta, rows, cols), &q);
-    for (int64_t i = 0; i < rows * cols; i++)
-        delta[i] = delta[i] / s->scale[i % cols] - tensor_data_f32(w)[i];
-    op_linear_exact(job_backend(s->job), tensor_f32(y, rows, cols), tensor_f32(delta, rows, cols),
-                    &s->gram);
-    for (int64_t i = 0; i < rows * cols; i++) *loss += (double)y[i] * (double)delta[i];
-    return backend_check(job_backend(s->job), e);
+    Backend *b = job_backend(s->job);
+    Tensor d = tensor_f32(delta, rows, cols);
+    op_divide(b, d, delta, cols, tensor_f32_1d(s->col, cols));
+    op_mse_grad(b, d, d, w, 1); /* ΔW */
+    op_linear_exact(b, tensor_f32(y, rows, cols), d, &s->gram);
+    HostView v = host_view(b);
+    const float *yh = HOST_MAP(&v, float, y, rows *cols, HOST_READ);
+    const float *dh = HOST_MAP(&v, float, delta, rows *cols, HOST_READ);
+    for (int64_t i = 0; yh && dh && i < rows * cols; i++) *loss += (double)yh[i] * (double)dh[i];
+    host_end(&v);
+    return backend_check(b, e);
 }
 
 /* 候选在 [from,until) 份上的误差，加进 *loss；超过 stop 就不必再算。 */
@@ -165,16 +151,19 @@ static bool candidate_loss(Search *s, int from, int until, double stop, double *
 }
 
 /* s = mean|x|^α（不小于 1e-4），再除以 √(max·min)。 */
-static void make_scale(const InputStats *st, double ratio, float *scale) {
+static void make_scale(Search *s, double ratio) {
+    float *scale = s->scale;
+    int64_t n = s->st->cols;
     float lo = INFINITY, hi = 0;
-    for (int64_t c = 0; c < st->cols; c++) {
-        float v = powf((float)st->absmean[c], (float)ratio);
+    for (int64_t c = 0; c < n; c++) {
+        float v = powf((float)s->mean[c], (float)ratio);
         scale[c] = v < 1e-4f ? 1e-4f : v;
         if (scale[c] < lo) lo = scale[c];
         if (scale[c] > hi) hi = scale[c];
     }
     float middle = sqrtf(hi * lo);
-    for (int64_t c = 0; c < st->cols; c++) scale[c] /= middle;
+    for (int64_t c = 0; c < n; c++) scale[c] /= middle;
+    op_write(job_backend(s->job), s->col, scale, (size_t)n * sizeof *scale);
 }
 
 typedef struct Candidate {
@@ -192,18 +181,17 @@ static void sort_candidates(Candidate *c, int n) {
         }
 }
 
-/* 搜索 α，最好的 s 写入 best。最后一轮中误差已超过最小者的候选不再算完：误差只增不减，结果不变。 */
-static bool search_ratio(Search *s, float *best, Err *e) {
+/* 搜索 α，最好的 s 留在 scale 里。最后一轮中误差已超过最小者的候选不再算完：误差只增不减，结果不变。 */
+static bool search_ratio(Search *s, Err *e) {
     const AwqOptions *o = job_options(s->job);
     Candidate c[GRID_MAX];
     int alive = (int)o->n_grid, from = 0;
-    s->scale = best;
     for (int i = 0; i < alive; i++) c[i] = (Candidate){.at = i};
     for (const Round *r = s->reference && o->search == SEARCH_PRUNED ? HALVING : ALL; from < PARTS;
          from = r++->until) {
         double least = INFINITY;
         for (int i = 0; i < alive; i++) {
-            make_scale(s->st, (double)c[i].at / (double)o->n_grid, best);
+            make_scale(s, (double)c[i].at / (double)o->n_grid);
             if (!candidate_loss(s, from, r->until, r->until == PARTS ? least : INFINITY, &c[i].loss,
                                 e))
                 return false;
@@ -213,12 +201,12 @@ static bool search_ratio(Search *s, float *best, Err *e) {
         sort_candidates(c, alive);
         if (alive > r->keep) alive = r->keep;
     }
-    make_scale(s->st, (double)c[0].at / (double)o->n_grid, best);
-    return true;
+    make_scale(s, (double)c[0].at / (double)o->n_grid);
+    return backend_check(job_backend(s->job), e);
 }
 
 /* 看注意力或 MLP 输出的搜索；原来的输出由模块的最后一个线性层（o 或 down）作用在它的输入上得到。 */
-static bool search_module(Search *s, float *best, Err *e) {
+static bool search_module(Search *s, Err *e) {
     Arena *a = job_scratch(s->job);
     bool attention = s->group == INPUT_QKV;
     const InputStats *in = &s->b->stats[attention ? INPUT_O : INPUT_DOWN];
@@ -228,8 +216,8 @@ static bool search_module(Search *s, float *best, Err *e) {
     int64_t most = (s->st->n / s->unit - 1) / PARTS + 1;
     if (s->batch > most) s->batch = most;
     s->reference = ARENA_ARRAY(a, float, in->n *last->rows, e);
-    s->error = ARENA_ARRAY(a, double, s->batch, e);
-    s->segments = ARENA_ARRAY(a, Segment, s->batch, e);
+    s->error = ARENA_ARRAY(job_host(s->job), double, s->batch, e);
+    s->segments = ARENA_ARRAY(job_host(s->job), Segment, s->batch, e);
     if (!s->reference || !s->error || !s->segments ||
         !workspace_open(&s->work, s->b->model, s->batch * s->unit, e))
         return false;
@@ -238,7 +226,7 @@ static bool search_module(Search *s, float *best, Err *e) {
     op_linear(job_backend(s->job), tensor_f32(s->reference, in->n, last->rows),
               tensor_f32(in->inputs, in->n, in->cols), &last->q,
               tensor_f32_1d(last->bias, last->bias ? last->rows : 0));
-    bool ok = search_ratio(s, best, e);
+    bool ok = search_ratio(s, e);
     workspace_close(&s->work);
     return ok;
 }
@@ -251,46 +239,107 @@ static bool awq_spec(QuantJob *job, int64_t cols, QSpec *spec, Err *e) {
     return true;
 }
 
-/* 搜出 group 的 s（内存来自块的临时区）；不能折叠的组（GQA 的 v → o）为全 1。 */
-static float *search_group(QuantJob *job, QuantBlock *b, InputGroup group, Err *e) {
+/* 一组的 s：主机上的与后端的（cols），都活到块的结束。 */
+typedef struct Scale {
+    float *host, *col;
+} Scale;
+
+/* 搜索所需的主机数据：mean|x|、全为 1 的行因子。 */
+static bool open_search(Search *s, Err *e) {
+    Backend *b = job_backend(s->job);
+    int64_t cols = s->st->cols, rows = 0;
+    for (int i = 0; i < ROLES[s->group].n; i++) {
+        int64_t n = s->b->linears[ROLES[s->group].first + i].rows;
+        if (n > rows) rows = n;
+    }
+    double *mean = ARENA_ARRAY(job_host(s->job), double, cols, e);
+    s->ones = ARENA_ARRAY(job_scratch(s->job), float, rows, e);
+    if (!mean || !s->ones) return false;
+    op_read(b, mean, s->st->absmean, (size_t)cols * sizeof *mean);
+    s->mean = mean;
+    HostView v = host_view(b);
+    float *ones = HOST_MAP(&v, float, s->ones, rows, HOST_WRITE);
+    for (int64_t i = 0; ones && i < rows; i++) ones[i] = 1;
+    host_end(&v);
+    return backend_check(b, e);
+}
+
+/* 搜出 group 的 s；不能折叠的组（GQA 的 v → o）为全 1。 */
+static bool search_group(QuantJob *job, QuantBlock *b, InputGroup group, Scale *out, Err *e) {
     Search s = {.job = job, .b = b, .group = group, .st = &b->stats[group]};
-    float *scale = ARENA_ARRAY(job_scratch(job), float, s.st->cols, e);
-    if (!scale || !awq_spec(job, s.st->cols, &s.spec, e)) return NULL;
+    int64_t cols = s.st->cols;
+    s.scale = ARENA_ARRAY(job_host(job), float, cols, e);
+    s.col = ARENA_ARRAY(job_scratch(job), float, cols, e);
+    *out = (Scale){s.scale, s.col};
+    if (!s.scale || !s.col || !awq_spec(job, cols, &s.spec, e)) return false;
     const Linear *l = b->linears;
-    for (int64_t c = 0; c < s.st->cols; c++) scale[c] = 1;
+    for (int64_t c = 0; c < cols; c++) s.scale[c] = 1;
+    op_write(job_backend(job), s.col, s.scale, (size_t)cols * sizeof *s.scale);
     if (group == INPUT_O && (l[ROLE_V].rows != l[ROLE_O].rows || l[ROLE_V].cols != l[ROLE_O].cols))
-        return scale;
-    ArenaMark mark = arena_mark(job_scratch(job));
+        return backend_check(job_backend(job), e);
+    ArenaMark mark = arena_mark(job_scratch(job)), host = arena_mark(job_host(job));
     bool module = group == INPUT_QKV || group == INPUT_GATE_UP;
-    bool ok = module ? search_module(&s, scale, e)
-                     : second_moment(job, s.st->inputs, s.st->n, s.st->cols, &s.gram, e) &&
-                           search_ratio(&s, scale, e);
+    bool ok = open_search(&s, e) &&
+              (module ? search_module(&s, e)
+                      : second_moment(job, s.st->inputs, s.st->n, cols, &s.gram, e) &&
+                            search_ratio(&s, e));
     arena_rewind(job_scratch(job), mark);
-    return ok ? scale : NULL;
+    arena_rewind(job_host(job), host);
+    return ok;
 }
 
 /* 折叠：线性层的列乘 s，产生其输入的东西除以 s。 */
-static void fold(QuantBlock *b, InputGroup group, const float *s) {
+static bool fold(QuantJob *job, QuantBlock *b, InputGroup group, const float *s, Err *e) {
+    Backend *be = job_backend(job);
     for (int i = 0; i < ROLES[group].n; i++) {
-        Tensor w = b->w[ROLES[group].first + i];
-        for (int64_t k = 0; k < w.shape[0] * w.shape[1]; k++)
-            tensor_data_f32(w)[k] *= s[k % w.shape[1]];
+        HostView v = host_view(be);
+        Tensor t = b->w[ROLES[group].first + i];
+        int64_t n = t.shape[0] * t.shape[1];
+        float *w = HOST_MAP(&v, float, t.data, n, HOST_BOTH);
+        for (int64_t k = 0; w && k < n; k++) w[k] *= s[k % t.shape[1]];
+        host_end(&v);
     }
+    HostView v = host_view(be);
     if (group == INPUT_QKV || group == INPUT_GATE_UP) {
-        float *norm = group == INPUT_QKV ? b->attn_norm : b->mlp_norm;
-        for (int64_t c = 0; c < b->stats[group].cols; c++) norm[c] /= s[c];
-        return;
+        int64_t cols = b->stats[group].cols;
+        float *norm = HOST_MAP(&v, float, group == INPUT_QKV ? b->attn_norm : b->mlp_norm, cols,
+                               HOST_BOTH);
+        for (int64_t c = 0; norm && c < cols; c++) norm[c] /= s[c];
+    } else {
+        LinearRole from = group == INPUT_O ? ROLE_V : ROLE_UP;
+        int64_t rows = b->w[from].shape[0], cols = b->w[from].shape[1];
+        float *w = HOST_MAP(&v, float, b->w[from].data, rows *cols, HOST_BOTH);
+        float *bias = HOST_MAP(&v, float, b->linears[from].bias, rows, HOST_BOTH);
+        for (int64_t r = 0; w && r < rows; r++) {
+            for (int64_t c = 0; c < cols; c++) w[r * cols + c] /= s[r];
+            if (bias) bias[r] /= s[r];
+        }
     }
-    LinearRole from = group == INPUT_O ? ROLE_V : ROLE_UP;
-    Tensor w = b->w[from];
-    for (int64_t r = 0; r < w.shape[0]; r++) {
-        for (int64_t c = 0; c < w.shape[1]; c++) tensor_data_f32(w)[r * w.shape[1] + c] /= s[r];
-        if (b->linears[from].bias) b->linears[from].bias[r] /= s[r];
-    }
+    host_end(&v);
+    return backend_check(be, e);
 }
 
 static float clamp(float x, float top) {
     return x > top ? top : x < -top ? -top : x;
+}
+
+/* 各行取误差 Σ d·y 最小的一步的界（同样的取先），就地截断 w。 */
+static void pick_limits(Backend *b, float *w, const float *d, const float *y, const float *limit,
+                        int64_t rows, int64_t n, int64_t width, int64_t ld) {
+    HostView v = host_view(b);
+    float *to = HOST_MAP(&v, float, w, (rows - 1) * ld + width, HOST_BOTH);
+    const float *dh = HOST_MAP(&v, float, d, n *width, HOST_READ);
+    const float *yh = HOST_MAP(&v, float, y, n *width, HOST_READ);
+    for (int64_t r = 0; to && dh && yh && r < rows; r++) {
+        float least = INFINITY, best = limit[r];
+        for (int64_t i = r; i < n; i += rows) {
+            float sum = 0;
+            for (int64_t c = 0; c < width; c++) sum += dh[i * width + c] * yh[i * width + c];
+            if (sum < least) least = sum, best = limit[i];
+        }
+        for (int64_t c = 0; c < width; c++) to[r * ld + c] = clamp(to[r * ld + c], best);
+    }
+    host_end(&v);
 }
 
 /* 截断 w (rows, width) 的各行，行距 ld，gram 是抽样输入的 XᵀX。各步一起算：第 k 步的第 r 行放在 k·rows+r 行，
@@ -299,38 +348,41 @@ static bool clip_rows(QuantJob *job, float *w, int64_t rows, int64_t width, int6
                       const QTensor *gram, QSpec spec, Err *e) {
     const AwqOptions *o = job_options(job);
     int64_t steps = (int64_t)(o->clip_shrink * (double)o->clip_grid), n = rows * (steps ? steps : 1);
+    Backend *b = job_backend(job);
     Arena *a = job_scratch(job);
     float *clipped = ARENA_ARRAY(a, float, n * width, e), *d = ARENA_ARRAY(a, float, n * width, e);
-    float *y = ARENA_ARRAY(a, float, n * width, e), *limit = ARENA_ARRAY(a, float, n, e);
+    float *y = ARENA_ARRAY(a, float, n * width, e);
+    float *limit = ARENA_ARRAY(job_host(job), float, n, e);
     if (!clipped || !d || !y || !limit) return false;
-    for (int64_t i = 0; i < n; i++) {
-        const float *row = w + i % rows * ld;
+    int64_t span = (rows - 1) * ld + width;
+    HostView v = host_view(b);
+    const float *from = HOST_MAP(&v, float, w, span, HOST_READ);
+    float *cut = HOST_MAP(&v, float, clipped, n *width, HOST_WRITE);
+    for (int64_t i = 0; from && cut && i < n; i++) {
+        const float *row = from + i % rows * ld;
         float top = 0;
         for (int64_t c = 0; c < width; c++) top = fabsf(row[c]) > top ? fabsf(row[c]) : top;
         limit[i] = top * (float)(1 - (double)(i / rows) / (double)o->clip_grid);
-        for (int64_t c = 0; c < width; c++) clipped[i * width + c] = clamp(row[c], limit[i]);
+        for (int64_t c = 0; c < width; c++) cut[i * width + c] = clamp(row[c], limit[i]);
     }
+    host_end(&v);
     QTensor q;
     spec.group_size = -1;
     if (!job_round_nearest(job, &q, a, tensor_f32(clipped, n, width), &spec, e)) return false;
-    op_dequantize(job_backend(job), tensor_f32(d, n, width), &q);
-    for (int64_t i = 0; i < n; i++)
-        for (int64_t c = 0; c < width; c++) d[i * width + c] -= w[i % rows * ld + c];
-    op_linear_exact(job_backend(job), tensor_f32(y, n, width), tensor_f32(d, n, width), gram);
-    if (!backend_check(job_backend(job), e)) return false;
-    for (int64_t r = 0; r < rows; r++) {
-        float least = INFINITY, best = limit[r];
-        for (int64_t i = r; i < n; i += rows) {
-            float sum = 0;
-            for (int64_t c = 0; c < width; c++) sum += d[i * width + c] * y[i * width + c];
-            if (sum < least) least = sum, best = limit[i];
-        }
-        for (int64_t c = 0; c < width; c++) w[r * ld + c] = clamp(w[r * ld + c], best);
-    }
-    return true;
+    op_dequantize(b, tensor_f32(d, n, width), &q);
+    v = host_view(b);
+    from = HOST_MAP(&v, float, w, span, HOST_READ);
+    float *dh = HOST_MAP(&v, float, d, n *width, HOST_BOTH);
+    for (int64_t i = 0; from && dh && i < n; i++)
+        for (int64_t c = 0; c < width; c++) dh[i * width + c] -= from[i % rows * ld + c];
+    host_end(&v);
+    op_linear_exact(b, tensor_f32(y, n, width), tensor_f32(d, n, width), gram);
+    if (!backend_check(b, e)) return false;
+    pick_limits(b, w, d, y, limit, rows, n, width, ld);
+    return backend_check(b, e);
 }
 
-/* 就地截断 w：逐组列，输入每隔若干 token 取一个、除以 s。 */
+/* 就地截断 w：s 是后端的；逐组列，输入每隔若干 token 取一个、除以 s。 */
 static bool clip_linear(QuantJob *job, Tensor w, const InputStats *st, const float *s, QSpec spec,
                         Err *e) {
     const AwqOptions *o = job_options(job);
@@ -344,16 +396,18 @@ static bool clip_linear(QuantJob *job, Tensor w, const InputStats *st, const flo
         int64_t most = CLIP_CELLS / width > 1 ? CLIP_CELLS / width : 1;
         float *x = ARENA_ARRAY(a, float, n * width, e);
         QTensor gram;
-        for (int64_t i = 0; x && i < n * width; i++)
-            x[i] = st->inputs[i / width * step * st->cols + c0 + i % width] / s[c0 + i % width];
+        if (x)
+            op_divide(job_backend(job), tensor_f32(x, n, width), st->inputs + c0, step * st->cols,
+                      tensor_f32_1d((float *)s + c0, width));
         ok = x && second_moment(job, x, n, width, &gram, e);
         for (int64_t r = 0; ok && r < w.shape[0]; r += most) {
-            ArenaMark rows = arena_mark(a);
+            ArenaMark rows = arena_mark(a), host = arena_mark(job_host(job));
             ok = interrupt_check(e) &&
                  clip_rows(job, tensor_data_f32(w) + r * st->cols + c0,
                            w.shape[0] - r < most ? w.shape[0] - r : most, width, st->cols, &gram,
                            spec, e);
             arena_rewind(a, rows);
+            arena_rewind(job_host(job), host);
         }
         arena_rewind(a, group);
     }
@@ -370,7 +424,7 @@ static bool quantize_linear(QuantJob *job, QuantBlock *b, LinearRole role, const
     ArenaMark mark = arena_mark(job_scratch(job));
     float *copy = ARENA_ARRAY(job_scratch(job), float, n, e);
     if (!copy || !awq_spec(job, st->cols, &spec, e)) return false;
-    memcpy(copy, w.data, (size_t)n * sizeof *copy);
+    op_copy(job_backend(job), copy, w.data, (size_t)n * sizeof *copy);
     w.data = copy;
     bool clip = o->clip && role != ROLE_Q && role != ROLE_K;
     bool ok = (!clip || clip_linear(job, w, st, s, spec, e)) &&
@@ -380,12 +434,13 @@ static bool quantize_linear(QuantJob *job, QuantBlock *b, LinearRole role, const
 }
 
 static bool awq_block(QuantJob *job, QuantBlock *b, Err *e) {
-    float *s[INPUT_COUNT];
+    Scale s[INPUT_COUNT];
     for (InputGroup g = 0; g < INPUT_COUNT; g++)
-        if (!(s[g] = search_group(job, b, g, e))) return false;
-    for (InputGroup g = 0; g < INPUT_COUNT; g++) fold(b, g, s[g]);
+        if (!search_group(job, b, g, &s[g], e)) return false;
+    for (InputGroup g = 0; g < INPUT_COUNT; g++)
+        if (!fold(job, b, g, s[g].host, e)) return false;
     for (LinearRole r = 0; r < ROLE_COUNT; r++)
-        if (!quantize_linear(job, b, r, s[input_group(r)], e)) return false;
+        if (!quantize_linear(job, b, r, s[input_group(r)].col, e)) return false;
     return true;
 }
 

@@ -21,8 +21,14 @@ Backend *job_backend(QuantJob *job) {
 Arena *job_scratch(QuantJob *job) {
     return &job->scratch;
 }
+Arena *job_host(QuantJob *job) {
+    return &job->host;
+}
 Arena *job_model_arena(QuantJob *job) {
     return &job->model->arena;
+}
+Arena *job_model_host(QuantJob *job) {
+    return &job->model->meta;
 }
 
 void job_parallel(QuantJob *job, int64_t n, void (*fn)(void *ctx, int64_t task), void *ctx) {
@@ -168,7 +174,7 @@ bool job_kv_spec(QuantJob *job, const KvOptions *o, bool keys_per_channel, KvSpe
 bool job_set_kv(QuantJob *job, int64_t layer, const KvSpec *spec, Err *e) {
     Model *m = job->model;
     int64_t n = m->config.n_layers;
-    if (!m->kv && !(m->kv = ARENA_ARRAY(&m->arena, KvSpec, n, e))) return false;
+    if (!m->kv && !(m->kv = ARENA_ARRAY(&m->meta, KvSpec, n, e))) return false;
     for (int64_t l = layer < 0 ? 0 : layer; l < (layer < 0 ? n : layer + 1); l++) {
         m->kv[l] = *spec;
         if (!kv_spec_check(m, l, spec, e)) return false;
@@ -186,6 +192,7 @@ bool quantize_each_cache(QuantJob *job, KvSampleFn *fn, Err *e) {
 
 static void drop_factor(QuantJob *job) {
     arena_free(&job->factor_arena);
+    arena_free(&job->factor_host);
     job->factor_of = NULL;
 }
 
@@ -193,8 +200,9 @@ bool job_factor_hessian(QuantJob *job, const Linear *l, const InputStats *st, bo
                         double damp, Hessian *h, Err *e) {
     if (job->factor_of != st || job->factor_descending != descending || job->factor_damp != damp) {
         drop_factor(job);
-        if (!hessian_factor(&job->factor, &job->factor_arena, st->gram, st->n, st->cols, descending,
-                            damp, e))
+        job->factor_arena = backend_arena(job->model->backend);
+        if (!hessian_factor(&job->factor, job->model->backend, &job->factor_arena, &job->factor_host,
+                            st->gram, st->n, st->cols, descending, damp, e))
             return false;
         job->factor_of = st;
         job->factor_descending = descending;
@@ -215,20 +223,17 @@ bool job_keep_dense(QuantJob *job, Linear *l, Tensor w, Err *e) {
 
 /* 由存放形式反量化，与（折叠后的）权重比较。 */
 static bool measure_error(QuantJob *job, Linear *l, const float *w, Err *e) {
-    double started = clock_seconds();
-    size_t n = (size_t)l->rows * (size_t)l->cols;
+    double started = clock_seconds(), sum = 0;
+    Backend *b = job->model->backend;
+    int64_t n = l->rows * l->cols;
     float *back = ARENA_ARRAY(&job->scratch, float, n, e);
     if (!back) return false;
-    op_dequantize(job->model->backend, tensor_f32(back, l->rows, l->cols), &l->q);
-    if (!backend_check(job->model->backend, e)) return false;
-    double sum = 0;
-    for (size_t i = 0; i < n; i++) {
-        double d = (double)back[i] - (double)w[i];
-        sum += d * d;
-    }
+    op_dequantize(b, tensor_f32(back, l->rows, l->cols), &l->q);
+    op_row_errors(b, &sum, tensor_f32(back, 1, n), w, n);
+    if (!backend_check(b, e)) return false;
     l->weight_mse = sum / (double)n;
     job->squared_error += sum;
-    job->n_quantized += (int64_t)n;
+    job->n_quantized += n;
     job->check_seconds += clock_seconds() - started;
     return true;
 }
@@ -298,10 +303,12 @@ static bool measure_linear(Walk *k, QuantBlock *b, LinearRole r, Err *e) {
 
 static bool run_linear(Walk *k, QuantBlock *b, LinearRole r, Err *e) {
     ArenaMark scratch = arena_mark(&k->job->scratch), block = arena_mark(&k->arena);
+    ArenaMark host = arena_mark(&k->job->host);
     const InputStats *st = k->kinds ? &k->stats[input_group(r)] : NULL;
     bool ok = interrupt_check(e) && (streams(k) || load_linear(k, b, r, e)) &&
               k->linear_fn(k->job, &b->linears[r], b->w[r], st, e) && measure_linear(k, b, r, e);
     arena_rewind(&k->job->scratch, scratch);
+    arena_rewind(&k->job->host, host);
     if (!streams(k)) arena_rewind(&k->arena, block);
     if (!ok && e->code != ERR_INTERRUPTED) err_wrap(e, "%s", b->linears[r].name);
     return ok;
@@ -321,13 +328,14 @@ static bool run_linears(Walk *k, QuantBlock *b, Err *e) {
 }
 
 static bool run_block(Walk *k, QuantBlock *b, Err *e) {
-    ArenaMark mark = arena_mark(&k->job->scratch);
+    ArenaMark mark = arena_mark(&k->job->scratch), host = arena_mark(&k->job->host);
     bool ok = interrupt_check(e) && k->block_fn(k->job, b, e);
     for (LinearRole r = 0; ok && r < ROLE_COUNT; r++) {
         arena_rewind(&k->job->scratch, mark);
         ok = measure_linear(k, b, r, e);
     }
     arena_rewind(&k->job->scratch, mark);
+    arena_rewind(&k->job->host, host);
     if (!ok && e->code != ERR_INTERRUPTED) err_wrap(e, "第 %lld 块", (long long)b->layer);
     return ok;
 }
@@ -398,6 +406,7 @@ static bool resume_block(Walk *k, int64_t layer, bool *done, Err *e) {
 static bool walk_blocks(Walk *k, Err *e) {
     Model *m = k->job->model;
     bool ok = true;
+    k->arena = backend_arena(m->backend);
     if (streams(k)) {
         CHECK(k->job->calib != NULL);
         ok = model_load_embed(m, e) && calib_stream_open(&k->stream, m, k->job->calib, e) &&
@@ -442,6 +451,7 @@ bool job_run(QuantJob *job, const Method *method, const void *options, Model *mo
     job->options = options;
     job->model = model;
     job->calib = calib;
+    job->scratch = backend_arena(model->backend);
     CHECK(!method->calibrated || calib);
     return method->quantize(job, e) && backend_check(model->backend, e) && model_finish(model, e);
 }
@@ -449,6 +459,7 @@ bool job_run(QuantJob *job, const Method *method, const void *options, Model *mo
 void job_close(QuantJob *job) {
     drop_factor(job);
     arena_free(&job->scratch);
+    arena_free(&job->host);
     arena_free(&job->notes);
     *job = (QuantJob){0};
 }

@@ -18,6 +18,7 @@
 #include "compute/adamw.h"
 #include "compute/hessian.h"
 #include "compute/linalg.h"
+#include "compute/memory.h"
 #include "compute/ops.h"
 #include "model/calib.h"
 #include "model/gradient.h"
@@ -42,11 +43,15 @@ const void *job_options(const QuantJob *job);
 /* 所在的轨道：'A'、'B' 或 'C'。 */
 char job_track(const QuantJob *job);
 Backend *job_backend(QuantJob *job);
-/* 只活到当前线性层（或块）结束的临时内存。 */
+/* 张量的数据（参数里的 w、统计、归一化、偏置、样本，以及 job_scratch、job_model_arena 的内存）都在后端的内存：
+ * 方法只经 op_* 用它，要在主机上看或改时用 compute/memory.h 的映射（CPU 上不花什么，GPU 上复制）。
+ * 只活到当前线性层（或块）结束的临时内存：后端的、主机的。 */
 Arena *job_scratch(QuantJob *job);
-/* 与打包后的权重同寿命的内存。 */
+Arena *job_host(QuantJob *job);
+/* 与打包后的权重同寿命的内存：后端的、主机的。 */
 Arena *job_model_arena(QuantJob *job);
-/* 并行执行 fn(ctx, 0..n-1)，各任务须互不相干（结果才与线程数无关）。 */
+Arena *job_model_host(QuantJob *job);
+/* 在主机上并行执行 fn(ctx, 0..n-1)，各任务须互不相干（结果才与线程数无关），只碰主机内存与映射。 */
 void job_parallel(QuantJob *job, int64_t n, void (*fn)(void *ctx, int64_t task), void *ctx);
 /* 记录一次退让（阻尼升高、组宽不整除等），写入结果的「⚠️ fallback detected」；相同的只记一次。 */
 void job_fallback(QuantJob *job, const char *fmt, ...) PTQ_PRINTF(2, 3);

@@ -40,14 +40,13 @@ static void find_params(Solver *s, const float *src, int64_t col, int64_t width,
     float *sc = s->slice + s->rows * s->group, *ze = sc + s->rows;
     QSpec whole = s->spec;
     whole.group_size = -1;
-    for (int64_t r = 0; r < s->rows; r++)
-        memcpy(s->slice + r * width, src + r * s->cols + col, (size_t)width * sizeof *src);
-    op_qparams(job_backend(s->job), tensor_f32(sc, s->rows, 1), tensor_f32(ze, s->rows, 1),
+    Backend *b = job_backend(s->job);
+    const size_t item = sizeof *src, row = (size_t)width * item, step = (size_t)s->n_groups * item;
+    op_copy_2d(b, s->slice, row, src + col, (size_t)s->cols * item, s->rows, row);
+    op_qparams(b, tensor_f32(sc, s->rows, 1), tensor_f32(ze, s->rows, 1),
                tensor_f32(s->slice, s->rows, width), &whole);
-    for (int64_t r = 0; r < s->rows; r++) {
-        s->scale[r * s->n_groups + g] = sc[r];
-        s->zero[r * s->n_groups + g] = ze[r];
-    }
+    op_copy_2d(b, s->scale + g, step, sc, item, s->rows, item);
+    op_copy_2d(b, s->zero + g, step, ze, item, s->rows, item);
 }
 
 /* 逐块（论文算法 1 的外层）。非静态组：每到组首由当时的 W 定 scale，块内先到先定，所以块首的组全在反馈之前。 */
@@ -63,9 +62,7 @@ static bool solve(Solver *s, Err *e) {
                              .u = s->h.u, .err = s->err, .scale = s->scale, .zero = s->zero,
                              .group = s->col_group, .n_groups = s->n_groups, .bits = s->spec.bits};
         op_feedback(job_backend(s->job), &inner);
-        if (!hessian_update_rest(&s->h, job_backend(s->job), job_scratch(s->job), s->w, s->err,
-                                 s->rows, i1, i2, e))
-            return false;
+        hessian_update_rest(&s->h, job_backend(s->job), s->w, s->err, s->rows, i1, i2);
     }
     return backend_check(job_backend(s->job), e);
 }
@@ -78,11 +75,13 @@ static bool pack(Solver *s, Linear *l, Err *e) {
     float *w = s->w;
     if (s->o->act_order && s->o->static_groups) {
         w = ARENA_ARRAY(job_scratch(s->job), float, s->rows * s->cols, e);
-        if (!w) return false;
-        for (int64_t r = 0; r < s->rows; r++)
-            for (int64_t i = 0; i < s->cols; i++)
-                w[r * s->cols + s->h.perm[i]] = s->w[r * s->cols + i];
-    } else if (s->o->act_order && !qtensor_set_perm(&q, model, s->h.perm, e)) {
+        int32_t *back = ARENA_ARRAY(job_host(s->job), int32_t, s->cols, e);
+        if (!w || !back) return false;
+        for (int64_t i = 0; i < s->cols; i++) back[s->h.perm[i]] = (int32_t)i;
+        op_gather_columns(job_backend(s->job), tensor_f32(w, s->rows, s->cols),
+                          tensor_f32(s->w, s->rows, s->cols), back);
+    } else if (s->o->act_order &&
+               !qtensor_store_perm(job_backend(s->job), &q, model, s->h.perm, e)) {
         return false;
     }
     op_quantize(job_backend(s->job), &q, tensor_f32(w, s->rows, s->cols),
@@ -102,7 +101,7 @@ static bool gptq_linear(QuantJob *job, Linear *l, Tensor w, const InputStats *st
     s.scale = ARENA_ARRAY(a, float, s.rows * s.n_groups, e);
     s.zero = ARENA_ARRAY(a, float, s.rows * s.n_groups, e);
     s.slice = ARENA_ARRAY(a, float, s.rows * (s.group + 2), e);
-    s.col_group = ARENA_ARRAY(a, int32_t, s.cols, e);
+    s.col_group = ARENA_ARRAY(job_host(job), int32_t, s.cols, e);
     if (!s.w || !s.err || !s.scale || !s.zero || !s.slice || !s.col_group ||
         !job_factor_hessian(job, l, st, s.o->act_order, s.o->damp, &s.h, e))
         return false;
@@ -111,7 +110,7 @@ static bool gptq_linear(QuantJob *job, Linear *l, Tensor w, const InputStats *st
         int64_t col = g * s.group;
         find_params(&s, original, col, col + s.group < s.cols ? s.group : s.cols - col, g);
     }
-    hessian_gather(&s.h, s.w, original, s.rows);
+    hessian_gather(&s.h, job_backend(job), s.w, original, s.rows);
     for (int64_t i = 0; i < s.cols; i++)
         s.col_group[i] = (int32_t)((s.o->static_groups ? s.h.perm[i] : i) / s.group);
     return solve(&s, e) && pack(&s, l, e);

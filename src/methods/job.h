@@ -13,12 +13,12 @@ struct QuantJob {
     const char *block_dir; /* 量化好的块存在这里，中断后接着做；NULL 为不存 */
     const char *block_key; /* 这次运行的身份，64 个十六进制字符 */
     bool save_failed;      /* 存块失败过（只警告一次） */
-    Arena scratch;
+    Arena scratch, host;   /* 临时内存：后端的、主机的 */
     Arena notes;           /* fallbacks 的文字 */
     const char **fallbacks;
     size_t n_fallbacks, cap_fallbacks;
     Hessian factor;        /* 最近一次分解，输入相同的线性层共用；换了统计就作废 */
-    Arena factor_arena;
+    Arena factor_arena, factor_host; /* 它的内存：后端的、主机的 */
     const InputStats *factor_of; /* NULL 为没有 */
     bool factor_descending;
     double factor_damp;

@@ -44,10 +44,11 @@ typedef struct Side {
     QuantJob *job;
     const KvquantOptions *o;
     const KvSample *s;
-    const float *x, *grad;
+    const float *x, *grad; /* 主机上的映射 */
     bool keys;
     float *columns;       /* 键：(width, n) 转置，排序用；值：(n, width) 各行排序用 */
-    float *lower, *upper; /* 键：(width)，值：(n) */
+    float *lower, *upper; /* 键：(width)，值：(n)，在主机 */
+    float *lower_mem, *upper_mem; /* 键：后端的副本 */
     Histogram *h;
     float *lut, *values;
     int bits;
@@ -181,17 +182,25 @@ static void q_norm(const Histogram *h, int levels, const float *lut, float *valu
 
 /* 定一侧的表（与键的阈值）。 */
 static bool fit_side(Side *d, Err *e) {
-    Arena *scratch = job_scratch(d->job), *model = job_model_arena(d->job);
+    Arena *scratch = job_host(d->job), *model = job_model_arena(d->job);
+    Backend *b = job_backend(d->job);
     int64_t n = d->s->n, width = d->s->width, rows = d->keys ? width : n;
     int levels = 1 << d->bits;
-    Arena *keep = d->keys ? model : scratch;
     d->columns = ARENA_ARRAY(scratch, float, n * width, e);
-    d->lower = ARENA_ARRAY(keep, float, rows, e);
-    d->upper = ARENA_ARRAY(keep, float, rows, e);
+    d->lower = ARENA_ARRAY(scratch, float, rows, e);
+    d->upper = ARENA_ARRAY(scratch, float, rows, e);
     d->h = ARENA_NEW(scratch, Histogram, e);
-    d->lut = ARENA_ARRAY(model, float, 2 * MAX_LEVELS, e);
+    d->lut = ARENA_ARRAY(job_model_host(d->job), float, 2 * MAX_LEVELS, e);
     if (!d->columns || !d->lower || !d->upper || !d->h || !d->lut) return false;
     job_parallel(d->job, rows, threshold_task, d);
+    if (d->keys) {
+        size_t bytes = (size_t)width * sizeof *d->lower;
+        d->lower_mem = arena_alloc(model, bytes, e);
+        d->upper_mem = arena_alloc(model, bytes, e);
+        if (!d->lower_mem || !d->upper_mem) return false;
+        op_write(b, d->lower_mem, d->lower, bytes);
+        op_write(b, d->upper_mem, d->upper, bytes);
+    }
     fill_histogram(d);
     if (d->o->nuq) {
         if (!k_means(d->h, levels, d->lut, scratch, e)) return false;
@@ -200,7 +209,7 @@ static bool fit_side(Side *d, Err *e) {
     }
     d->values = d->o->q_norm ? d->lut + MAX_LEVELS : NULL;
     if (d->values) q_norm(d->h, levels, d->lut, d->values);
-    return true;
+    return backend_check(b, e);
 }
 
 static KvFormat side_format(const Side *d) {
@@ -208,19 +217,25 @@ static KvFormat side_format(const Side *d) {
     return (KvFormat){.form = KV_LUT, .dtype = o->scale_dtype == 1 ? DT_F32 : DT_F16,
                       .bits = d->bits, .per_channel = d->keys, .sparse = o->outliers > 0,
                       .outliers = o->outliers, .lut = d->lut, .values = d->values,
-                      .lower = d->keys ? d->lower : NULL, .upper = d->keys ? d->upper : NULL,
+                      .lower = d->lower_mem, .upper = d->upper_mem,
                       .sink = o->sink};
 }
 
 static bool kvquant_layer(void *ctx, const KvSample *s, Err *e) {
     QuantJob *job = ctx;
     const KvquantOptions *o = job_options(job);
-    Side k = {.job = job, .o = o, .s = s, .x = s->k, .grad = s->k_grad, .keys = true,
-              .bits = (int)o->k_bits};
-    Side v = {.job = job, .o = o, .s = s, .x = s->v, .grad = s->v_grad, .bits = (int)o->v_bits};
-    ArenaMark mark = arena_mark(job_scratch(job));
-    bool ok = fit_side(&k, e) && fit_side(&v, e);
-    arena_rewind(job_scratch(job), mark);
+    Side k = {.job = job, .o = o, .s = s, .keys = true, .bits = (int)o->k_bits};
+    Side v = {.job = job, .o = o, .s = s, .bits = (int)o->v_bits};
+    ArenaMark mark = arena_mark(job_host(job));
+    HostView view = host_view(job_backend(job));
+    int64_t cells = s->n * s->width;
+    k.x = HOST_MAP(&view, float, s->k, cells, HOST_READ);
+    k.grad = HOST_MAP(&view, float, s->k_grad, cells, HOST_READ);
+    v.x = HOST_MAP(&view, float, s->v, cells, HOST_READ);
+    v.grad = HOST_MAP(&view, float, s->v_grad, cells, HOST_READ);
+    bool ok = backend_check(job_backend(job), e) && fit_side(&k, e) && fit_side(&v, e);
+    host_end(&view);
+    arena_rewind(job_host(job), mark);
     if (!ok) return false;
     KvSpec spec = {.k = side_format(&k), .v = side_format(&v), .residual = o->residual,
                    .pre_rope = true};

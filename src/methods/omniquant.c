@@ -75,14 +75,20 @@ static Tensor groups(const Learner *n, const float *x) {
 
 /* ---- 前向：参数 → 量化后的权重（官方 smooth_and_quant_temporary） ---- */
 
-/* LET：由 s 得各行、列的因子，u = row·w·col，偏置 = row·原偏置。 */
-static void smooth(Omni *m, Learner *n) {
-    const float *s = m->let.param;
-    for (int64_t r = 0; r < n->rows; r++) {
-        n->row[r] = n->row_s[r] < 0 ? 1 : n->row_inverse ? 1 / s[n->row_s[r]] : s[n->row_s[r]];
-        if (n->bias) n->l->bias[r] = n->bias[r] * n->row[r];
+/* LET：由 s（主机）得各行、列的因子，u = row·w·col，偏置 = row·原偏置。 */
+static void smooth(Omni *m, Learner *n, const float *s) {
+    HostView v = host_view(m->backend);
+    float *row = HOST_MAP(&v, float, n->row, n->rows, HOST_WRITE);
+    float *col = HOST_MAP(&v, float, n->col, n->cols, HOST_WRITE);
+    float *to = HOST_MAP(&v, float, n->bias ? n->l->bias : NULL, n->rows, HOST_WRITE);
+    const float *bias = HOST_MAP(&v, float, n->bias, n->rows, HOST_READ);
+    bool ok = row && col && (!n->bias || (to && bias));
+    for (int64_t r = 0; ok && r < n->rows; r++) {
+        row[r] = n->row_s[r] < 0 ? 1 : n->row_inverse ? 1 / s[n->row_s[r]] : s[n->row_s[r]];
+        if (bias) to[r] = bias[r] * row[r];
     }
-    for (int64_t c = 0; c < n->cols; c++) n->col[c] = n->col_s[c] < 0 ? 1 : s[n->col_s[c]];
+    for (int64_t c = 0; ok && c < n->cols; c++) col[c] = n->col_s[c] < 0 ? 1 : s[n->col_s[c]];
+    host_end(&v);
     op_scale(m->backend, wide(n, n->u), wide(n, n->w), tensor_f32_1d(n->row, n->rows),
              tensor_f32_1d(n->col, n->cols));
     op_group_range(m->backend, groups(n, n->lo), groups(n, n->hi), wide(n, n->u), &n->spec);
@@ -104,19 +110,38 @@ static void params_row(void *ctx, int64_t r) {
     }
 }
 
+/* 各组的 scale、zero。 */
+static void set_params(Omni *m, const Learner *n) {
+    int64_t ng = n->rows * n->n_groups;
+    HostView v = host_view(m->backend);
+    Learner h = *n;
+    h.lo = HOST_MAP(&v, float, n->lo, ng, HOST_READ);
+    h.hi = HOST_MAP(&v, float, n->hi, ng, HOST_READ);
+    h.low = HOST_MAP(&v, float, n->low, ng, HOST_READ);
+    h.high = HOST_MAP(&v, float, n->high, ng, HOST_READ);
+    h.scale = HOST_MAP(&v, float, n->scale, ng, HOST_WRITE);
+    h.zero = HOST_MAP(&v, float, n->zero, ng, HOST_WRITE);
+    if (m->backend->err.code == ERR_NONE) job_parallel(m->job, n->rows, params_row, &h);
+    host_end(&v);
+}
+
 static void quantize_weights(Omni *m) {
+    HostView v = host_view(m->backend);
+    const float *s = HOST_MAP(&v, float, m->let.param, m->let.n, HOST_READ);
+    int64_t d = m->b->model->config.hidden;
     for (int i = 0; i < 2 && m->use_let; i++) {
-        float *norm = i ? m->b->mlp_norm : m->b->attn_norm;
-        for (int64_t c = 0; c < m->b->model->config.hidden; c++)
-            norm[c] = m->norm[i][c] / m->let.param[m->s_norm[i] + c];
+        float *to = i ? m->b->mlp_norm : m->b->attn_norm;
+        op_divide(m->backend, tensor_f32(to, 1, d), m->norm[i], d,
+                  tensor_f32_1d(m->let.param + m->s_norm[i], d));
     }
     for (LinearRole r = 0; r < ROLE_COUNT; r++) {
         Learner *n = &m->learners[r];
-        if (m->use_let) smooth(m, n);
-        job_parallel(m->job, n->rows, params_row, n);
+        if (m->use_let && s) smooth(m, n, s);
+        set_params(m, n);
         op_fake_quant(m->backend, wide(n, n->q), wide(n, n->u), groups(n, n->scale),
                       groups(n, n->zero), &n->spec);
     }
+    host_end(&v);
 }
 
 /* ---- 反向：dL/d(量化后的权重) → 参数的梯度 ---- */
@@ -143,39 +168,77 @@ static void params_back_row(void *ctx, int64_t r) {
     }
 }
 
-/* 一个线性层的 s 的梯度；d_q 里是 dL/du。各行、各列共用的 s 依次累加。 */
-static void smooth_back(Omni *m, Learner *n) {
-    float *grad = m->let.grad;
-    const float *s = m->let.param;
+/* 各组的 β、γ 与最小最大值的导数。 */
+static void params_back(Omni *m, const Learner *n) {
+    int64_t ng = n->rows * n->n_groups;
+    HostView v = host_view(m->backend);
+    Learner h = *n;
+    h.lo = HOST_MAP(&v, float, n->lo, ng, HOST_READ);
+    h.hi = HOST_MAP(&v, float, n->hi, ng, HOST_READ);
+    h.low = HOST_MAP(&v, float, n->low, ng, HOST_READ);
+    h.high = HOST_MAP(&v, float, n->high, ng, HOST_READ);
+    h.scale = HOST_MAP(&v, float, n->scale, ng, HOST_READ);
+    h.d_scale = HOST_MAP(&v, float, n->d_scale, ng, HOST_READ);
+    h.d_low = HOST_MAP(&v, float, n->d_low, ng, HOST_WRITE);
+    h.d_high = HOST_MAP(&v, float, n->d_high, ng, HOST_WRITE);
+    h.d_lo = HOST_MAP(&v, float, n->d_lo, ng, HOST_WRITE);
+    h.d_hi = HOST_MAP(&v, float, n->d_hi, ng, HOST_WRITE);
+    if (m->backend->err.code == ERR_NONE) job_parallel(m->job, n->rows, params_back_row, &h);
+    host_end(&v);
+}
+
+/* 一个线性层的 s 的梯度，加进 grad（主机）；d_q 里是 dL/du。各行、各列共用的 s 依次累加。 */
+static void smooth_back(Omni *m, Learner *n, const float *s, float *grad) {
     op_group_range_grad(m->backend, wide(n, n->d_q), wide(n, n->u), groups(n, n->lo),
                         groups(n, n->hi), groups(n, n->d_lo), groups(n, n->d_hi), &n->spec);
     op_scale_grad(m->backend, tensor_f32_1d(n->d_row, n->rows), tensor_f32_1d(n->d_col, n->cols),
                   wide(n, n->d_q), wide(n, n->w), tensor_f32_1d(n->row, n->rows),
                   tensor_f32_1d(n->col, n->cols));
-    for (int64_t r = 0; r < n->rows; r++) {
+    HostView v = host_view(m->backend);
+    const float *d_row = HOST_MAP(&v, float, n->d_row, n->rows, HOST_READ);
+    const float *d_col = HOST_MAP(&v, float, n->d_col, n->cols, HOST_READ);
+    const float *bias = HOST_MAP(&v, float, n->bias, n->rows, HOST_READ);
+    const float *d_bias = HOST_MAP(&v, float, n->d_bias, n->rows, HOST_READ);
+    bool ok = m->backend->err.code == ERR_NONE;
+    for (int64_t r = 0; ok && r < n->rows; r++) {
         int32_t i = n->row_s[r];
-        float d = n->d_row[r] + (n->bias ? n->d_bias[r] * n->bias[r] : 0);
+        float d = d_row[r] + (bias ? d_bias[r] * bias[r] : 0);
         if (i >= 0) grad[i] += n->row_inverse ? -d / (s[i] * s[i]) : d;
     }
-    for (int64_t c = 0; c < n->cols; c++)
-        if (n->col_s[c] >= 0) grad[n->col_s[c]] += n->d_col[c];
+    for (int64_t c = 0; ok && c < n->cols; c++)
+        if (n->col_s[c] >= 0) grad[n->col_s[c]] += d_col[c];
+    host_end(&v);
+}
+
+/* 归一化权重 = 原来的 / s。 */
+static void norm_back(Omni *m, int i, const float *s, float *grad) {
+    int64_t d = m->b->model->config.hidden;
+    HostView v = host_view(m->backend);
+    const float *d_norm = HOST_MAP(&v, float, m->d_norm[i], d, HOST_READ);
+    const float *norm = HOST_MAP(&v, float, m->norm[i], d, HOST_READ);
+    for (int64_t c = 0; d_norm && norm && c < d; c++) {
+        float x = s[m->s_norm[i] + c];
+        grad[m->s_norm[i] + c] -= d_norm[c] * norm[c] / (x * x);
+    }
+    host_end(&v);
 }
 
 static void parameter_gradients(Omni *m) {
-    if (m->use_let) memset(m->let.grad, 0, (size_t)m->let.n * sizeof(float));
+    HostView v = host_view(m->backend);
+    const float *s = HOST_MAP(&v, float, m->let.param, m->let.n, HOST_READ);
+    float *grad = HOST_MAP(&v, float, m->let.grad, m->let.n, HOST_WRITE);
+    bool let = m->use_let && s && grad;
+    if (let) memset(grad, 0, (size_t)m->let.n * sizeof *grad);
     for (LinearRole r = 0; r < ROLE_COUNT; r++) {
         Learner *n = &m->learners[r];
         op_fake_quant_grad(m->backend, m->use_let ? wide(n, n->d_q) : tensor_f32(NULL, 0, 0),
                            groups(n, n->d_scale), wide(n, n->d_q), wide(n, n->u),
                            groups(n, n->scale), groups(n, n->zero), &n->spec);
-        job_parallel(m->job, n->rows, params_back_row, n);
-        if (m->use_let) smooth_back(m, n);
+        params_back(m, n);
+        if (let) smooth_back(m, n, s, grad);
     }
-    for (int i = 0; i < 2 && m->use_let; i++) /* 归一化权重 = 原来的 / s */
-        for (int64_t c = 0; c < m->b->model->config.hidden; c++) {
-            float s = m->let.param[m->s_norm[i] + c];
-            m->let.grad[m->s_norm[i] + c] -= m->d_norm[i][c] * m->norm[i][c] / (s * s);
-        }
+    for (int i = 0; i < 2 && let; i++) norm_back(m, i, s, grad);
+    host_end(&v);
 }
 
 /* ---- 学习一块 ---- */
@@ -191,8 +254,11 @@ static bool train_step(Omni *m, BlockTrace *t, const BlockGrad *grad, int64_t sa
                        Err *e) {
     QuantBlock *b = m->b;
     int64_t len = b->calib->length, at = sample * len * b->model->config.hidden;
-    for (int64_t i = 0; i < m->let.n; i++) /* 官方 truncate_number：|s| 不小于 0.01 */
-        if (fabsf(m->let.param[i]) < LET_MIN) m->let.param[i] = copysignf(LET_MIN, m->let.param[i]);
+    HostView v = host_view(m->backend);
+    float *s = HOST_MAP(&v, float, m->let.param, m->let.n, HOST_BOTH);
+    for (int64_t i = 0; s && i < m->let.n; i++) /* 官方 truncate_number：|s| 不小于 0.01 */
+        if (fabsf(s[i]) < LET_MIN) s[i] = copysignf(LET_MIN, s[i]);
+    host_end(&v);
     quantize_weights(m);
     for (LinearRole r = 0; r < ROLE_COUNT; r++) {
         Learner *n = &m->learners[r];
@@ -201,6 +267,7 @@ static bool train_step(Omni *m, BlockTrace *t, const BlockGrad *grad, int64_t sa
     }
     if (!block_trace_forward(b->model, b->layer, t, b->inputs + at, len, e)) return false;
     double loss = block_trace_mse(t, b->model, b->targets + at, d_out);
+    if (!backend_check(m->backend, e)) return false;
     if (!isfinite(loss))
         return err_set(e, ERR_NUMERIC, "OmniQuant 的损失不是有限值（样本 %lld），请减小学习率", (long long)sample);
     if (!block_trace_backward(b->model, b->layer, t, d_out, grad, e)) return false;
@@ -266,7 +333,10 @@ static bool open_lwc(Omni *m, Err *e) {
     int64_t n = 0, at = 0;
     for (LinearRole r = 0; r < ROLE_COUNT; r++) n += 2 * m->learners[r].rows * m->learners[r].n_groups;
     if (!adamw_new(&m->lwc, job_scratch(m->job), n, m->o->lwc_lr, e)) return false;
-    for (int64_t i = 0; i < n; i++) m->lwc.param[i] = INIT;
+    HostView v = host_view(m->backend);
+    float *param = HOST_MAP(&v, float, m->lwc.param, n, HOST_WRITE);
+    for (int64_t i = 0; param && i < n; i++) param[i] = INIT;
+    host_end(&v);
     for (LinearRole r = 0; r < ROLE_COUNT; r++) {
         Learner *l = &m->learners[r];
         int64_t size = l->rows * l->n_groups;
@@ -276,7 +346,7 @@ static bool open_lwc(Omni *m, Err *e) {
         l->d_high = l->d_low + size;
         at += 2 * size;
     }
-    return true;
+    return backend_check(m->backend, e);
 }
 
 /* 各层的行、列乘除哪个 s。s 依次是：qkv 的输入、gate/up 的输入、v/o、q/k。 */
@@ -300,27 +370,37 @@ static void connect(const ModelConfig *c, Learner *n, LinearRole r) {
 /* s 的初值：s = max|x|^α / max|w|^(1−α)，w 取 q、up、o（官方的 pairs）；q/k 为 1。 */
 static bool init_let(Omni *m, Err *e) {
     static const LinearRole PAIRS[] = {ROLE_Q, ROLE_UP, ROLE_O};
-    float *x_max = floats(m, m->let.n, e), *w_max = floats(m, m->let.n, e);
-    if (!x_max || !w_max) return false;
-    float alpha = (float)m->o->alpha;
-    for (int64_t i = 0; i < m->let.n; i++) m->let.param[i] = 1;
-    for (int p = 0; p < 3; p++) {
+    Arena *host = job_host(m->job);
+    float *x_max = ARENA_ARRAY(host, float, m->let.n, e), *w_max = ARENA_ARRAY(host, float, m->let.n, e);
+    HostView v = host_view(m->backend);
+    float *param = HOST_MAP(&v, float, m->let.param, m->let.n, HOST_WRITE), alpha = (float)m->o->alpha;
+    bool ok = x_max && w_max && param;
+    for (int64_t i = 0; ok && i < m->let.n; i++) param[i] = 1;
+    for (int p = 0; ok && p < 3; p++) {
         const Learner *n = &m->learners[PAIRS[p]];
-        const float *seen = m->b->stats[input_group(PAIRS[p])].absmax;
-        for (int64_t c = 0; c < n->cols; c++) {
+        ArenaMark mark = arena_mark(job_scratch(m->job));
+        float *top = floats(m, n->cols, e);
+        if (top) op_column_stats(m->backend, top, NULL, wide(n, n->w));
+        const float *w_top = HOST_MAP(&v, float, top, n->cols, HOST_READ);
+        const float *seen = HOST_MAP(&v, float, m->b->stats[input_group(PAIRS[p])].absmax, n->cols,
+                                     HOST_READ);
+        ok = w_top && seen;
+        for (int64_t c = 0; ok && c < n->cols; c++) {
             int32_t i = n->col_s[c];
             x_max[i] = fmaxf(x_max[i], seen[c]);
-            for (int64_t r = 0; r < n->rows; r++) w_max[i] = fmaxf(w_max[i], fabsf(n->w[r * n->cols + c]));
+            w_max[i] = fmaxf(w_max[i], w_top[c]);
             float s = powf(fmaxf(x_max[i], 1e-5f), alpha) / powf(fmaxf(w_max[i], 1e-5f), 1 - alpha);
-            m->let.param[i] = fmaxf(s, 1e-5f);
+            param[i] = fmaxf(s, 1e-5f);
         }
+        arena_rewind(job_scratch(m->job), mark);
     }
-    return true;
+    host_end(&v);
+    return backend_check(m->backend, e) && ok;
 }
 
 static float *copy(Omni *m, const float *x, int64_t n, Err *e) {
     float *y = floats(m, n, e);
-    if (y) memcpy(y, x, (size_t)n * sizeof *y);
+    if (y) op_copy(m->backend, y, x, (size_t)n * sizeof *y);
     return y;
 }
 
@@ -335,8 +415,8 @@ static bool open_let(Omni *m, Err *e) {
             return false;
     for (LinearRole r = 0; r < ROLE_COUNT; r++) {
         Learner *n = &m->learners[r];
-        n->row_s = ARENA_ARRAY(job_scratch(m->job), int32_t, n->rows, e);
-        n->col_s = ARENA_ARRAY(job_scratch(m->job), int32_t, n->cols, e);
+        n->row_s = ARENA_ARRAY(job_host(m->job), int32_t, n->rows, e);
+        n->col_s = ARENA_ARRAY(job_host(m->job), int32_t, n->cols, e);
         n->row = floats(m, 2 * (n->rows + n->cols), e);
         n->w = copy(m, n->w, n->rows * n->cols, e); /* u 就在 b->w 里，学完即是折叠后的权重 */
         if (!n->row_s || !n->col_s || !n->row || !n->w) return false;
@@ -355,8 +435,11 @@ static bool open_let(Omni *m, Err *e) {
 static bool pack(Omni *m, Learner *n, Err *e) {
     QSpec spec = n->spec;
     float top = (float)((1 << spec.bits) - 1);
-    for (int64_t i = 0; i < n->rows * n->n_groups && spec.zero == ZERO_INT; i++)
-        if (n->zero[i] < 0 || n->zero[i] > top) spec.zero = ZERO_FLOAT;
+    HostView v = host_view(m->backend);
+    const float *zero = HOST_MAP(&v, float, n->zero, n->rows *n->n_groups, HOST_READ);
+    for (int64_t i = 0; zero && i < n->rows * n->n_groups && spec.zero == ZERO_INT; i++)
+        if (zero[i] < 0 || zero[i] > top) spec.zero = ZERO_FLOAT;
+    host_end(&v);
     if (spec.zero == ZERO_FLOAT) job_fallback(m->job, "有的组整组同号，零点超出编码的范围；这些层的零点按实数存放");
     QTensor q;
     if (!qtensor_new(&q, job_model_arena(m->job), spec, n->rows, n->cols, e)) return false;

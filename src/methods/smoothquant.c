@@ -58,20 +58,32 @@ static float max_ratio(const float *x_max, const float *s, int64_t n) {
     return m;
 }
 
-/* dst 的各列 = src 的各列乘 s（divide 时除以 s）。 */
-static void scale_columns(float *dst, const float *src, const float *s, int64_t rows, int64_t cols,
-                          bool divide) {
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t j = 0; j < cols; j++) {
-            float v = src[r * cols + j];
-            dst[r * cols + j] = divide ? v / s[j] : v * s[j];
-        }
+/* 一组在搜索与折叠中共用的：max|X|、max|W|（主机），s（主机与后端），全为 1 的行因子（后端）。 */
+typedef struct Smoother {
+    QuantJob *job;
+    const SmoothOptions *o;
+    int64_t cols;
+    float *x_max, *w_max, *s;
+    float *col, *ones;
+} Smoother;
+
+/* 由 α 定 s。 */
+static void set_scale(Smoother *m, float alpha) {
+    smoothing(m->s, m->x_max, m->w_max, m->cols, alpha);
+    op_write(job_backend(m->job), m->col, m->s, (size_t)m->cols * sizeof *m->s);
+}
+
+/* dst 的各列 = w 的各列乘 s。 */
+static void scale_columns(Smoother *m, float *dst, Tensor w) {
+    op_scale(job_backend(m->job), tensor_f32(dst, w.shape[0], w.shape[1]), w,
+             tensor_f32_1d(m->ones, w.shape[0]), tensor_f32_1d(m->col, m->cols));
 }
 
 /* 一个候选 s 下一个线性层的输出误差 ‖X·Wᵀ − Q(X/s)·Q(W·s)ᵀ‖²。x 是 X/s。 */
-static bool candidate_error(QuantJob *job, const SmoothOptions *o, const Linear *l, Tensor w,
-                            Tensor x, Tensor target, const float *s, float in_max, double *error,
-                            Err *e) {
+static bool candidate_error(Smoother *m, const Linear *l, Tensor w, Tensor x, Tensor target,
+                            float in_max, double *error, Err *e) {
+    QuantJob *job = m->job;
+    const SmoothOptions *o = m->o;
     Backend *b = job_backend(job);
     Arena *a = job_scratch(job);
     ArenaMark mark = arena_mark(a);
@@ -82,49 +94,49 @@ static bool candidate_error(QuantJob *job, const SmoothOptions *o, const Linear 
     QSpec spec;
     bool ok = ws && y && job_int8_spec(job, &o->weight, &o->act, l->cols, &spec, e);
     if (ok) {
-        scale_columns(ws, tensor_data_f32(w), s, l->rows, l->cols, false);
+        scale_columns(m, ws, w);
         ok = job_round_nearest(job, &trial.q, a, tensor_f32(ws, l->rows, l->cols), &spec, e) &&
              job_set_act(&trial, &o->act, in_max, 0, e);
     }
     if (ok) {
+        double sum = 0;
         op_linear_int8(b, tensor_f32(y, n, l->rows), x, &trial.q, (Tensor){0}, &trial.act);
+        op_row_errors(b, &sum, tensor_f32(y, 1, n * l->rows), tensor_data_f32(target), n * l->rows);
         ok = backend_check(b, e);
-    }
-    for (int64_t i = 0; ok && i < n * l->rows; i++) {
-        double d = (double)y[i] - (double)tensor_data_f32(target)[i];
-        *error += d * d;
+        *error += sum;
     }
     arena_rewind(a, mark);
     return ok;
 }
 
 /* 在网格上选 α：各候选在 SEARCH_ROWS 个校准 token 上的输出误差，组内各线性层相加。 */
-static bool search_alpha(QuantJob *job, const SmoothOptions *o, const QuantBlock *b,
-                         const Smoothed *g, const float *w_max, float *alpha, Err *e) {
+static bool search_alpha(Smoother *m, const QuantBlock *b, const Smoothed *g, float *alpha,
+                         Err *e) {
+    QuantJob *job = m->job;
+    Backend *be = job_backend(job);
     const InputStats *st = &b->stats[g->group];
     Arena *a = job_scratch(job);
     int64_t cols = st->cols, n = st->n < SEARCH_ROWS ? st->n : SEARCH_ROWS;
     float *x = ARENA_ARRAY(a, float, n * cols, e), *xs = ARENA_ARRAY(a, float, n * cols, e);
-    float *s = ARENA_ARRAY(a, float, cols, e);
     Tensor target[ROLE_COUNT];
-    if (!x || !xs || !s) return false;
+    if (!x || !xs) return false;
     for (int64_t i = 0; i < n; i++)
-        memcpy(x + i * cols, st->inputs + st->n * i / n * cols, (size_t)cols * sizeof *x);
+        op_copy(be, x + i * cols, st->inputs + st->n * i / n * cols, (size_t)cols * sizeof *x);
     for (LinearRole r = g->first; r <= g->last; r++) {
         int64_t rows = b->linears[r].rows;
         target[r] = tensor_f32(ARENA_ARRAY(a, float, n * rows, e), n, rows);
         if (!target[r].data) return false;
-        op_linear_exact(job_backend(job), target[r], tensor_f32(x, n, cols), &b->linears[r].q);
+        op_linear_exact(be, target[r], tensor_f32(x, n, cols), &b->linears[r].q);
     }
     double best = INFINITY;
     for (int i = 0; i <= SEARCH_STEPS; i++) {
         float candidate = (float)i / SEARCH_STEPS;
         double error = 0;
-        smoothing(s, st->absmax, w_max, cols, candidate);
-        scale_columns(xs, x, s, n, cols, true);
+        set_scale(m, candidate);
+        op_divide(be, tensor_f32(xs, n, cols), x, cols, tensor_f32_1d(m->col, cols));
         for (LinearRole r = g->first; r <= g->last; r++)
-            if (!candidate_error(job, o, &b->linears[r], b->w[r], tensor_f32(xs, n, cols), target[r],
-                                 s, max_ratio(st->absmax, s, cols), &error, e))
+            if (!candidate_error(m, &b->linears[r], b->w[r], tensor_f32(xs, n, cols), target[r],
+                                 max_ratio(m->x_max, m->s, cols), &error, e))
                 return false;
         if (error < best) {
             best = error;
@@ -134,33 +146,50 @@ static bool search_alpha(QuantJob *job, const SmoothOptions *o, const QuantBlock
     return true;
 }
 
-/* 平滑一组：求 s，norm /= s，各 W 的第 j 列乘 s_j。返回的 s 活到本块结束。 */
+/* 备好一组：读出 max|X|，求 max|W|。内存活到本块结束。 */
+static bool open_smoother(Smoother *m, const QuantBlock *b, const Smoothed *g, Err *e) {
+    Backend *be = job_backend(m->job);
+    Arena *a = job_scratch(m->job), *host = job_host(m->job);
+    int64_t rows = 0, cols = m->cols;
+    for (LinearRole r = g->first; r <= g->last; r++)
+        if (b->linears[r].rows > rows) rows = b->linears[r].rows;
+    float *w_max = ARENA_ARRAY(a, float, cols, e);
+    m->col = ARENA_ARRAY(a, float, cols, e);
+    m->ones = ARENA_ARRAY(a, float, rows, e);
+    m->x_max = ARENA_ARRAY(host, float, cols, e);
+    m->w_max = ARENA_ARRAY(host, float, cols, e);
+    m->s = ARENA_ARRAY(host, float, cols, e);
+    if (!w_max || !m->col || !m->ones || !m->x_max || !m->w_max || !m->s) return false;
+    for (LinearRole r = g->first; r <= g->last; r++)
+        op_column_stats(be, w_max, NULL, b->w[r]);
+    op_read(be, m->w_max, w_max, (size_t)cols * sizeof *w_max);
+    op_read(be, m->x_max, b->stats[g->group].absmax, (size_t)cols * sizeof *w_max);
+    HostView v = host_view(be);
+    float *ones = HOST_MAP(&v, float, m->ones, rows, HOST_WRITE);
+    for (int64_t i = 0; ones && i < rows; i++) ones[i] = 1;
+    host_end(&v);
+    return backend_check(be, e);
+}
+
+/* 平滑一组：求 s，norm /= s，各 W 的第 j 列乘 s_j。返回的 s（主机）活到本块结束。 */
 static bool smooth_group(QuantJob *job, const SmoothOptions *o, QuantBlock *b, const Smoothed *g,
                          float **s_out, Err *e) {
-    const InputStats *st = &b->stats[g->group];
+    Smoother m = {.job = job, .o = o, .cols = b->stats[g->group].cols};
+    if (!open_smoother(&m, b, g, e)) return false;
     Arena *a = job_scratch(job);
-    int64_t cols = st->cols;
-    float *s = ARENA_ARRAY(a, float, cols, e), *w_max = ARENA_ARRAY(a, float, cols, e);
-    if (!s || !w_max) return false;
-    for (LinearRole r = g->first; r <= g->last; r++) {
-        const float *w = tensor_data_f32(b->w[r]);
-        for (int64_t i = 0; i < b->linears[r].rows; i++)
-            for (int64_t j = 0; j < cols; j++) w_max[j] = fmaxf(w_max[j], fabsf(w[i * cols + j]));
-    }
     float alpha = (float)o->alpha;
     ArenaMark mark = arena_mark(a);
-    bool ok = !o->search || search_alpha(job, o, b, g, w_max, &alpha, e);
+    bool ok = !o->search || search_alpha(&m, b, g, &alpha, e);
     arena_rewind(a, mark);
     if (!ok) return false;
-    smoothing(s, st->absmax, w_max, cols, alpha);
+    set_scale(&m, alpha);
     float *norm = g->group == INPUT_QKV ? b->attn_norm : b->mlp_norm;
-    scale_columns(norm, norm, s, 1, cols, true);
-    for (LinearRole r = g->first; r <= g->last; r++) {
-        float *w = tensor_data_f32(b->w[r]);
-        scale_columns(w, w, s, b->linears[r].rows, cols, false);
-    }
-    *s_out = s;
-    return true;
+    op_divide(job_backend(job), tensor_f32(norm, 1, m.cols), norm, m.cols,
+              tensor_f32_1d(m.col, m.cols));
+    for (LinearRole r = g->first; r <= g->last; r++)
+        scale_columns(&m, tensor_data_f32(b->w[r]), b->w[r]);
+    *s_out = m.s;
+    return backend_check(job_backend(job), e);
 }
 
 /* q、k、v 的输出在校准中的 max|·|（平滑不改变它），由原输入与稠密权重算出。 */
@@ -174,11 +203,24 @@ static bool output_max(QuantJob *job, const Linear *l, const InputStats *st, flo
         int64_t n = st->n - i < OUTPUT_ROWS ? st->n - i : OUTPUT_ROWS;
         op_linear_exact(b, tensor_f32(y, n, l->rows),
                         tensor_f32(st->inputs + i * l->cols, n, l->cols), &l->q);
-        for (int64_t k = 0; k < n * l->rows; k++)
-            *m = fmaxf(*m, fabsf(y[k] + (l->bias ? l->bias[k % l->rows] : 0)));
+        HostView v = host_view(b);
+        const float *out = HOST_MAP(&v, float, y, n *l->rows, HOST_READ);
+        const float *bias = HOST_MAP(&v, float, l->bias, l->rows, HOST_READ);
+        for (int64_t k = 0; out && k < n * l->rows; k++)
+            *m = fmaxf(*m, fabsf(out[k] + (bias ? bias[k % l->rows] : 0)));
+        host_end(&v);
     }
     arena_rewind(a, mark);
     return y && backend_check(b, e);
+}
+
+/* 线性层的输入（平滑之后）在校准中的 max|·|。 */
+static bool input_max(QuantJob *job, const InputStats *st, const float *s, float *m, Err *e) {
+    HostView v = host_view(job_backend(job));
+    const float *x_max = HOST_MAP(&v, float, st->absmax, st->cols, HOST_READ);
+    if (x_max) *m = max_ratio(x_max, s, st->cols);
+    host_end(&v);
+    return backend_check(job_backend(job), e);
 }
 
 static bool smooth_block(QuantJob *job, QuantBlock *b, Err *e) {
@@ -191,7 +233,8 @@ static bool smooth_block(QuantJob *job, QuantBlock *b, Err *e) {
     for (LinearRole r = 0; r < ROLE_COUNT; r++) {
         Linear *l = &b->linears[r];
         InputGroup g = input_group(r);
-        float in_max = b->stats ? max_ratio(b->stats[g].absmax, s[g], l->cols) : 0;
+        float in_max = 0;
+        if (b->stats && !input_max(job, &b->stats[g], s[g], &in_max, e)) return false;
         QSpec spec;
         if (!job_int8_spec(job, &o.weight, &o.act, l->cols, &spec, e) ||
             !job_quantize_nearest(job, l, b->w[r], &spec, e) ||

@@ -34,14 +34,16 @@ static const Option OPTIONS[] = {
     OPT_INT(SpqrOptions, block_size, "spqr.block_size", 128, 1, 4096, "一块的列数（只影响速度与末位）"),
     OPT_END};
 
-/* 一个线性层的求解状态；列都按处理的次序。 */
+/* 一个线性层的求解状态；列都按处理的次序。逐列的递推在主机上：w、err、u 是后端的映射，其余在主机。 */
 typedef struct Solver {
     QuantJob *job;
     const SpqrOptions *o;
     int64_t rows, cols, group, n_groups;
     Hessian h;
     float limit;           /* 敏感度的阈值 */
-    float *w, *err;        /* W；(rows, block) 本块各列的 (w−q)/U_ii */
+    float *w_mem, *err_mem; /* W；(rows, block) 本块各列的 (w−q)/U_ii，在后端 */
+    float *w, *err;
+    const float *u;
     uint8_t *outlier;      /* (rows, cols) */
     float *scale, *zero;   /* (rows, n_groups) 再量化之后的 */
     QTensor q;
@@ -85,7 +87,7 @@ static float group_error(const float *x, const float *u, int64_t step, int64_t w
 static void group_range(const Solver *s, const float *x, int64_t col, int64_t width, float *lo,
                         float *hi) {
     int64_t step = s->cols + 1, at_lo = 0, at_hi = 0;
-    const float *u = s->h.u + col * step;
+    const float *u = s->u + col * step;
     for (int64_t i = 1; i < width; i++) {
         if (x[i] < x[at_lo]) at_lo = i;
         if (x[i] > x[at_hi]) at_hi = i;
@@ -156,7 +158,7 @@ static void solve_row(Solver *s, int64_t r, int64_t c1, int64_t c2, int64_t i1, 
     Levels g = {s->scale[at], s->zero[at], (float)((1 << s->o->w_bits) - 1)};
     float *w = s->w + r * s->cols, *err = s->err + r * (i2 - i1) - i1;
     for (int64_t i = c1; i < c2; i++) {
-        const float *u = s->h.u + i * s->cols;
+        const float *u = s->u + i * s->cols;
         float q = rounded(w[i], g), d = (w[i] - q) / u[i];
         bool keep = d * d > s->limit;
         s->outlier[r * s->cols + i] = keep;
@@ -188,13 +190,17 @@ static void rows_task(void *ctx, int64_t row_group) {
 
 static bool solve(Solver *s, Err *e) {
     int64_t row_groups = (s->rows - 1) / s->o->stat_rows + 1;
+    Backend *b = job_backend(s->job);
     for (int64_t i1 = 0; i1 < s->cols; i1 += s->o->block_size) {
         int64_t i2 = i1 + s->o->block_size < s->cols ? i1 + s->o->block_size : s->cols;
         BlockTask t = {s, i1, i2};
-        job_parallel(s->job, row_groups, rows_task, &t);
-        if (!hessian_update_rest(&s->h, job_backend(s->job), job_scratch(s->job), s->w, s->err,
-                                 s->rows, i1, i2, e))
-            return false;
+        HostView v = host_view(b);
+        s->w = HOST_MAP(&v, float, s->w_mem, s->rows *s->cols, HOST_BOTH);
+        s->err = HOST_MAP(&v, float, s->err_mem, s->rows *(i2 - i1), HOST_WRITE);
+        if (s->w && s->err) job_parallel(s->job, row_groups, rows_task, &t);
+        host_end(&v);
+        hessian_update_rest(&s->h, b, s->w_mem, s->err_mem, s->rows, i1, i2);
+        if (!backend_check(b, e)) return false;
     }
     return true;
 }
@@ -203,7 +209,7 @@ static bool solve(Solver *s, Err *e) {
 static float outlier_limit(const Solver *s) {
     double total = 0;
     for (int64_t c = 0; c < s->cols && s->rows > 1; c++) {
-        double sum = 0, square = 0, u = (double)s->h.u[c * (s->cols + 1)];
+        double sum = 0, square = 0, u = (double)s->u[c * (s->cols + 1)];
         for (int64_t r = 0; r < s->rows; r++) sum += (double)s->w[r * s->cols + c];
         for (int64_t r = 0; r < s->rows; r++) {
             double d = (double)s->w[r * s->cols + c] - sum / (double)s->rows;
@@ -216,31 +222,39 @@ static float outlier_limit(const Solver *s) {
 
 /* 离群值存成稀疏；其余取整装包（那些位置的编码取 0 的码）；列序一起存。 */
 static bool pack(Solver *s, Linear *l, Err *e) {
-    Arena *model = job_model_arena(s->job);
-    if (!qtensor_set_outliers(&s->q, model, s->w, s->outlier, e) ||
-        (s->o->act_order && !qtensor_set_perm(&s->q, model, s->h.perm, e)))
-        return false;
-    for (int64_t i = 0; i < s->rows * s->cols; i++)
+    Backend *b = job_backend(s->job);
+    Arena *model = job_model_arena(s->job), *a = job_scratch(s->job);
+    int64_t ng = s->rows * s->n_groups;
+    float *scale = ARENA_ARRAY(a, float, ng, e), *zero = ARENA_ARRAY(a, float, ng, e);
+    HostView v = host_view(b);
+    s->w = HOST_MAP(&v, float, s->w_mem, s->rows *s->cols, HOST_BOTH);
+    bool ok = scale && zero && s->w &&
+              qtensor_set_outliers(&s->q, job_host(s->job), s->w, s->outlier, e);
+    for (int64_t i = 0; ok && i < s->rows * s->cols; i++)
         if (s->outlier[i]) s->w[i] = 0;
-    op_quantize(job_backend(s->job), &s->q, tensor_f32(s->w, s->rows, s->cols),
-                tensor_f32(s->scale, s->rows, s->n_groups),
-                tensor_f32(s->zero, s->rows, s->n_groups));
-    return backend_check(job_backend(s->job), e) && linear_set_quantized(l, &s->q);
+    host_end(&v);
+    if (!backend_check(b, e) || !ok || !qtensor_to_backend(b, &s->q, model, e)) return false;
+    if (s->o->act_order && !qtensor_store_perm(b, &s->q, model, s->h.perm, e)) return false;
+    op_write(b, scale, s->scale, (size_t)ng * sizeof *scale);
+    op_write(b, zero, s->zero, (size_t)ng * sizeof *zero);
+    op_quantize(b, &s->q, tensor_f32(s->w_mem, s->rows, s->cols),
+                tensor_f32(scale, s->rows, s->n_groups), tensor_f32(zero, s->rows, s->n_groups));
+    return backend_check(b, e) && linear_set_quantized(l, &s->q);
 }
 
 static bool open_solver(Solver *s, const QSpec *spec, Err *e) {
-    Arena *a = job_scratch(s->job);
+    Arena *a = job_scratch(s->job), *host = job_host(s->job);
     TwoLevel two = {(int)s->o->scale_bits, (int)s->o->zero_bits, s->o->stat_rows};
-    if (!qtensor_new_two_level(&s->q, job_model_arena(s->job), *spec, two, s->rows, s->cols, e))
+    if (!qtensor_new_two_level(&s->q, host, *spec, two, s->rows, s->cols, e))
         return false;
     s->group = s->q.spec.group_size;
     s->n_groups = s->q.n_groups;
-    s->w = ARENA_ARRAY(a, float, s->rows * s->cols, e);
-    s->err = ARENA_ARRAY(a, float, s->rows * s->o->block_size, e);
-    s->outlier = ARENA_ARRAY(a, uint8_t, s->rows * s->cols, e);
-    s->scale = ARENA_ARRAY(a, float, s->rows * s->n_groups, e);
-    s->zero = ARENA_ARRAY(a, float, s->rows * s->n_groups, e);
-    return s->w && s->err && s->outlier && s->scale && s->zero;
+    s->w_mem = ARENA_ARRAY(a, float, s->rows * s->cols, e);
+    s->err_mem = ARENA_ARRAY(a, float, s->rows * s->o->block_size, e);
+    s->outlier = ARENA_ARRAY(host, uint8_t, s->rows * s->cols, e);
+    s->scale = ARENA_ARRAY(host, float, s->rows * s->n_groups, e);
+    s->zero = ARENA_ARRAY(host, float, s->rows * s->n_groups, e);
+    return s->w_mem && s->err_mem && s->outlier && s->scale && s->zero;
 }
 
 static bool spqr_linear(QuantJob *job, Linear *l, Tensor w, const InputStats *st, Err *e) {
@@ -254,9 +268,17 @@ static bool spqr_linear(QuantJob *job, Linear *l, Tensor w, const InputStats *st
     if (!open_solver(&s, &spec, e) ||
         !job_factor_hessian(job, l, st, s.o->act_order, s.o->damp, &s.h, e))
         return false;
-    hessian_gather(&s.h, s.w, tensor_data_f32(w), s.rows);
-    s.limit = outlier_limit(&s);
-    return solve(&s, e) && pack(&s, l, e);
+    Backend *b = job_backend(job);
+    hessian_gather(&s.h, b, s.w_mem, tensor_data_f32(w), s.rows);
+    HostView v = host_view(b), first = host_view(b);
+    s.u = HOST_MAP(&v, float, s.h.u, s.cols *s.cols, HOST_READ);
+    s.w = HOST_MAP(&first, float, s.w_mem, s.rows *s.cols, HOST_READ);
+    bool ok = s.u && s.w;
+    if (ok) s.limit = outlier_limit(&s);
+    host_end(&first);
+    ok = backend_check(b, e) && ok && solve(&s, e);
+    host_end(&v);
+    return ok && pack(&s, l, e);
 }
 
 static bool spqr_check(const void *options, char track, Err *e) {

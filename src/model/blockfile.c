@@ -57,23 +57,30 @@ bool blockfile_save(const Model *m, int64_t layer, const char *dir, const char *
     memcpy(h.magic, MAGIC, sizeof h.magic);
     memcpy(h.key, key, HASH_HEX);
     list_parts(&p, &b, m->config.hidden);
+    HostView v = host_view(m->backend);
     out[n++] = (FilePart){&b, sizeof b};
     out[n++] = (FilePart){zeros, padding(sizeof h + sizeof b)};
     for (size_t i = 0; i < p.n; i++) {
-        out[n++] = (FilePart){*p.part[i].data, p.part[i].bytes};
+        out[n++] = (FilePart){host_map(&v, *p.part[i].data, p.part[i].bytes, HOST_READ),
+                              p.part[i].bytes};
         out[n++] = (FilePart){zeros, padding(p.part[i].bytes)};
     }
     out[n++] = (FilePart){notes, h.notes_bytes};
     out[n++] = (FilePart){zeros, ALIGN}; /* 末段之后仍可读 */
-    Hash *hash = hash_new();
-    if (!hash) return err_set(e, ERR_MEMORY, "内存不足");
+    Hash *hash = backend_check(m->backend, e) ? hash_new() : NULL;
+    if (!hash) {
+        host_end(&v);
+        return e->code != ERR_NONE ? false : err_set(e, ERR_MEMORY, "内存不足");
+    }
     for (size_t i = 1; i < n; i++)
         if (out[i].len) hash_add(hash, out[i].data, out[i].len);
     hash_end(hash, h.sha256);
     out[0] = (FilePart){&h, sizeof h};
     char path[4096];
-    return file_mkdirs(dir, e) &&
-           file_write_parts(block_path(path, sizeof path, dir, layer), out, n, e);
+    bool ok = file_mkdirs(dir, e) &&
+              file_write_parts(block_path(path, sizeof path, dir, layer), out, n, e);
+    host_end(&v);
+    return ok;
 }
 
 /* 头、版本与哈希都对：内容就是本程序写的，其余不必再查。 */
@@ -87,6 +94,19 @@ static bool check(const FileMap *f, int64_t layer, const char *key, Head *h) {
         return false;
     hash_bytes(f->data + sizeof *h, f->size - sizeof *h, sha256);
     return memcmp(sha256, h->sha256, HASH_HEX) == 0;
+}
+
+/* 内存分开的后端：各段搬进模型的内存，文件不再要。返回: 内存不足等为假（那就重做这一块）。 */
+static bool upload(Model *m, Parts *p) {
+    enum { SLACK = 8 };
+    for (size_t i = 0; i < p->n; i++) {
+        if (!*p->part[i].data) continue;
+        void *to = arena_alloc(&m->arena, p->part[i].bytes + SLACK, NULL);
+        if (!to) return false;
+        op_write(m->backend, to, *p->part[i].data, p->part[i].bytes);
+        *p->part[i].data = to;
+    }
+    return backend_check(m->backend, NULL);
 }
 
 bool blockfile_load(Model *m, int64_t layer, const char *dir, const char *key,
@@ -115,8 +135,15 @@ bool blockfile_load(Model *m, int64_t layer, const char *dir, const char *key,
         b.linears[r].name = to->linears[r].name;
         if (b.linears[r].streamed) b.linears[r].q.data = NULL;
     }
-    *notes = (const char *)f.data + at;
-    b.file = f;
+    *notes = arena_strdup(&m->meta, (const char *)f.data + at, NULL);
+    if (!*notes || (m->backend->separate && !upload(m, &p))) {
+        file_unmap(&f);
+        return false;
+    }
+    if (m->backend->separate)
+        file_unmap(&f);
+    else
+        b.file = f;
     *to = b;
     return true;
 }

@@ -1,7 +1,6 @@
 /* calib — 校准的实现 */
 #include "model/calib.h"
 
-#include <math.h>
 #include <string.h>
 
 #include "base/log.h"
@@ -29,7 +28,7 @@ bool calib_draw(CalibSet *s, Arena *a, const char *dataset, const int32_t *ids, 
 }
 
 bool calib_stream_open(CalibStream *s, Model *m, const CalibSet *set, Err *e) {
-    *s = (CalibStream){.model = m, .set = set};
+    *s = (CalibStream){.model = m, .set = set, .arena = backend_arena(m->backend)};
     s->batch = BATCH_ROWS / set->length > 0 ? BATCH_ROWS / set->length : 1;
     if (s->batch > set->n_samples) s->batch = set->n_samples;
     int64_t rows = set->n_samples * set->length, d = m->config.hidden;
@@ -66,34 +65,6 @@ typedef struct Collector {
     unsigned groups;
 } Collector;
 
-/* 逐列的统计：一个任务 COLUMNS 列，各列只归一个任务，沿 token 依次累加。 */
-enum { COLUMNS = 64 };
-typedef struct ColumnJob {
-    InputStats *s;
-    const float *x;
-    int64_t n, cols;
-} ColumnJob;
-
-static void column_task(void *ctx, int64_t task) {
-    const ColumnJob *j = ctx;
-    int64_t first = task * COLUMNS, width = j->cols - first < COLUMNS ? j->cols - first : COLUMNS;
-    float top[COLUMNS] = {0};
-    double sum[COLUMNS] = {0};
-    for (int64_t i = 0; i < j->n; i++) {
-        const float *x = j->x + i * j->cols + first;
-        for (int64_t c = 0; c < width; c++) {
-            float v = fabsf(x[c]);
-            top[c] = v > top[c] ? v : top[c];
-            sum[c] += (double)v;
-        }
-    }
-    for (int64_t c = 0; c < width; c++) {
-        float *m = j->s->absmax ? &j->s->absmax[first + c] : NULL;
-        if (m && top[c] > *m) *m = top[c];
-        if (j->s->absmean) j->s->absmean[first + c] += sum[c];
-    }
-}
-
 static void collect(void *ctx, InputGroup group, const float *x, int64_t n, int64_t cols) {
     const Collector *c = ctx;
     InputStats *s = &c->stats[group];
@@ -101,18 +72,18 @@ static void collect(void *ctx, InputGroup group, const float *x, int64_t n, int6
     if (s->gram)
         op_gram(c->backend, tensor_f32(s->gram, cols, cols), tensor_f32((float *)x, n, cols));
     if (s->inputs)
-        memcpy(s->inputs + s->n * cols, x, (size_t)(n * cols) * sizeof *x);
-    ColumnJob job = {s, x, n, cols};
-    if (s->absmax || s->absmean)
-        c->backend->ops->parallel(c->backend, (cols + COLUMNS - 1) / COLUMNS, column_task, &job);
+        op_copy(c->backend, s->inputs + s->n * cols, x, (size_t)(n * cols) * sizeof *x);
+    op_column_stats(c->backend, s->absmax, s->absmean, tensor_f32((float *)x, n, cols));
     s->n += n;
 }
 
 /* 对称化、取平均。 */
-static void finish_stats(InputStats *s) {
-    for (int64_t i = 0; s->gram && i < s->cols; i++)
-        for (int64_t j = 0; j < i; j++) s->gram[i * s->cols + j] = s->gram[j * s->cols + i];
-    for (int64_t j = 0; s->absmean && j < s->cols; j++) s->absmean[j] /= (double)s->n;
+static void finish_stats(Backend *b, InputStats *s) {
+    if (s->gram) op_symmetrize(b, tensor_f32(s->gram, s->cols, s->cols));
+    HostView v = host_view(b);
+    double *mean = HOST_MAP(&v, double, s->absmean, s->cols, HOST_BOTH);
+    for (int64_t j = 0; mean && j < s->cols; j++) mean[j] /= (double)s->n;
+    host_end(&v);
 }
 
 bool calib_stream_pass(CalibStream *s, int64_t layer, unsigned kinds, unsigned groups,
@@ -136,13 +107,13 @@ bool calib_stream_pass(CalibStream *s, int64_t layer, unsigned kinds, unsigned g
         int64_t n = s->set->n_samples - i < s->batch ? s->set->n_samples - i : s->batch;
         size_t bytes = (size_t)(n * len * d) * sizeof(float);
         float *x = s->x + i * len * d;
-        memcpy(s->work.x, x, bytes);
+        op_copy(m->backend, s->work.x, x, bytes);
         ok = interrupt_check(e) && block_forward(m, layer, &s->work, n * len, seg, (size_t)n,
                                                  kinds ? &tap : NULL, e);
-        if (ok && advance) memcpy(x, s->work.x, bytes);
+        if (ok && advance) op_copy(m->backend, x, s->work.x, bytes);
     }
     arena_free(&tmp);
     for (int g = 0; ok && kinds && g < INPUT_COUNT; g++)
-        if (groups >> g & 1) finish_stats(&stats[g]);
-    return ok;
+        if (groups >> g & 1) finish_stats(m->backend, &stats[g]);
+    return ok && backend_check(m->backend, e);
 }

@@ -27,7 +27,7 @@ typedef enum {
     STAT_INPUTS = 8   /* 全部输入 */
 } StatKinds;
 
-/* 一组共用输入的线性层的统计；没有要的为 NULL。 */
+/* 一组共用输入的线性层的统计，在后端内存；没有要的为 NULL。 */
 typedef struct InputStats {
     int64_t n, cols;      /* token 数、列数 */
     float *gram;          /* (cols, cols)，对称 */
@@ -42,14 +42,14 @@ typedef struct CalibStream {
     Arena arena;
     Workspace work;
     int64_t batch; /* 一批的样本数 */
-    float *x;      /* (n_samples·length, hidden) 下一块的输入 */
+    float *x;      /* (n_samples·length, hidden) 下一块的输入，在后端内存 */
 } CalibStream;
 
 /* 打开：x 为词嵌入（模型的词嵌入须已载入）。 */
 bool calib_stream_open(CalibStream *s, Model *m, const CalibSet *set, Err *e);
 void calib_stream_close(CalibStream *s);
 #define CALIB_ALL_GROUPS ((1u << INPUT_COUNT) - 1)
-/* 让全部样本过第 layer 块。参数: kinds 与 stats（INPUT_COUNT 个，内存来自 a）收集统计，只收 groups（1<<InputGroup 的或）
+/* 让全部样本过第 layer 块。参数: kinds 与 stats（INPUT_COUNT 个，内存来自 a，后端内存）收集统计，只收 groups（1<<InputGroup 的或）
  * 所指的组，kinds 为 0 时不收；advance 为真则 x 变为该块的输出。 */
 bool calib_stream_pass(CalibStream *s, int64_t layer, unsigned kinds, unsigned groups,
                        InputStats *stats, Arena *a, bool advance, Err *e);

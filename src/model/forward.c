@@ -3,7 +3,6 @@
 #include "model/forward.h"
 
 #include <math.h>
-#include <string.h>
 
 #include "base/log.h"
 
@@ -15,7 +14,8 @@ size_t workspace_bytes(const ModelConfig *c, int64_t max_rows) {
 bool workspace_open(Workspace *w, const Model *m, int64_t max_rows, Err *e) {
     const ModelConfig *c = &m->config;
     int64_t q = c->n_heads * c->head_dim, kv = c->n_kv_heads * c->head_dim;
-    *w = (Workspace){.max_rows = max_rows};
+    *w = (Workspace){.max_rows = max_rows, .arena = backend_arena(m->backend),
+                     .kv_arena = backend_arena(m->backend)};
     struct {
         float **p;
         int64_t width;
@@ -135,8 +135,9 @@ static void record_past(const Model *m, int64_t layer, const Workspace *w, const
     int64_t width = m->config.n_kv_heads * m->config.head_dim;
     int64_t to = (layer * r->capacity + s->first) * width;
     CHECK(s->first + s->n <= r->capacity);
-    memcpy(r->k + to, w->k + s->row0 * width, (size_t)(s->n * width) * sizeof(float));
-    memcpy(r->v + to, w->v + s->row0 * width, (size_t)(s->n * width) * sizeof(float));
+    size_t bytes = (size_t)(s->n * width) * sizeof(float);
+    op_copy(m->backend, r->k + to, w->k + s->row0 * width, bytes);
+    op_copy(m->backend, r->v + to, w->v + s->row0 * width, bytes);
 }
 
 /* 有没有别的段接在后面，要不要经过借用的一层。 */
@@ -175,13 +176,6 @@ static void attend(Model *m, int64_t layer, Workspace *w, const Segment *s) {
     kv_layer_sides(m, layer, cache, s->first, &k_side, &v_side);
     op_attention_kv(m->backend, out_t, q_t, &k_side, &v_side, &spec);
     if (!s->kv) count_kv(w, kv_layer_bytes(m, cache, s->first + s->n));
-}
-
-/* 有限值减自己为 0，非有限值得 NaN：整段只需一趟无分支的求和。 */
-static bool all_finite(const float *x, int64_t n) {
-    float bad = 0;
-    for (int64_t i = 0; i < n; i++) bad += x[i] - x[i];
-    return bad == 0;
 }
 
 InputGroup input_group(LinearRole role) {
@@ -239,7 +233,7 @@ bool block_forward(Model *m, int64_t layer, Workspace *w, int64_t n, const Segme
     if (tap && tap->last <= INPUT_DOWN) return backend_check(m->backend, e);
     op_add(m->backend, tensor_f32(w->x, n, d), tensor_f32(w->h, n, d));
     if (!backend_check(m->backend, e)) return false;
-    if (!all_finite(w->x, n * d))
+    if (!op_all_finite(m->backend, tensor_f32(w->x, n, d)))
         return err_set(e, ERR_NUMERIC, "第 %lld 层（从 0 数）的输出出现 NaN 或 Inf",
                        (long long)layer);
     return true;

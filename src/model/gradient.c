@@ -4,7 +4,6 @@
 #include "model/gradient.h"
 
 #include <math.h>
-#include <string.h>
 
 #include "base/log.h"
 
@@ -26,7 +25,7 @@ bool block_trace_open(BlockTrace *t, Model *m, int64_t max_rows, ActQuant act, b
     }
     CHECK(act.kind == ACT_NONE || act.kind == ACT_TOKEN);
     bool inputs = act.kind != ACT_NONE, qkv = inputs && round_qkv;
-    *t = (BlockTrace){.max_rows = max_rows, .compute = m->backend->compute, .act = act,
+    *t = (BlockTrace){.max_rows = max_rows, .arena = backend_arena(m->backend), .compute = m->backend->compute, .act = act,
                       .round_qkv = qkv};
     struct {
         float **p;
@@ -47,8 +46,13 @@ bool block_trace_open(BlockTrace *t, Model *m, int64_t max_rows, ActQuant act, b
         ok = *parts[i].p != NULL;
     }
     if (ok) ok = (t->weight = ARENA_ARRAY(&t->arena, float, largest, e)) != NULL;
-    if (ok) ok = (t->row_loss = ARENA_ARRAY(&t->arena, double, max_rows, e)) != NULL;
-    for (int64_t i = 0; ok && i < max_rows * half; i++) t->neg_sin[i] = -m->sin_table[i];
+    HostView v = host_view(m->backend);
+    float *neg = ok ? HOST_MAP(&v, float, t->neg_sin, max_rows *half, HOST_WRITE) : NULL;
+    const float *sin_t = HOST_MAP(&v, float, m->sin_table, max_rows *half, HOST_READ);
+    ok = ok && neg && sin_t;
+    for (int64_t i = 0; ok && i < max_rows * half; i++) neg[i] = -sin_t[i];
+    host_end(&v);
+    ok = backend_check(m->backend, e) && ok;
     if (!ok) block_trace_close(t);
     return ok;
 }
@@ -79,7 +83,7 @@ static void rotate(Model *m, float *q, float *k, int64_t n, const float *sin_tab
 /* 该处要取整时：留下原样，就地取整。 */
 static void round_at(Model *m, BlockTrace *t, int at, float *x, int64_t n, int64_t cols) {
     if (t->act.kind == ACT_NONE || (at >= TRACE_Q && !t->round_qkv)) return;
-    memcpy(t->raw[at], x, (size_t)(n * cols) * sizeof *x);
+    op_copy(m->backend, t->raw[at], x, (size_t)(n * cols) * sizeof *x);
     op_round_act(m->backend, mat(x, n, cols), &t->act);
 }
 static void round_back(Model *m, const BlockTrace *t, int at, float *dx, int64_t n, int64_t cols) {
@@ -105,7 +109,7 @@ bool block_trace_forward(Model *m, int64_t layer, BlockTrace *t, const float *x,
     ComputeMode usual = be->compute;
     be->compute = t->compute;
     t->n = n;
-    memcpy(t->x, x, (size_t)(n * d) * sizeof *x);
+    op_copy(be, t->x, x, (size_t)(n * d) * sizeof *x);
     norm(m, t->h1, t->x, b->attn_norm, n);
     round_at(m, t, INPUT_QKV, t->h1, n, d);
     linear(m, &l[ROLE_Q], t->q, t->h1, n);
@@ -122,7 +126,7 @@ bool block_trace_forward(Model *m, int64_t layer, BlockTrace *t, const float *x,
                  tensor_f32_3d(t->v, n, s.n_kv_heads, s.head_dim), &s);
     round_at(m, t, INPUT_O, t->att, n, l[ROLE_O].cols);
     linear(m, &l[ROLE_O], t->out, t->att, n);
-    memcpy(t->mid, t->x, (size_t)(n * d) * sizeof *x);
+    op_copy(be, t->mid, t->x, (size_t)(n * d) * sizeof *x);
     op_add(be, mat(t->mid, n, d), mat(t->out, n, d));
 
     norm(m, t->h2, t->mid, b->mlp_norm, n);
@@ -132,7 +136,7 @@ bool block_trace_forward(Model *m, int64_t layer, BlockTrace *t, const float *x,
     op_silu_mul(be, mat(t->prod, n, ff), mat(t->gate, n, ff), mat(t->up, n, ff));
     round_at(m, t, INPUT_DOWN, t->prod, n, ff);
     linear(m, &l[ROLE_DOWN], t->d_hidden[0], t->prod, n);
-    memcpy(t->out, t->mid, (size_t)(n * d) * sizeof *x);
+    op_copy(be, t->out, t->mid, (size_t)(n * d) * sizeof *x);
     op_add(be, mat(t->out, n, d), mat(t->d_hidden[0], n, d));
     be->compute = usual;
     return backend_check(be, e);
@@ -145,9 +149,7 @@ static void linear_back(Model *m, const Linear *l, BlockTrace *t, const float *x
     int64_t n = t->n, rows = l->rows, cols = l->cols;
     if (g->w[l->role]) op_matmul(be, mat(g->w[l->role], rows, cols), mat(dy, n, rows), mat(x, n, cols), true);
     float *bias = g->bias[l->role];
-    if (bias) memset(bias, 0, (size_t)rows * sizeof *bias);
-    for (int64_t i = 0; bias && i < n; i++)
-        for (int64_t j = 0; j < rows; j++) bias[j] += dy[i * rows + j];
+    if (bias) op_column_sum(be, vec(bias, rows), mat(dy, n, rows));
     if (!dx) return;
     const float *w = g->dense[l->role];
     if (!w) {
@@ -173,7 +175,7 @@ static void mlp_back(Model *m, int64_t layer, BlockTrace *t, const float *d_out,
     linear_back(m, &l[ROLE_GATE], t, t->h2, t->d_gate, d_mid, NULL, g);
     linear_back(m, &l[ROLE_UP], t, t->h2, t->d_up, d_mid, tmp, g);
     round_back(m, t, INPUT_GATE_UP, d_mid, n, d);
-    memcpy(tmp, d_mid, (size_t)(n * d) * sizeof *tmp);
+    op_copy(be, tmp, d_mid, (size_t)(n * d) * sizeof *tmp);
     op_rmsnorm_grad(be, mat(d_mid, n, d), vec(g->mlp_norm, d), mat(tmp, n, d), mat(t->mid, n, d),
                     vec(b->mlp_norm, d), (float)m->config.norm_eps);
     op_add(be, mat(d_mid, n, d), mat(d_out, n, d));
@@ -195,8 +197,8 @@ static void attention_back(Model *m, int64_t layer, BlockTrace *t, const BlockGr
     round_back(m, t, TRACE_Q, t->d_q, n, q);
     round_back(m, t, TRACE_K, t->d_k, n, kv);
     round_back(m, t, TRACE_V, t->d_v, n, kv);
-    if (g->k) memcpy(g->k, t->d_k, (size_t)(n * kv) * sizeof *g->k);
-    if (g->v) memcpy(g->v, t->d_v, (size_t)(n * kv) * sizeof *g->v);
+    if (g->k) op_copy(be, g->k, t->d_k, (size_t)(n * kv) * sizeof *g->k);
+    if (g->v) op_copy(be, g->v, t->d_v, (size_t)(n * kv) * sizeof *g->v);
     bool down = g->x || g->attn_norm;
     float *add = t->h2; /* 此后不再用 */
     linear_back(m, &l[ROLE_Q], t, t->h1, t->d_q, down ? d_h : NULL, NULL, g);
@@ -221,38 +223,17 @@ bool block_trace_backward(Model *m, int64_t layer, BlockTrace *t, const float *d
     return backend_check(be, e);
 }
 
-typedef struct LossTask {
-    const BlockTrace *t;
-    const float *target;
-    float *d_out;
-    int64_t width;
-    float scale;
-} LossTask;
-
-static void loss_row(void *ctx, int64_t row) {
-    const LossTask *k = ctx;
-    double sum = 0;
-    for (int64_t i = row * k->width; i < (row + 1) * k->width; i++) {
-        float d = k->t->out[i] - k->target[i];
-        sum += (double)(d * d);
-        k->d_out[i] = k->scale * d;
-    }
-    k->t->row_loss[row] = sum;
-}
-
 double block_trace_mse(const BlockTrace *t, Model *m, const float *target, float *d_out) {
     int64_t d = m->config.hidden;
-    double n = (double)(t->n * d), sum = 0;
-    LossTask k = {t, target, d_out, d, (float)(2.0 / n)};
-    m->backend->ops->parallel(m->backend, t->n, loss_row, &k);
-    for (int64_t i = 0; i < t->n; i++) sum += t->row_loss[i];
-    return sum / n;
+    double n = (double)(t->n * d);
+    return op_mse_grad(m->backend, mat(d_out, t->n, d), mat(t->out, t->n, d), mat(target, t->n, d),
+                       (float)(2.0 / n)) / n;
 }
 
 bool model_gradient_open(ModelGradient *g, Model *m, int64_t max_len, Err *e) {
     const ModelConfig *c = &m->config;
     int64_t kv = c->n_kv_heads * c->head_dim;
-    *g = (ModelGradient){.model = m, .max_len = max_len};
+    *g = (ModelGradient){.model = m, .max_len = max_len, .arena = backend_arena(m->backend)};
     CHECK(m->head && m->final_norm && max_len >= 2);
     if (m->head_int8)
         return err_set(e, ERR_CONFIG, "这个方法要求梯度，头须不量化：head_quant=none");
@@ -262,8 +243,8 @@ bool model_gradient_open(ModelGradient *g, Model *m, int64_t max_len, Err *e) {
               (g->d_x[1] = ARENA_ARRAY(a, float, max_len * c->hidden, e)) &&
               (g->d_k = ARENA_ARRAY(a, float, max_len * kv, e)) &&
               (g->d_v = ARENA_ARRAY(a, float, max_len * kv, e)) &&
-              (g->targets = ARENA_ARRAY(a, int32_t, max_len, e)) &&
-              (g->nll = ARENA_ARRAY(a, double, max_len, e)) &&
+              (g->targets = ARENA_ARRAY(&g->host, int32_t, max_len, e)) &&
+              (g->nll = ARENA_ARRAY(&g->host, double, max_len, e)) &&
               block_trace_open(&g->trace, m, max_len, (ActQuant){0}, false, e);
     if (!ok) model_gradient_close(g);
     return ok;
@@ -271,6 +252,7 @@ bool model_gradient_open(ModelGradient *g, Model *m, int64_t max_len, Err *e) {
 
 void model_gradient_close(ModelGradient *g) {
     block_trace_close(&g->trace);
+    arena_free(&g->host);
     arena_free(&g->arena);
     *g = (ModelGradient){0};
 }
@@ -286,7 +268,7 @@ static bool loss_gradient(ModelGradient *g, const int32_t *ids, int64_t n, doubl
             !block_trace_forward(m, l, &g->trace, g->inputs + l * step, n, e))
             return false;
         if (l + 1 < c->n_layers)
-            memcpy(g->inputs + (l + 1) * step, g->trace.out, (size_t)(n * d) * sizeof(float));
+            op_copy(m->backend, g->inputs + (l + 1) * step, g->trace.out, (size_t)(n * d) * sizeof(float));
     }
     const float *out = g->trace.out;
     norm(m, g->d_x[1], out, m->final_norm, n);

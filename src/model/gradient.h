@@ -1,7 +1,7 @@
 /* gradient — 手写的反向：一个解码块，以及整个模型
  * 只有一种图（解码块），所以不要自动微分：前向留下中间量（BlockTrace），反向按相反的次序逐个算子求伴随。
  * 整模型的反向只留各块的输入，到每块时重算一遍前向，故峰值是一块的中间量加各块的输入。
- * 矩阵乘的精度随 Backend.compute；归约次序固定，结果与线程数无关。 */
+ * 指针都指后端内存。矩阵乘的精度随 Backend.compute；归约次序固定，结果与线程数无关。 */
 #ifndef PTQ_MODEL_GRADIENT_H
 #define PTQ_MODEL_GRADIENT_H
 #include "model/forward.h"
@@ -22,7 +22,6 @@ typedef struct BlockTrace {
     float *out;            /* (n, hidden) 块的输出 */
     float *neg_sin;        /* (max_rows, rotary_dim/2) 反向旋转用 */
     float *d_hidden[2], *d_att, *d_q, *d_k, *d_v, *d_gate, *d_up; /* 反向的工作区 */
-    double *row_loss;      /* (max_rows) 各行的平方误差 */
     float *weight;         /* 最大的一个线性层的稠密权重 */
     ComputeMode compute;   /* 这一块的矩阵乘用的精度；打开时同后端，可改 */
     ActQuant act;          /* 线性层的输入怎样取整（kind 为 ACT_NONE 或 ACT_TOKEN） */
@@ -57,7 +56,7 @@ double block_trace_mse(const BlockTrace *t, Model *m, const float *target, float
 /* 整模型的反向。 */
 typedef struct ModelGradient {
     Model *model;
-    Arena arena;
+    Arena arena, host;   /* 张量在后端内存；targets、nll 在主机 */
     BlockTrace trace;
     int64_t max_len;
     float *inputs;       /* (n_layers, max_len, hidden) 各块的输入 */

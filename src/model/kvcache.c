@@ -109,7 +109,7 @@ static void append_side(Model *m, const KvSpec *s, KvStore *near, KvStore *far, 
                         int64_t first, int64_t n) {
     int64_t width = near->heads * near->dim, end = first + n;
     CHECK(near->first + near->length == first);
-    if (near->length + n > near->capacity) kvstore_drop(near, settled(far));
+    if (near->length + n > near->capacity) op_kv_drop(m->backend, near, settled(far));
     op_kv_write(m->backend, near, tensor_f32((float *)x, n, width));
     if (!s || !far->data) return;
     AttnSide side = {.rule = rule_of(m, &far->f, first + 1), .residual = s->residual};

@@ -1,8 +1,6 @@
 /* kvsample — 键值缓存校准的实现 */
 #include "model/kvsample.h"
 
-#include <string.h>
-
 #include "base/log.h"
 #include "model/gradient.h"
 
@@ -26,9 +24,9 @@ static void see(void *ctx, int64_t layer, const float *d_k, const float *d_v, in
     size_t bytes = (size_t)(n * c->width) * sizeof *d_k;
     op_linear(m->backend, tensor_f32(c->k + at, n, l->rows), tensor_f32(t->h1, n, l->cols), &l->q,
               tensor_f32_1d(l->bias, l->bias ? l->rows : 0));
-    memcpy(c->v + at, t->v, bytes);
-    memcpy(c->k_grad + at, d_k, bytes);
-    memcpy(c->v_grad + at, d_v, bytes);
+    op_copy(m->backend, c->v + at, t->v, bytes);
+    op_copy(m->backend, c->k_grad + at, d_k, bytes);
+    op_copy(m->backend, c->v_grad + at, d_v, bytes);
 }
 
 static bool run_pass(Collect *c, const CalibSet *set, Progress *p, int64_t done, Err *e) {
@@ -46,7 +44,7 @@ bool kv_sample_each(Model *m, const CalibSet *set, KvSampleFn *fn, void *ctx, Er
     int64_t width = m->config.n_kv_heads * m->config.head_dim;
     int64_t per_pass = PASS_BYTES / (4 * n * width * (int64_t)sizeof(float));
     per_pass = per_pass < 1 ? 1 : per_pass > layers ? layers : per_pass;
-    Arena a = {0};
+    Arena a = backend_arena(m->backend);
     ModelGradient g = {0};
     Collect c = {.gradient = &g, .n = n, .width = width};
     float **parts[] = {&c.k, &c.v, &c.k_grad, &c.v_grad};

@@ -4,7 +4,7 @@
 #define PTQ_MODEL_KVSAMPLE_H
 #include "model/calib.h"
 
-/* 一层的样本，(n, width)；n = 样本数·长度，width = kv_heads·dim。 */
+/* 一层的样本，(n, width)，在后端内存；n = 样本数·长度，width = kv_heads·dim。 */
 typedef struct KvSample {
     int64_t layer, n, width, length; /* length：每个样本的 token 数 */
     const float *k, *v;              /* k 在 RoPE 之前，含偏置 */

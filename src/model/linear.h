@@ -12,7 +12,7 @@ typedef struct Linear {
     int layer;
     int64_t rows, cols; /* (out_features, in_features) */
     QTensor q;
-    float *bias; /* (rows) 或 NULL */
+    float *bias; /* (rows) 或 NULL，在后端内存 */
     ActQuant act; /* 输入的量化；kind 为 ACT_NONE 即不量化 */
     ActQuant out; /* 输出的取整（q、k、v：注意力两个 BMM 的输入） */
     bool streamed; /* 未量化，用到时才从权重文件载入（--max_memory） */

@@ -67,7 +67,8 @@ static bool describe_block(Model *m, int64_t layer, Err *e) {
 }
 
 bool model_open(Model *m, const char *path, DType dtype, Backend *b, Err *e) {
-    *m = (Model){.backend = b, .stream_layer = -1};
+    *m = (Model){.backend = b, .arena = backend_arena(b), .stream_arena = backend_arena(b),
+                 .stream_layer = -1};
     if (!weights_open(&m->weights, path, &m->config, e)) return false;
     const ModelConfig *c = &m->config;
     m->dtype = dtype == DT_NONE ? weights_native_dtype(&m->weights) : dtype;
@@ -93,9 +94,19 @@ void model_close(Model *m) {
     *m = (Model){0};
 }
 
+/* 张量的第 row0 行起 n 行解码到 w（后端内存）；cols 为 0 是一维。 */
+static bool load_rows(Model *m, const char *name, int64_t rows, int64_t cols, int64_t row0,
+                      int64_t n, float *w, Err *e) {
+    HostView v = host_view(m->backend);
+    float *host = HOST_MAP(&v, float, w, n * (cols ? cols : 1), HOST_WRITE);
+    bool ok = host && weights_load_rows(&m->weights, name, rows, cols, row0, n, m->dtype, host, e);
+    host_end(&v);
+    return backend_check(m->backend, e) && ok;
+}
+
 static bool load_vector(Model *m, const char *name, int64_t n, float **out, Err *e) {
     *out = ARENA_ARRAY(&m->arena, float, n, e);
-    return *out && weights_load(&m->weights, name, n, 0, m->dtype, *out, e);
+    return *out && load_rows(m, name, n, 0, 0, n, *out, e);
 }
 
 bool model_load_linear(Model *m, Linear *l, float *w, Err *e) {
@@ -104,7 +115,7 @@ bool model_load_linear(Model *m, Linear *l, float *w, Err *e) {
     if (role_has_bias(&m->config, l->role) && !l->bias &&
         !load_vector(m, with_suffix(l->name, ".bias").text, l->rows, &l->bias, e))
         return false;
-    if (!weights_load(&m->weights, weight.text, l->rows, l->cols, m->dtype, w, e)) return false;
+    if (!load_rows(m, weight.text, l->rows, l->cols, 0, l->rows, w, e)) return false;
     weights_drop(&m->weights, weight.text);
     m->load_seconds += clock_seconds() - t;
     return true;
@@ -173,14 +184,14 @@ static bool load_matrix(Model *m, const char *name, int64_t rows, int64_t cols, 
         return false;
     int64_t step = ((int64_t)1 << 21) / cols / QT_PANEL * QT_PANEL;
     if (step < QT_PANEL) step = QT_PANEL;
-    Arena tmp = {0};
+    Arena tmp = backend_arena(m->backend);
     double t = clock_seconds();
     float *w = ARENA_ARRAY(&tmp, float, step * cols, e);
     bool ok = w != NULL;
     for (int64_t r = 0; ok && r < rows; r += step) {
         int64_t n = rows - r < step ? rows - r : step;
         QTensor part = rows_of(q, r, n);
-        ok = weights_load_rows(&m->weights, name, rows, cols, r, n, m->dtype, w, e) &&
+        ok = load_rows(m, name, rows, cols, r, n, w, e) &&
              pack_rows(m, &part, tensor_f32(w, n, cols), &tmp, e);
     }
     arena_free(&tmp);
@@ -208,7 +219,7 @@ bool model_load_embed(Model *m, Err *e) {
 static bool finish_block(Model *m, int64_t layer, Err *e) {
     Block *b = &m->blocks[layer];
     if (!model_load_norms(m, layer, e)) return false;
-    Arena tmp = {0};
+    Arena tmp = backend_arena(m->backend);
     bool ok = true;
     for (LinearRole r = 0; ok && r < ROLE_COUNT; r++) {
         Linear *l = &b->linears[r];
@@ -244,7 +255,7 @@ bool model_need_block(Model *m, int64_t layer, Err *e) {
     for (LinearRole r = 0; r < ROLE_COUNT; r++) {
         Linear *l = &now[r];
         if (!l->streamed) continue;
-        Arena tmp = {0};
+        Arena tmp = backend_arena(m->backend);
         float *w = ARENA_ARRAY(&tmp, float, l->rows * l->cols, e);
         bool ok = w && model_load_linear(m, l, w, e) &&
                   model_pack_linear(m, l, w, &m->stream_arena, e);

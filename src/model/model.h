@@ -3,21 +3,21 @@
  * 不变式：model_finish 之后可以 forward；此前只能问形状。 */
 #ifndef PTQ_MODEL_MODEL_H
 #define PTQ_MODEL_MODEL_H
-#include "compute/ops.h"
+#include "compute/memory.h"
 #include "io/file.h"
 #include "model/kvcache.h"
 #include "model/linear.h"
 #include "model/weights.h"
 
 typedef struct Block {
-    float *attn_norm, *mlp_norm; /* (hidden) */
+    float *attn_norm, *mlp_norm; /* (hidden)，在后端内存 */
     Linear linears[ROLE_COUNT];
     FileMap file; /* 由存盘的块装入时的映射（blockfile.h） */
 } Block;
 
 struct Model {
-    Arena arena; /* 装好的权重 */
-    Arena meta;  /* 名字等元数据 */
+    Arena arena; /* 装好的权重，在后端内存 */
+    Arena meta;  /* 名字等元数据，在主机 */
     ModelConfig config;
     WeightStore weights;
     Backend *backend;
@@ -50,9 +50,9 @@ bool model_load_norms(Model *m, int64_t layer, Err *e);
 bool model_load_embed(Model *m, Err *e);
 /* 词嵌入（或头）将占多少字节：填 q 的 *_bytes。 */
 bool model_measure_embed(const Model *m, QTensor *q, Err *e);
-/* 把第 layer 块的线性层 l 的权重解码到 w (rows,cols) f32，并载入偏置。 */
+/* 把第 layer 块的线性层 l 的权重解码到 w (rows,cols) f32（后端内存），并载入偏置。 */
 bool model_load_linear(Model *m, Linear *l, float *w, Err *e);
-/* 把稠密权重 w 按模型的 dtype 装入 l，内存来自 a。 */
+/* 把稠密权重 w（后端内存）按模型的 dtype 装入 l，内存来自 a（后端内存）。 */
 bool model_pack_linear(Model *m, Linear *l, const float *w, Arena *a, Err *e);
 /* stream 时代替 model_pack_linear：只记下要多少字节，用到时再载入。 */
 bool model_stream_linear(Model *m, Linear *l, Err *e);

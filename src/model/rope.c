@@ -46,13 +46,18 @@ bool model_ensure_rope(Model *m, int64_t n, Err *e) {
     if (cap < n) cap = n;
     float *c = ARENA_ARRAY(&m->arena, float, cap * half, e);
     float *s = ARENA_ARRAY(&m->arena, float, cap * half, e);
-    if (!c || !s) return false;
-    for (int64_t p = 0; p < cap; p++)
+    HostView v = host_view(m->backend);
+    float *ch = HOST_MAP(&v, float, c, cap * half, HOST_WRITE);
+    float *sh = HOST_MAP(&v, float, s, cap * half, HOST_WRITE);
+    bool ok = c && s && ch && sh;
+    for (int64_t p = 0; ok && p < cap; p++)
         for (int64_t i = 0; i < half; i++) {
             float angle = (float)p * (float)m->inv_freq[i];
-            c[p * half + i] = (float)cos((double)angle);
-            s[p * half + i] = (float)sin((double)angle);
+            ch[p * half + i] = (float)cos((double)angle);
+            sh[p * half + i] = (float)sin((double)angle);
         }
+    host_end(&v);
+    if (!backend_check(m->backend, e) || !ok) return false;
     m->cos_table = c;
     m->sin_table = s;
     m->n_rope = cap;

@@ -2,8 +2,6 @@
  * 每层一份键值缓存（kvcache.h），一直活到会话关闭。 */
 #include "model/session.h"
 
-#include <string.h>
-
 #include "base/log.h"
 
 size_t session_kv_bytes_per_token(const ModelConfig *c, DType dtype) {
@@ -32,13 +30,13 @@ bool session_check_ids(const ModelConfig *c, const int32_t *ids, int64_t n, Err 
 
 bool session_open(Session *s, Model *m, int64_t capacity, int64_t max_rows, Err *e) {
     const ModelConfig *c = &m->config;
-    *s = (Session){.model = m, .capacity = capacity};
+    *s = (Session){.model = m, .capacity = capacity, .kv_arena = backend_arena(m->backend)};
     if (max_rows > capacity) max_rows = capacity;
     s->kv = ARENA_ARRAY(&s->arena, KvLayer, c->n_layers, e);
     bool ok = s->kv && workspace_open(&s->work, m, max_rows, e) &&
               model_ensure_rope(m, capacity, e);
     for (int64_t l = 0; ok && l < c->n_layers; l++)
-        ok = kv_layer_open(&s->kv[l], &s->arena, m, l, capacity, max_rows, e);
+        ok = kv_layer_open(&s->kv[l], &s->kv_arena, m, l, capacity, max_rows, e);
     if (!ok) session_close(s);
     return ok;
 }
@@ -46,6 +44,7 @@ bool session_open(Session *s, Model *m, int64_t capacity, int64_t max_rows, Err 
 void session_close(Session *s) {
     for (int64_t l = 0; s->kv && l < s->model->config.n_layers; l++) kv_layer_close(&s->kv[l]);
     workspace_close(&s->work);
+    arena_free(&s->kv_arena);
     arena_free(&s->arena);
     *s = (Session){0};
 }
@@ -72,7 +71,8 @@ static bool forward_piece(Session *s, const int32_t *ids, int64_t n, Err *e) {
 }
 
 bool session_forward(Session *s, const int32_t *ids, int64_t n, float *hidden, Err *e) {
-    const ModelConfig *c = &s->model->config;
+    Model *m = s->model;
+    const ModelConfig *c = &m->config;
     if (s->length + n > s->capacity)
         return err_set(e, ERR_UNSUPPORTED, "会话容量 %lld 不够：已有 %lld，又来 %lld 个 token",
                        (long long)s->capacity, (long long)s->length, (long long)n);
@@ -81,11 +81,11 @@ bool session_forward(Session *s, const int32_t *ids, int64_t n, float *hidden, E
         int64_t piece = n - done < s->work.max_rows ? n - done : s->work.max_rows;
         if (!forward_piece(s, ids + done, piece, e)) return false;
         if (hidden)
-            memcpy(hidden + done * c->hidden, s->work.h,
-                   (size_t)(piece * c->hidden) * sizeof *hidden);
+            op_copy(m->backend, hidden + done * c->hidden, s->work.h,
+                    (size_t)(piece * c->hidden) * sizeof *hidden);
         done += piece;
     }
-    return true;
+    return backend_check(m->backend, e);
 }
 
 static bool room_for_one(const Session *s, const int32_t *id, Err *e) {

@@ -6,7 +6,8 @@
 
 typedef struct Session {
     Model *model;
-    Arena arena;
+    Arena arena;    /* kv 数组 */
+    Arena kv_arena; /* 各层的键值，在后端内存 */
     Workspace work;
     int64_t capacity, length; /* 缓存容量、已有的位置数 */
     KvLayer *kv;              /* (n_layers) */
@@ -16,7 +17,7 @@ typedef struct Session {
 bool session_open(Session *s, Model *m, int64_t capacity, int64_t max_rows, Err *e);
 void session_close(Session *s);
 void session_reset(Session *s);
-/* 喂入 n 个 token（自动分段）。hidden 非 NULL 时写入各位置最终归一化后的隐藏状态 (n, hidden)。错误: 容量不足、id 越界。 */
+/* 喂入 n 个 token（自动分段）。hidden（后端内存）非 NULL 时写入各位置最终归一化后的隐藏状态 (n, hidden)。错误: 容量不足、id 越界。 */
 bool session_forward(Session *s, const int32_t *ids, int64_t n, float *hidden, Err *e);
 /* n 个会话各喂入一个 token，一批算完：ids (n) → hidden (n, hidden)。w 的行数须不少于 n；各会话不可相同。
  * 每个会话的结果与单独 session_forward 逐位相同。错误: 同上。 */

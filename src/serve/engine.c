@@ -270,6 +270,7 @@ static void engine_free(Engine *g) {
     workspace_close(&g->w);
     pthread_mutex_destroy(&g->lock);
     pthread_cond_destroy(&g->wake);
+    arena_free(&g->tensors);
     arena_free(&g->arena);
     free(g);
 }
@@ -283,11 +284,13 @@ bool engine_open(Engine **out, const EngineOptions *o, Err *e) {
     g->queue_end = &g->queue;
     pthread_mutex_init(&g->lock, NULL);
     pthread_cond_init(&g->wake, NULL);
-    g->hidden = ARENA_ARRAY(&g->arena, float, PREFILL_ROWS * c->hidden, e);
+    g->tensors = backend_arena(o->model->backend);
+    g->hidden = ARENA_ARRAY(&g->tensors, float, PREFILL_ROWS * c->hidden, e);
+    g->head_out = ARENA_ARRAY(&g->tensors, float, LOGIT_ROWS * c->vocab, e);
     g->logits = ARENA_ARRAY(&g->arena, float, LOGIT_ROWS * c->vocab, e);
     g->sample_work = ARENA_ARRAY(&g->arena, double, c->vocab, e);
     g->sample_order = ARENA_ARRAY(&g->arena, int32_t, c->vocab, e);
-    bool ok = g->hidden && g->logits && g->sample_work && g->sample_order &&
+    bool ok = g->hidden && g->head_out && g->logits && g->sample_work && g->sample_order &&
               workspace_open(&g->w, o->model, ENGINE_SLOTS, e);
     if (ok && pthread_create(&g->thread, NULL, engine_main, g) != 0)
         ok = err_set(e, ERR_MEMORY, "不能建立计算线程");

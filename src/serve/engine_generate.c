@@ -45,9 +45,11 @@ void engine_admit(Engine *g) {
 /* n 行隐藏状态 → logits，写在 g->logits（n <= LOGIT_ROWS）。 */
 static bool expand(Engine *g, const float *hidden, int64_t n, Err *e) {
     Model *m = g->o.model;
-    op_linear(m->backend, tensor_f32(g->logits, n, m->config.vocab),
+    op_linear(m->backend, tensor_f32(g->head_out, n, m->config.vocab),
               tensor_f32((float *)(uintptr_t)hidden, n, m->config.hidden), m->head,
               tensor_f32_1d(NULL, 0));
+    op_read(m->backend, g->logits, g->head_out,
+            (size_t)(n * m->config.vocab) * sizeof *g->logits);
     return backend_check(m->backend, e);
 }
 

@@ -43,8 +43,10 @@ struct Engine {
     size_t n_active;
     double kv_used; /* 字节 */
     Workspace w;
-    float *hidden; /* (PREFILL_ROWS, hidden) */
-    float *logits; /* (LOGIT_ROWS, vocab) */
+    Arena tensors;   /* 后端内存：hidden、head_out */
+    float *hidden;   /* (PREFILL_ROWS, hidden) */
+    float *head_out; /* (LOGIT_ROWS, vocab) 头的输出，logits 是它在主机的副本 */
+    float *logits;
     double *sample_work;
     int32_t *sample_order;
     int64_t serial;

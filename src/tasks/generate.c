@@ -162,12 +162,13 @@ bool requests_generate(Model *m, const Tokenizer *t, GenerateRequest *r, size_t 
         if (!session_check_ids(&m->config, r[i].ids, r[i].n, e))
             return err_wrap(e, "第 %zu 个请求", i);
     }
-    Arena a = {0};
+    Arena a = {0}, tensors = {0};
     Generator *g = ARENA_NEW(&a, Generator, e);
     bool ok = g != NULL;
     if (ok) {
         *g = (Generator){.m = m, .t = t, .r = r, .n = n, .n_slots = slots_for(m, r, n)};
-        g->hidden = ARENA_ARRAY(&a, float, PREFILL_ROWS * m->config.hidden, e);
+        tensors = backend_arena(m->backend);
+        g->hidden = ARENA_ARRAY(&tensors, float, PREFILL_ROWS * m->config.hidden, e);
         ok = g->hidden && workspace_open(&g->w, m, MAX_SLOTS, e);
         if (ok && !quiet) g->bar = progress_start(LOG_EVAL, "生成", "个", (int64_t)n);
         ok = ok && run(g, e);
@@ -176,6 +177,7 @@ bool requests_generate(Model *m, const Tokenizer *t, GenerateRequest *r, size_t 
             if (g->slots[i].open) session_close(&g->slots[i].session);
         workspace_close(&g->w);
     }
+    arena_free(&tensors);
     arena_free(&a);
     return ok;
 }

@@ -20,6 +20,7 @@ int64_t perplexity_batch(const Protocol *p) {
 typedef struct Scores {
     int32_t *targets, *top1, *ref_top1;
     double *nll, *kl;
+    float *ref_x; /* (n, hidden) 基线的隐藏状态，在后端内存；没有基线为 NULL */
 } Scores;
 
 /* 全程累计的 KL 与首位一致。 */
@@ -51,7 +52,10 @@ static bool score_window(const PplJob *job, int64_t index, const float *hidden,
     ScoreJob score = {.n = n, .x = x, .head = m->head, .targets = s->targets, .nll = s->nll,
                       .top1 = s->top1};
     if (compare) {
-        score.ref_x = ref->hidden + index * n * d;
+        const float *kept = ref->hidden + index * n * d;
+        op_write(m->backend, s->ref_x, kept, (size_t)(n * d) * sizeof *kept);
+        file_map_drop(kept, (size_t)(n * d) * sizeof *kept);
+        score.ref_x = s->ref_x;
         score.ref_head = m->head;
         score.kl = s->kl;
         score.ref_top1 = s->ref_top1;
@@ -68,10 +72,13 @@ static bool score_window(const PplJob *job, int64_t index, const float *hidden,
             cmp->kl[cmp->n++] = s->kl[i];
             cmp->same += s->top1[i] == s->ref_top1[i];
         }
-        file_map_drop(score.ref_x, (size_t)(n * d) * sizeof(float));
     }
-    if (job->writer && index < job->kl_windows) return reference_add(job->writer, x, e);
-    return true;
+    if (!job->writer || index >= job->kl_windows) return true;
+    HostView v = host_view(m->backend);
+    const float *host = HOST_MAP(&v, float, x, n *d, HOST_READ);
+    bool ok = host && reference_add(job->writer, host, e);
+    host_end(&v);
+    return backend_check(m->backend, e) && ok;
 }
 
 /* 离群：|x − 中位数| > 5·1.4826·MAD（1.4826 使 MAD 在正态下等于标准差）。 */
@@ -161,15 +168,17 @@ bool perplexity_run(const PplJob *job, PplResult *r, Arena *a, Err *e) {
                        (long long)job->n_tokens, p->name);
     r->n_scored = r->n_windows * protocol_scored(p);
     Workspace w = {0};
-    Arena tmp = {0};
-    Scores s;
+    Arena tmp = {0}, tensors = backend_arena(job->model->backend);
+    Scores s = {0};
     Compare cmp = {0};
     int64_t rows = perplexity_batch(p) * p->window;
     int32_t *ids = ARENA_ARRAY(&tmp, int32_t, rows, e);
     r->window_nll = ARENA_ARRAY(a, double, r->n_windows, e);
+    int64_t ref_cells = job->reference ? protocol_scored(p) * job->model->config.hidden : 0;
+    if (job->reference) s.ref_x = ARENA_ARRAY(&tensors, float, ref_cells, e);
     if (job->reference)
         cmp.kl = ARENA_ARRAY(&tmp, double, job->reference->hidden_windows * protocol_scored(p), e);
-    bool ok = ids && r->window_nll && (!job->reference || cmp.kl) &&
+    bool ok = ids && r->window_nll && (!job->reference || (cmp.kl && s.ref_x)) &&
               alloc_scores(&s, &tmp, protocol_scored(p), e) &&
               workspace_open(&w, job->model, rows, e) &&
               run_windows(job, r, &w, &s, &cmp, ids, e) && summarize(r, &cmp, a, e);
@@ -179,6 +188,7 @@ bool perplexity_run(const PplJob *job, PplResult *r, Arena *a, Err *e) {
         r->tok_per_s = (double)(r->n_windows * p->window) / (r->seconds > 0 ? r->seconds : 1e-9);
     }
     workspace_close(&w);
+    arena_free(&tensors);
     arena_free(&tmp);
     return ok;
 }

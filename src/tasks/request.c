@@ -27,12 +27,14 @@ typedef struct Scorer {
     bool share;
     Workspace w;
     KvPast past;
+    Arena past_arena; /* past 的键值，在后端内存 */
     /* 一批 */
     int32_t *ids;      /* (max_rows) */
     Segment *segments; /* (max_rows) */
     int64_t *leaf;     /* (max_rows) 批内第 i 个请求末段的号；-1 表示全在过去里 */
     int64_t n_rows, n_segments;
     /* 打分的缓冲 */
+    Arena tensors; /* x，在后端内存 */
     float *x; /* (SCORE_ROWS, hidden) */
     int32_t targets[SCORE_ROWS], top1[SCORE_ROWS];
     double nll[SCORE_ROWS], top_nll[SCORE_ROWS];
@@ -93,7 +95,7 @@ static bool flush_scores(Scorer *s, Err *e) {
 /* 输入位置 pos（在批的第 row 行）预测请求 r 的下一个 token。 */
 static bool add_score(Scorer *s, ScoreRequest *r, int64_t pos, int64_t row, Err *e) {
     int64_t d = s->m->config.hidden, i = s->n_scores++;
-    memcpy(s->x + i * d, s->w.h + row * d, (size_t)d * sizeof *s->x);
+    op_copy(s->m->backend, s->x + i * d, s->w.h + row * d, (size_t)d * sizeof *s->x);
     s->targets[i] = r->ids[pos + 1];
     s->owner[i] = r;
     s->index[i] = pos + 1 - r->n_context;
@@ -164,22 +166,25 @@ static bool past_reserve(Scorer *s, int64_t n, Err *e) {
     const ModelConfig *c = &s->m->config;
     int64_t width = c->n_kv_heads * c->head_dim, capacity = (n + 255) / 256 * 256;
     size_t bytes = (size_t)(c->n_layers * capacity * width) * sizeof(float);
-    KvPast grown = {.n = p->n, .capacity = capacity, .k = malloc(bytes), .v = malloc(bytes)};
+    Backend *b = s->m->backend;
+    Arena a = backend_arena(b);
+    KvPast grown = {.n = p->n, .capacity = capacity};
+    grown.k = arena_alloc(&a, bytes, NULL);
+    grown.v = arena_alloc(&a, bytes, NULL);
     if (!grown.k || !grown.v) {
-        free(grown.k);
-        free(grown.v);
+        arena_free(&a);
         return err_set(e, ERR_MEMORY, "内存不足：%lld 个位置的公共开头的键值要 %.0f MB",
                        (long long)capacity, 2e-6 * (double)bytes);
     }
     for (int64_t l = 0; l < c->n_layers && p->n; l++) {
         size_t used = (size_t)(p->n * width) * sizeof(float);
-        memcpy(grown.k + l * capacity * width, p->k + l * p->capacity * width, used);
-        memcpy(grown.v + l * capacity * width, p->v + l * p->capacity * width, used);
+        op_copy(b, grown.k + l * capacity * width, p->k + l * p->capacity * width, used);
+        op_copy(b, grown.v + l * capacity * width, p->v + l * p->capacity * width, used);
     }
-    free(p->k);
-    free(p->v);
+    arena_free(&s->past_arena);
+    s->past_arena = a;
     *p = grown;
-    return true;
+    return backend_check(b, e);
 }
 
 /* 请求 [from, to) 共有的位置 [depth, end) 算好，键值记进 past，其中要打分的打分。 */
@@ -301,7 +306,8 @@ static bool scorer_open(Scorer *s, Arena *a, Model *m, const ScoreOptions *o, Sc
     s->ids = ARENA_ARRAY(a, int32_t, rows, e);
     s->segments = ARENA_ARRAY(a, Segment, rows, e);
     s->leaf = ARENA_ARRAY(a, int64_t, rows, e);
-    s->x = ARENA_ARRAY(a, float, SCORE_ROWS * m->config.hidden, e);
+    s->tensors = backend_arena(m->backend);
+    s->x = ARENA_ARRAY(&s->tensors, float, SCORE_ROWS * m->config.hidden, e);
     if (!s->ids || !s->segments || !s->leaf || !s->x || !workspace_open(&s->w, m, rows, e))
         return false;
     s->w.past = &s->past;
@@ -326,8 +332,8 @@ bool requests_score(Model *m, const ScoreOptions *o, ScoreRequest *r, size_t n, 
     }
     if (s) {
         workspace_close(&s->w);
-        free(s->past.k);
-        free(s->past.v);
+        arena_free(&s->past_arena);
+        arena_free(&s->tensors);
     }
     arena_free(&a);
     return ok;

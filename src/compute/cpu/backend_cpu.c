@@ -8,10 +8,25 @@
 
 #include "compute/cpu/cpu.h"
 #include "compute/cpu/kernels.h"
+#include "compute/cpu/memory.h"
 
 enum { MAX_THREADS = 1024 };
 
 static const BackendOps CPU_OPS = {
+    .read = cpu_read,
+    .write = cpu_write,
+    .copy = cpu_copy,
+    .symmetrize = cpu_symmetrize,
+    .column_stats = cpu_column_stats,
+    .column_sum = cpu_column_sum,
+    .copy_2d = cpu_copy_2d,
+    .row_errors = cpu_row_errors,
+    .divide = cpu_divide,
+    .gather_columns = cpu_gather_columns,
+    .update_rest = cpu_update_rest,
+    .all_finite = cpu_all_finite,
+    .adamw = cpu_adamw,
+    .mse_grad = cpu_mse_grad,
     .linear = cpu_linear,
     .embed = cpu_embed,
     .rmsnorm = cpu_rmsnorm,
@@ -128,7 +143,7 @@ bool backend_open_cpu(Backend *b, int n_threads, ComputeMode compute, const char
     CpuBackend *c = calloc(1, sizeof *c);
     if (!c) return err_set(e, ERR_MEMORY, "打开 CPU 后端时内存不足");
     *b = (Backend){.ops = &CPU_OPS, .name = "cpu", .isa = kernels->isa, .compute = compute,
-                   .n_threads = n, .impl = c};
+                   .n_threads = n, .memory = allocator_default(), .impl = c};
     c->kernels = kernels;
     c->block_bytes = block_bytes();
     c->n_slots = 2 * n + 3;
@@ -143,6 +158,7 @@ bool backend_open_cpu(Backend *b, int n_threads, ComputeMode compute, const char
 void backend_close(Backend *b) {
     CpuBackend *c = b->impl;
     if (!c) return;
+    strict_close(b);
     pool_close(c->pool);
     Allocator *a = allocator_default();
     for (int i = 0; c->scratch && c->scratch_bytes && i < c->n_slots; i++)

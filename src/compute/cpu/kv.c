@@ -275,6 +275,7 @@ static bool count_outliers(Backend *b, KvJob *j) {
             return err_set(&b->err, ERR_UNSUPPORTED, "键值缓存的离群值超过 2^32 个");
         s->row_end[j->pos + i] = (uint32_t)total;
     }
+    s->n_outliers = total;
     return kvstore_reserve(s, total) || err_set(&b->err, ERR_MEMORY, "键值缓存的离群值：内存不足");
 }
 

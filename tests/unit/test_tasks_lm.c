@@ -180,7 +180,7 @@ static void test_sampler(void **state) {
     PyRandom rng;
     Err e = {0};
     json_t *pool = json_array(), *large = json_array();
-    size_t picks[5];
+    size_t picks[16];
     for (int i = 0; i < 10; i++) json_array_append_new(pool, json_pack("{s:i}", "n", i));
     for (int i = 0; i < 1000; i++) json_array_append_new(large, json_pack("{s:i}", "n", i));
     pyrandom_seed(&rng, 1234);

@@ -170,7 +170,8 @@ static json_t *evaluate_text(const Evaluation *v, const EvalText *t, const Proto
         check_result(v, t, &r, have ? &ref : NULL);
         out = ppl_json(v, t, p, ids, &r);
         json_t *base = job.reference ? baseline_json(v, &r, &ref, e) : json_null();
-        if (!out || !base || json_object_set_new(out, "baseline", base) != 0) {
+        /* out 为 NULL 时 json_object_set_new 放掉 base，返回失败 */
+        if (!base || json_object_set_new(out, "baseline", base) != 0) {
             if (e->code == ERR_NONE) err_set(e, ERR_MEMORY, "内存不足");
             json_decref(out);
             out = NULL;

@@ -186,7 +186,7 @@ static void test_every_method(void **state) {
     } CASES[] = {
         {"fp16", "A", "eval.kl_windows", "1", false},  {"rtn", "A", "weight.w_bits", "4", false},
         {"rtn", "B", "weight.w_bits", "8", false},     {"rtn", "C", "kv_cache.k_bits", "4", false},
-        {"awq", "A", "weight.w_bits", "4", true},      {"spqr", "A", "weight.w_bits", "3", true},
+        {"awq", "A", "awq.n_grid", "2", true},      {"spqr", "A", "weight.w_bits", "3", true},
         {"omniquant", "A", "omniquant.epochs", "1", true},
         {"smoothquant", "B", "smoothquant.search", "true", true},
         {"kivi", "C", "kv_cache.k_bits", "2", false},  {"kvquant", "C", "kv_cache.k_bits", "3", true},

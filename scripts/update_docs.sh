@@ -11,8 +11,8 @@ picture=plots/demo_trackA_demo_ppl_vs_bits.png
 # 榜中以 ### 开头、标题符合 $1 的各节，去掉末列
 sections() {
     awk -v want="$1" '
-        /^## / { next }
-        /^### / { show = $0 ~ want }
+        /^## / { track = substr($0, 4); next }
+        /^### / { show = $0 ~ want; sub(/^### /, "### " track " · ") }
         show && /^\|/ { sub(/ \|[^|]*\|$/, " |"); sub(/\|---:\|---\|$/, "|---:|") }
         show' "$board"
 }

@@ -1,0 +1,293 @@
+/* backend — CUDA 后端：打开、显存、复制、统计，以及算子表 */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "compute/cuda/cuda.h"
+#include "compute/cuda/cuda_ops.h"
+
+bool cuda_ok(Backend *b, cudaError_t code, const char *what) {
+    if (code == cudaSuccess) return true;
+    if (b->err.code == ERR_NONE)
+        err_set(&b->err, code == cudaErrorMemoryAllocation ? ERR_MEMORY : ERR_DEVICE, "CUDA：%s 失败：%s（%s）", what,
+                cudaGetErrorString(code), cudaGetErrorName(code));
+    return false;
+}
+bool cuda_blas_ok(Backend *b, cublasStatus_t code, const char *what) {
+    if (code == CUBLAS_STATUS_SUCCESS) return true;
+    if (b->err.code == ERR_NONE)
+        err_set(&b->err, ERR_DEVICE, "cuBLAS：%s 失败：%s", what, cublasGetStatusString(code));
+    return false;
+}
+
+void *cuda_slot(Backend *b, int slot, size_t bytes) {
+    CudaBackend *c = cuda_of(b);
+    if (bytes == 0) bytes = 1;
+    if (c->slot_bytes[slot] >= bytes) return c->slot[slot];
+    if (c->slot[slot]) cuda_ok(b, cudaFreeAsync(c->slot[slot], c->stream), "归还工作区");
+    c->slot[slot] = NULL;
+    c->slot_bytes[slot] = 0;
+    if (!cuda_ok(b, cudaMallocAsync(&c->slot[slot], bytes, c->stream), "分配工作区")) {
+        c->slot[slot] = NULL;
+        return NULL;
+    }
+    c->slot_bytes[slot] = bytes;
+    return c->slot[slot];
+}
+
+/* ---- 显存 ---- */
+
+static void *memory_alloc(Allocator *self, size_t bytes) {
+    CudaBackend *c = (CudaBackend *)self->owner;
+    void *p = NULL;
+    if (cudaMallocAsync(&p, bytes, c->stream) != cudaSuccess) {
+        cudaGetLastError(); /* 内存不足不粘滞 */
+        return NULL;
+    }
+    cudaMemsetAsync(p, 0, bytes, c->stream);
+    self->n_allocs++;
+    self->used += bytes;
+    if (self->used > self->peak) self->peak = self->used;
+    return p;
+}
+static void memory_release(Allocator *self, void *p, size_t bytes) {
+    cudaFreeAsync(p, ((CudaBackend *)self->owner)->stream);
+    self->used -= bytes;
+}
+static void memory_clear(Allocator *self, void *p, size_t bytes) {
+    cudaMemsetAsync(p, 0, bytes, ((CudaBackend *)self->owner)->stream);
+}
+
+static void op_read_(Backend *b, void *host, const void *src, size_t bytes) {
+    if (cuda_ok(b, cudaMemcpyAsync(host, src, bytes, cudaMemcpyDeviceToHost, STREAM(b)), "读出"))
+        cuda_ok(b, cudaStreamSynchronize(STREAM(b)), "等待");
+}
+static void op_write_(Backend *b, void *dst, const void *host, size_t bytes) {
+    cuda_ok(b, cudaMemcpyAsync(dst, host, bytes, cudaMemcpyHostToDevice, STREAM(b)), "写入");
+    cuda_ok(b, cudaStreamSynchronize(STREAM(b)), "等待");
+}
+static void op_copy_(Backend *b, void *dst, const void *src, size_t bytes) {
+    char *d = (char *)dst;
+    const char *s = (const char *)src;
+    bool overlap = d < s + bytes && s < d + bytes;
+    if (overlap && d != s) { /* 经工作区 */
+        void *tmp = cuda_slot(b, SLOT_Z, bytes);
+        if (!tmp || !cuda_ok(b, cudaMemcpyAsync(tmp, s, bytes, cudaMemcpyDeviceToDevice, STREAM(b)), "复制")) return;
+        s = (const char *)tmp;
+    }
+    if (d != s) cuda_ok(b, cudaMemcpyAsync(d, s, bytes, cudaMemcpyDeviceToDevice, STREAM(b)), "复制");
+}
+static void op_copy_2d_(Backend *b, void *dst, size_t dst_step, const void *src, size_t src_step, int64_t n,
+                        size_t bytes) {
+    cuda_ok(b, cudaMemcpy2DAsync(dst, dst_step, src, src_step, bytes, (size_t)n, cudaMemcpyDeviceToDevice, STREAM(b)),
+            "复制矩形");
+}
+static void op_parallel_(Backend *b, int64_t n, void (*fn)(void *ctx, int64_t task), void *ctx) {
+    Backend *h = &cuda_of(b)->host;
+    h->ops->parallel(h, n, fn, ctx);
+}
+
+/* ---- 统计 ---- */
+
+__global__ static void symmetrize_kernel(float *g, int64_t d) {
+    EACH(i, d * d) if (i % d < i / d) g[i] = g[i % d * d + i / d];
+}
+static void op_symmetrize_(Backend *b, float *g, int64_t d) {
+    /* cuBLAS 的 gram 写了满矩阵；按定义以上三角为准 */
+    symmetrize_kernel<<<cuda_blocks(d * d, 256), 256, 0, STREAM(b)>>>(g, d);
+    LAUNCHED(b, "symmetrize");
+}
+__global__ static void column_stats_kernel(float *max, double *sum, const float *x, int64_t n, int64_t cols) {
+    EACH(c, cols) {
+        float m = max ? max[c] : 0;
+        double s = sum ? sum[c] : 0;
+        for (int64_t r = 0; r < n; r++) {
+            float v = fabsf(x[r * cols + c]);
+            if (v > m) m = v;
+            s += (double)v;
+        }
+        if (max) max[c] = m;
+        if (sum) sum[c] = s;
+    }
+}
+static void op_column_stats_(Backend *b, float *max, double *sum, const float *x, int64_t n, int64_t cols) {
+    column_stats_kernel<<<cuda_blocks(cols, 32), 32, 0, STREAM(b)>>>(max, sum, x, n, cols);
+    LAUNCHED(b, "column_stats");
+}
+__global__ static void column_sum_kernel(float *y, const float *x, int64_t n, int64_t cols) {
+    EACH(c, cols) {
+        float s = 0;
+        for (int64_t r = 0; r < n; r++) s = __fadd_rn(s, x[r * cols + c]);
+        y[c] = s;
+    }
+}
+static void op_column_sum_(Backend *b, float *y, const float *x, int64_t n, int64_t cols) {
+    column_sum_kernel<<<cuda_blocks(cols, 32), 32, 0, STREAM(b)>>>(y, x, n, cols);
+    LAUNCHED(b, "column_sum");
+}
+
+enum { SUM_PARTS = 512 };
+/* 一行分给若干块，各写一个部分和（次序固定）；kind 1：d = scale·(x−y)，平方用 f32。 */
+__global__ static void error_kernel(double *part, float *d, const float *x, const float *y, int64_t ldy, int64_t cols,
+                                    float scale) {
+    __shared__ double sh[256];
+    int64_t r = blockIdx.y;
+    double sum = 0;
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < cols; i += (int64_t)gridDim.x * blockDim.x) {
+        if (d) {
+            float e = __fadd_rn(x[r * cols + i], -y[r * ldy + i]);
+            sum += (double)__fmul_rn(e, e);
+            d[r * cols + i] = scale * e;
+        } else {
+            double e = (double)x[r * cols + i] - (double)y[r * ldy + i];
+            sum += e * e;
+        }
+    }
+    sum = block_sum(sum, sh);
+    if (threadIdx.x == 0) part[r * gridDim.x + blockIdx.x] = sum;
+}
+/* out（主机）的 rows 个和。 */
+static bool row_sums(Backend *b, double *out, float *d, const float *x, const float *y, int64_t ldy, int64_t rows,
+                     int64_t cols, float scale) {
+    int64_t per = cols > 65536 ? SUM_PARTS : 1, step = 32768;
+    double *part = (double *)cuda_slot(b, SLOT_Z, (size_t)(rows * per) * 8);
+    double *host = (double *)malloc((size_t)(rows * per) * 8);
+    bool ok = part && host;
+    for (int64_t r = 0; ok && r < rows; r += step) {
+        int64_t n = rows - r < step ? rows - r : step;
+        dim3 grid((unsigned)per, (unsigned)n);
+        error_kernel<<<grid, 256, 0, STREAM(b)>>>(part + r * per, d ? d + r * cols : NULL, x + r * cols, y + r * ldy, ldy,
+                                                  cols, scale);
+        ok = LAUNCHED(b, "误差");
+    }
+    if (ok) op_read_(b, host, part, (size_t)(rows * per) * 8);
+    for (int64_t r = 0; ok && r < rows; r++) {
+        out[r] = 0;
+        for (int64_t i = 0; i < per; i++) out[r] += host[r * per + i];
+    }
+    if (!host) err_set(&b->err, ERR_MEMORY, "内存不足");
+    free(host);
+    return ok;
+}
+static void op_row_errors_(Backend *b, double *out, const float *x, const float *y, int64_t ldy, int64_t rows,
+                           int64_t cols) {
+    row_sums(b, out, NULL, x, y, ldy, rows, cols, 0);
+}
+static double op_mse_grad_(Backend *b, float *d, const float *x, const float *y, float scale, int64_t rows,
+                           int64_t cols) {
+    double *out = (double *)malloc((size_t)rows * 8), sum = 0;
+    if (!out) err_set(&b->err, ERR_MEMORY, "内存不足");
+    bool ok = out && row_sums(b, out, d, x, y, cols, rows, cols, scale);
+    for (int64_t r = 0; ok && r < rows; r++) sum += out[r];
+    free(out);
+    return ok ? sum : NAN;
+}
+__global__ static void finite_kernel(int *bad, const float *x, int64_t n) {
+    bool mine = false;
+    EACH(i, n) mine |= !isfinite(x[i]);
+    if (mine) *bad = 1;
+}
+static bool op_all_finite_(Backend *b, const float *x, int64_t n) {
+    int *flag = (int *)cuda_slot(b, SLOT_HOST, 4), bad = 0;
+    if (!flag || !cuda_ok(b, cudaMemsetAsync(flag, 0, 4, STREAM(b)), "清零")) return true;
+    finite_kernel<<<cuda_blocks(n, 1024), 256, 0, STREAM(b)>>>(flag, x, n);
+    if (LAUNCHED(b, "all_finite")) op_read_(b, &bad, flag, 4);
+    return !bad;
+}
+__global__ static void divide_kernel(float *y, const float *x, int64_t ldx, const float *s, int64_t n, int64_t rows,
+                                     int64_t cols) {
+    EACH(i, rows * cols) y[i] = __fdiv_rn(x[i / cols * ldx + i % cols], s[i % cols % n]);
+}
+static void op_divide_(Backend *b, float *y, const float *x, int64_t ldx, const float *s, int64_t n, int64_t rows,
+                       int64_t cols) {
+    divide_kernel<<<cuda_blocks(rows * cols, 256), 256, 0, STREAM(b)>>>(y, x, ldx, s, n, rows, cols);
+    LAUNCHED(b, "divide");
+}
+__global__ static void gather_kernel(float *dst, const float *src, const int32_t *index, int64_t rows, int64_t n) {
+    EACH(i, rows * n) {
+        int32_t k = index[i % n];
+        dst[i] = k < 0 ? 0 : src[i / n * n + k];
+    }
+}
+static void op_gather_columns_(Backend *b, float *dst, const float *src, const int32_t *index, int64_t rows, int64_t n) {
+    int32_t *d = (int32_t *)cuda_slot(b, SLOT_HOST, (size_t)n * 4);
+    if (!d) return;
+    op_write_(b, d, index, (size_t)n * 4);
+    gather_kernel<<<cuda_blocks(rows * n, 256), 256, 0, STREAM(b)>>>(dst, src, d, rows, n);
+    LAUNCHED(b, "gather_columns");
+}
+__global__ static void adamw_kernel(AdamStep t) {
+    EACH(i, t.n) {
+        float g = t.grad[i];
+        float m = __fadd_rn(t.m[i], __fmul_rn(t.rate1, __fadd_rn(g, -t.m[i])));
+        float v = __fadd_rn(__fmul_rn(t.v[i], t.beta2), __fmul_rn(t.rate2, __fmul_rn(g, g)));
+        float denom = __fadd_rn(__fdiv_rn(__fsqrt_rn(v), t.root), t.eps);
+        t.m[i] = m, t.v[i] = v;
+        t.param[i] = __fadd_rn(__fmul_rn(t.param[i], t.keep), -__fmul_rn(t.size, __fdiv_rn(m, denom)));
+    }
+}
+static void op_adamw_(Backend *b, const AdamStep *step) {
+    adamw_kernel<<<cuda_blocks(step->n, 256), 256, 0, STREAM(b)>>>(*step);
+    LAUNCHED(b, "adamw");
+}
+
+static void cuda_close(Backend *b) {
+    CudaBackend *c = cuda_of(b);
+    if (!c) return;
+    for (int i = 0; i < N_SLOTS; i++)
+        if (c->slot[i]) cudaFreeAsync(c->slot[i], c->stream);
+    cudaStreamSynchronize(c->stream);
+    if (c->blas) cublasDestroy(c->blas);
+    cudaStreamDestroy(c->stream);
+    free(c);
+    memset(b, 0, sizeof *b);
+}
+
+static BackendOps table(void) {
+    BackendOps t = {};
+    t.read = op_read_, t.write = op_write_, t.copy = op_copy_, t.copy_2d = op_copy_2d_, t.parallel = op_parallel_;
+    t.symmetrize = op_symmetrize_, t.column_stats = op_column_stats_, t.column_sum = op_column_sum_;
+    t.row_errors = op_row_errors_, t.mse_grad = op_mse_grad_, t.all_finite = op_all_finite_, t.divide = op_divide_;
+    t.gather_columns = op_gather_columns_, t.adamw = op_adamw_, t.update_rest = cuda_update_rest;
+    t.linear = cuda_linear, t.linear_exact = cuda_linear_exact, t.linear_int8 = cuda_linear_int8;
+    t.round_act = cuda_round_act, t.embed = cuda_embed, t.pack_dense = cuda_pack_dense, t.quantize = cuda_quantize;
+    t.dequantize = cuda_dequantize, t.qparams = cuda_qparams, t.gram = cuda_gram, t.feedback = cuda_feedback;
+    t.matmul = cuda_matmul, t.rmsnorm = cuda_rmsnorm, t.rope = cuda_rope, t.silu_mul = cuda_silu_mul, t.add = cuda_add;
+    t.attention = cuda_attention, t.kv_write = cuda_kv_write, t.kv_quantize = cuda_kv_quantize, t.score = cuda_score;
+    t.rmsnorm_grad = cuda_rmsnorm_grad, t.silu_mul_grad = cuda_silu_mul_grad, t.attention_grad = cuda_attention_grad;
+    t.round_act_grad = cuda_round_act_grad, t.score_grad = cuda_score_grad, t.group_range = cuda_group_range;
+    t.group_range_grad = cuda_group_range_grad, t.scale = cuda_scale, t.scale_grad = cuda_scale_grad;
+    t.fake_quant = cuda_fake_quant, t.fake_quant_grad = cuda_fake_quant_grad;
+    return t;
+}
+
+/* host 是已打开的 CPU 后端（只用它的线程）；关闭 b 之后由调用者关闭它。 */
+extern "C" bool ptq_cuda_open(Backend *b, const Backend *host, ComputeMode compute, Err *e);
+extern "C" void ptq_cuda_close(Backend *b);
+extern "C" void ptq_cuda_close(Backend *b) {
+    cuda_close(b);
+}
+extern "C" bool ptq_cuda_open(Backend *b, const Backend *host, ComputeMode compute, Err *e) {
+    static BackendOps ops;
+    ops = table();
+    memset(b, 0, sizeof *b);
+    CudaBackend *c = (CudaBackend *)calloc(1, sizeof *c);
+    if (!c) return err_set(e, ERR_MEMORY, "内存不足");
+    b->ops = &ops, b->name = "cuda", b->isa = "cuda", b->compute = compute, b->n_threads = host->n_threads;
+    b->impl = c, b->separate = true, b->memory = &c->memory;
+    c->host = *host;
+    c->memory.alloc = memory_alloc, c->memory.release = memory_release, c->memory.clear = memory_clear;
+    c->memory.owner = c;
+    cudaMemPool_t pool;
+    uint64_t keep = UINT64_MAX;
+    bool ok = cuda_ok(b, cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking), "建立流") &&
+              cuda_ok(b, cudaDeviceGetDefaultMemPool(&pool, 0), "内存池") &&
+              cuda_ok(b, cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep), "内存池") &&
+              cuda_blas_ok(b, cublasCreate(&c->blas), "打开 cuBLAS") &&
+              cuda_blas_ok(b, cublasSetStream(c->blas, c->stream), "设置流") &&
+              cuda_blas_ok(b, cublasSetMathMode(c->blas, CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION), "精度");
+    if (ok) return true;
+    *e = b->err;
+    cuda_close(b);
+    return false;
+}

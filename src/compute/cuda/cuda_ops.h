@@ -1,0 +1,27 @@
+/* cuda_ops — 逐元素、注意力、打分与反向的算子，含义见 backend.h */
+#ifndef PTQ_COMPUTE_CUDA_OPS_H
+#define PTQ_COMPUTE_CUDA_OPS_H
+#include "compute/cuda/cuda.h"
+void cuda_rmsnorm(Backend *, float *, const float *, const float *, int64_t, int64_t, float);
+void cuda_rope(Backend *, float *, int64_t, int64_t, int64_t, int64_t, const float *, const float *, int64_t);
+void cuda_silu_mul(Backend *, float *, const float *, const float *, int64_t);
+void cuda_add(Backend *, float *, const float *, int64_t);
+void cuda_attention(Backend *, float *, const float *, const AttnSide *, const AttnSide *, int64_t, const AttnSpec *);
+void cuda_kv_write(Backend *, KvStore *, const float *, int64_t);
+void cuda_kv_quantize(Backend *, KvStore *, const KvStore *, int64_t, int64_t);
+void cuda_score(Backend *, const ScoreJob *);
+void cuda_rmsnorm_grad(Backend *, float *, float *, const float *, const float *, const float *, int64_t, int64_t, float);
+void cuda_silu_mul_grad(Backend *, float *, float *, const float *, const float *, const float *, int64_t);
+void cuda_attention_grad(Backend *, float *, float *, float *, const float *, const float *, const float *, const float *,
+                         int64_t, const AttnSpec *);
+void cuda_round_act_grad(Backend *, float *, const float *, int64_t, int64_t, int);
+void cuda_score_grad(Backend *, const ScoreGradJob *);
+void cuda_group_range(Backend *, float *, float *, const float *, int64_t, int64_t, int64_t);
+void cuda_group_range_grad(Backend *, float *, const float *, const float *, const float *, const float *, const float *,
+                           int64_t, int64_t, int64_t);
+void cuda_scale(Backend *, float *, const float *, const float *, const float *, int64_t, int64_t);
+void cuda_scale_grad(Backend *, float *, float *, const float *, const float *, const float *, const float *, int64_t, int64_t);
+void cuda_fake_quant(Backend *, float *, const float *, const float *, const float *, int64_t, int64_t, const QSpec *);
+void cuda_fake_quant_grad(Backend *, float *, float *, const float *, const float *, const float *, const float *, int64_t,
+                          int64_t, const QSpec *);
+#endif

@@ -1,0 +1,164 @@
+/* score — 语言模型头、log-softmax 与打分，以及它的反向
+ * 词表分段：矩阵乘得到一段 logits，再逐行在线更新 (最大值, Σexp)；整块 logits 从不存在。一块一行，归约次序固定。 */
+#include <math.h>
+#include <stdlib.h>
+
+#include "compute/cuda/cuda_ops.h"
+
+enum { CHUNK = 16384, MAX_ROWS = 2048 };
+
+struct RowState {
+    double sum, dot; /* Σ e^{z−max}；Σ e^{z−max}(z−另一个 z) */
+    float max, target;
+    int32_t top1;
+};
+
+__global__ static void start_kernel(RowState *s, int64_t n) {
+    EACH(i, n) s[i] = RowState{0, 0, -INFINITY, NAN, 0};
+}
+__global__ static void softcap_kernel(float *z, int64_t n, float cap) {
+    EACH(i, n) z[i] = cap * tanhf(z[i] / cap);
+}
+/* other 非 NULL：累加 dot。 */
+__global__ static void chunk_kernel(RowState *s, const float *z, const float *other, const int32_t *targets, int64_t col0,
+                                    int64_t width) {
+    __shared__ float sh[256];
+    __shared__ double sd[256];
+    __shared__ int si[256];
+    RowState *me = s + blockIdx.x;
+    const float *row = z + blockIdx.x * width, *o = other ? other + blockIdx.x * width : NULL;
+    float old = me->max, m = -INFINITY;
+    double sum0 = me->sum, dot0 = me->dot;
+    for (int64_t i = threadIdx.x; i < width; i += blockDim.x) m = row[i] > m || row[i] != row[i] ? row[i] : m;
+    m = block_max(m, sh);
+    int at = (int)width;
+    for (int64_t i = threadIdx.x; i < width; i += blockDim.x)
+        if (row[i] == m && i < at) at = (int)i;
+    si[threadIdx.x] = at;
+    __syncthreads();
+    for (int k = blockDim.x / 2; k; k /= 2) {
+        if ((int)threadIdx.x < k && si[threadIdx.x + k] < si[threadIdx.x]) si[threadIdx.x] = si[threadIdx.x + k];
+        __syncthreads();
+    }
+    float now = m > old || m != m ? m : old;
+    double sum = 0, dot = 0;
+    for (int64_t i = threadIdx.x; i < width; i += blockDim.x) {
+        double p = (double)expf(row[i] - now);
+        sum += p;
+        if (o) dot += p * (double)(row[i] - o[i]);
+    }
+    sum = block_sum(sum, sd);
+    dot = block_sum(dot, sd);
+    if (threadIdx.x) return;
+    double shrink = now == old ? 1 : exp((double)old - (double)now);
+    if (old == -INFINITY) shrink = 0;
+    me->sum = sum0 * shrink + sum;
+    me->dot = dot0 * shrink + dot;
+    me->max = now;
+    if (m > old) me->top1 = (int32_t)(col0 + si[0]);
+    int64_t t = targets[blockIdx.x] - col0;
+    if (t >= 0 && t < width) me->target = row[t];
+}
+
+struct Pass {
+    RowState *cur, *ref;
+    float *z, *z_ref;
+    int32_t *targets;
+};
+
+static bool score_rows(Backend *b, const ScoreJob *job, const Pass *p, int64_t row0, int64_t n) {
+    cudaStream_t st = STREAM(b);
+    int64_t vocab = job->head->rows;
+    b->ops->write(b, p->targets, job->targets + row0, (size_t)n * 4);
+    start_kernel<<<cuda_blocks(n, 256), 256, 0, st>>>(p->cur, n);
+    if (p->ref) start_kernel<<<cuda_blocks(n, 256), 256, 0, st>>>(p->ref, n);
+    for (int64_t c = 0; c < vocab; c += CHUNK) {
+        int64_t width = vocab - c < CHUNK ? vocab - c : CHUNK;
+        if (!cuda_linear_part(b, p->z, job->x + row0 * job->head->cols, n, job->head, c, width, false)) return false;
+        if (p->ref && !cuda_linear_part(b, p->z_ref, job->ref_x + row0 * job->ref_head->cols, n, job->ref_head, c, width, false))
+            return false;
+        if (job->softcap > 0) softcap_kernel<<<cuda_blocks(n * width, 256), 256, 0, st>>>(p->z, n * width, job->softcap);
+        if (job->softcap > 0 && p->ref)
+            softcap_kernel<<<cuda_blocks(n * width, 256), 256, 0, st>>>(p->z_ref, n * width, job->softcap);
+        chunk_kernel<<<(unsigned)n, 256, 0, st>>>(p->cur, p->z, NULL, p->targets, c, width);
+        if (p->ref) chunk_kernel<<<(unsigned)n, 256, 0, st>>>(p->ref, p->z_ref, p->z, p->targets, c, width);
+        if (!LAUNCHED(b, "打分")) return false;
+    }
+    return true;
+}
+
+static void write_rows(const ScoreJob *job, const RowState *cur, const RowState *ref, int64_t row0, int64_t n) {
+    for (int64_t r = 0; r < n; r++) {
+        int64_t i = row0 + r;
+        double lse = (double)cur[r].max + log(cur[r].sum);
+        job->nll[i] = job->targets[i] < 0 ? 0 : lse - (double)cur[r].target;
+        if (job->lse) job->lse[i] = lse;
+        if (job->top1) job->top1[i] = cur[r].top1;
+        if (job->top_nll) job->top_nll[i] = lse - (double)cur[r].max;
+        if (!ref) continue;
+        double kl = ref[r].dot / ref[r].sum - ((double)ref[r].max + log(ref[r].sum)) + lse;
+        job->kl[i] = kl < 0 && kl > -1e-7 ? 0 : kl;
+        if (job->ref_top1) job->ref_top1[i] = ref[r].top1;
+    }
+}
+
+void cuda_score(Backend *b, const ScoreJob *job) {
+    bool has_ref = job->ref_x != NULL;
+    int64_t rows = job->n < MAX_ROWS ? job->n : MAX_ROWS, models = has_ref ? 2 : 1;
+    size_t z_bytes = (size_t)(rows * CHUNK) * 4, state = (size_t)rows * sizeof(RowState);
+    char *z = (char *)cuda_slot(b, SLOT_Z, (size_t)models * z_bytes);
+    char *s = (char *)cuda_slot(b, SLOT_A, (size_t)models * state + (size_t)rows * 4);
+    RowState *host = (RowState *)malloc((size_t)models * state);
+    if (!host) err_set(&b->err, ERR_MEMORY, "内存不足");
+    bool ok = z && s && host;
+    if (ok) {
+        Pass p = {(RowState *)s, has_ref ? (RowState *)s + rows : NULL, (float *)z, (float *)(z + z_bytes),
+                  (int32_t *)(s + (size_t)models * state)};
+        for (int64_t r = 0; ok && r < job->n; r += rows) {
+            int64_t n = job->n - r < rows ? job->n - r : rows;
+            ok = score_rows(b, job, &p, r, n);
+            if (ok) b->ops->read(b, host, s, (size_t)models * state);
+            if (ok) write_rows(job, host, has_ref ? host + rows : NULL, r, n);
+        }
+    }
+    free(host);
+}
+
+__global__ static void coefficient_kernel(float *z, const double *lse, const int32_t *targets, int64_t n, int64_t width,
+                                          int64_t v0, float scale) {
+    EACH(i, n * width) {
+        int64_t r = i / width, c = i % width;
+        float p = targets[r] < 0 ? 0 : scale * expf(z[i] - (float)lse[r]);
+        z[i] = targets[r] - v0 == c ? p - scale : p;
+    }
+}
+void cuda_score_grad(Backend *b, const ScoreGradJob *job) {
+    enum { PART = 4096 };
+    int64_t n = job->n, d = job->head->cols, vocab = job->head->rows;
+    Arena tmp = {b->memory};
+    double *lse_host = (double *)malloc((size_t)n * 8), *lse = (double *)arena_array(&tmp, (size_t)n, 8, &b->err);
+    float *z = (float *)arena_array(&tmp, (size_t)(n * PART), 4, &b->err);
+    float *head = (float *)arena_array(&tmp, (size_t)(PART * d), 4, &b->err);
+    float *part = (float *)arena_array(&tmp, (size_t)(n * d), 4, &b->err);
+    int32_t *targets = (int32_t *)arena_array(&tmp, (size_t)n, 4, &b->err);
+    bool ok = lse_host && lse && z && head && part && targets;
+    if (ok) {
+        ScoreJob score = {};
+        score.n = n, score.x = job->x, score.head = job->head, score.targets = job->targets, score.nll = job->nll;
+        score.lse = lse_host;
+        cuda_score(b, &score);
+        b->ops->write(b, lse, lse_host, (size_t)n * 8);
+        b->ops->write(b, targets, job->targets, (size_t)n * 4);
+        cuda_ok(b, cudaMemsetAsync(job->dx, 0, (size_t)(n * d) * 4, STREAM(b)), "清零");
+    }
+    for (int64_t v0 = 0; ok && v0 < vocab && b->err.code == ERR_NONE; v0 += PART) {
+        int64_t width = vocab - v0 < PART ? vocab - v0 : PART;
+        if (!cuda_linear_part(b, z, job->x, n, job->head, v0, width, false)) break;
+        coefficient_kernel<<<cuda_blocks(n * width, 256), 256, 0, STREAM(b)>>>(z, lse, targets, n, width, v0, job->scale);
+        cuda_expand(b, head, job->head, v0, width);
+        cuda_matmul(b, part, z, head, n, width, d, false);
+        cuda_add(b, job->dx, part, n * d);
+    }
+    free(lse_host);
+    arena_free(&tmp);
+}

@@ -1,5 +1,6 @@
 /* test_cuda — 每个方法在 CPU 与 CUDA 上各跑一次，印出两边的 NLL 与权重误差（初稿：只印，不判）
  * 由 tests/unit/test_strict.c 改来；插件 libptq_cuda.so 由 dlopen 装入，命令见 docs/gpu.md。 */
+#include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>

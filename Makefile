@@ -28,10 +28,17 @@ ifeq ($(findstring clang,$(CC)),)
 WARN    += -Wno-format-truncation $(if $(SAN),-Wno-maybe-uninitialized)
 endif
 OPT     ?= -O2 -g
+# CUDA 插件：有 nvcc 才编（只在主构建里），运行时有驱动才装入
+NVCC    ?= $(shell command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
+CUDA    ?= $(if $(NVCC),$(if $(filter build,$(BUILD)),1))
 SANFLAG := $(if $(SAN),-fsanitize=$(SAN) -fno-sanitize-recover=all -fno-omit-frame-pointer)
 CFLAGS  := -std=c11 -ffp-contract=off -D_GNU_SOURCE -Isrc -I. $(OPT) $(WARN) $(SANFLAG) \
            $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
-LIBS    := $(PKG_LIBS) -lm -lpthread
+LIBS    := $(PKG_LIBS) -lm -lpthread -ldl
+# sm_80（A100）与 sm_90a（H100、H200）的机器码，另有 PTX 供以后的 GPU
+CUDA_ARCH  ?= -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90a,code=sm_90a \
+              -gencode arch=compute_90,code=compute_90
+NVCC_FLAGS := -std=c++17 -O3 -lineinfo -Isrc -Xcompiler -fPIC,-fvisibility=hidden,-Wall $(CUDA_ARCH)
 
 # 内核源码（src/compute/cpu/isa/）按指令集各编译一次，运行时选用。
 # 展开得很大，插桩时只用 -O1；模糊测试只关心解析器，内核不插桩（否则编译要几分钟）
@@ -54,11 +61,14 @@ LIB_OBJ    := $(LIB_SRC:src/%.c=$(BUILD)/obj/%.o) $(BUILD)/obj/method_table.o
 TEST_SRC   := $(sort $(wildcard tests/unit/test_*.c tests/ops/test_*.c tests/golden/test_*.c))
 TOOL_SRC   := $(sort $(wildcard tests/tools/*.c tests/bench/*.c))
 TEST_BIN   := $(patsubst tests/%.c,$(BUILD)/tests/%,$(TEST_SRC) $(TOOL_SRC))
+CUDA_SRC   := $(sort $(wildcard src/compute/cuda/*.cu))
+CUDA_OBJ   := $(CUDA_SRC:src/%.cu=$(BUILD)/obj/%.cu.o)
 FUZZ_SRC   := $(sort $(wildcard tests/fuzz/fuzz_*.c))
 FUZZ_BIN   := $(FUZZ_SRC:tests/fuzz/%.c=$(BUILD)/fuzz/%)
 
 # ---------------------------------------------------------------- 构建
-all: $(BUILD)/ptq-bench
+all: $(BUILD)/ptq-bench $(if $(CUDA),$(BUILD)/libptq_cuda.so)
+cuda: $(BUILD)/libptq_cuda.so
 tests: $(TEST_BIN)
 bench-kernels: $(BUILD)/bench-kernels
 fuzzers: $(FUZZ_BIN)
@@ -74,6 +84,14 @@ $(BUILD)/libptq.a: $(LIB_OBJ) $(KERNEL_OBJ) $(BUILD)/gen/sources.txt
 $(BUILD)/bench-kernels: tests/bench/bench_kernels.c $(BUILD)/libptq.a
 	@echo "  LD  $@"
 	$(Q)$(CC) $(CFLAGS) -MMD -MP -MF $@.d -o $@ $< $(BUILD)/libptq.a $(LIBS)
+
+$(BUILD)/libptq_cuda.so: $(CUDA_OBJ)
+	@echo "  LD  $@"
+	$(Q)$(NVCC) -shared -o $@ $(CUDA_OBJ) -lcublas -lcublasLt -lcusolver \
+	    -Xlinker -rpath,$(dir $(NVCC))../lib64,-z,defs
+$(BUILD)/obj/%.cu.o: src/%.cu $(BUILD)/gen/cuda_flags.txt
+	@echo "  NVCC  $@"; mkdir -p $(@D)
+	$(Q)$(NVCC) $(NVCC_FLAGS) -MMD -MP -MF $(@:.o=.d) -c -o $@ $<
 
 # 编译一个 .c；$(1) 是附加参数。头文件依赖由 -MMD 记在 .d 里
 compile = @echo "  CC  $@"; mkdir -p $(@D)$(if $(V),; set -x); \
@@ -112,6 +130,8 @@ $(BUILD)/obj/method_table.o: $(BUILD)/gen/method_table.c $(BUILD)/gen/flags.txt
 remember = @mkdir -p $(@D); printf '%s\n' '$(1)' | cmp -s - $@ || printf '%s\n' '$(1)' > $@
 $(BUILD)/gen/flags.txt: FORCE
 	$(call remember,$(CC) $(CFLAGS) $(foreach i,$(ISAS),[$(i) $(ISA_$(i)) $(KERNEL_OPT)]))
+$(BUILD)/gen/cuda_flags.txt: FORCE
+	$(call remember,$(NVCC) $(NVCC_FLAGS))
 $(BUILD)/gen/sources.txt: FORCE
 	$(call remember,$(LIB_SRC) $(KERNEL_SRC))
 $(BUILD)/gen/methods.txt: FORCE
@@ -126,6 +146,10 @@ $(BUILD)/tests/unit/test_strict: LIBS += -Wl,--wrap=backend_open_cpu
 $(BUILD)/tests/%: tests/%.c $(BUILD)/libptq.a
 	@echo "  LD  $@"; mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) -MMD -MP -MF $@.d -o $@ $< $(BUILD)/libptq.a $(LIBS) -lcmocka
+# 算子测试另有 CUDA 的外壳（PTQ_TEST_BACKEND=cuda）
+$(BUILD)/tests/ops/%: tests/ops/%.c tests/ops/staged.c tests/ops/staged.h $(BUILD)/libptq.a
+	@echo "  LD  $@"; mkdir -p $(@D)
+	$(Q)$(CC) $(CFLAGS) -MMD -MP -MF $@.d -o $@ $< tests/ops/staged.c $(BUILD)/libptq.a $(LIBS) -lcmocka
 $(BUILD)/tests/tools/%: tests/tools/%.c $(BUILD)/libptq.a
 	@echo "  LD  $@"; mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) -MMD -MP -MF $@.d -o $@ $< $(BUILD)/libptq.a $(LIBS)
@@ -202,7 +226,8 @@ clean:
 
 help:
 	@echo '用法: make [目标]'
-	@echo '  (无)          编译 $(BUILD)/ptq-bench'
+	@echo '  (无)          编译 $(BUILD)/ptq-bench；有 nvcc 时连同 CUDA 插件'
+	@echo '  cuda          只编译 CUDA 插件 $(BUILD)/libptq_cuda.so'
 	@echo '  demo          装依赖、编译、跑演示矩阵、出排行榜与图（3 分钟以内）'
 	@echo '  test          装依赖、三种构建、全部测试；SAN=address,undefined 只用该构建'
 	@echo '  deps          只装编译与运行的依赖；deps-test 连同测试工具'
@@ -218,5 +243,5 @@ help:
 	@echo '变量: CC=clang SAN=address,undefined OPT="-O0 -g" BUILD=目录 V=1'
 
 FORCE:
-.PHONY: all tests bench-kernels fuzzers deps deps-test demo test test-smollm2 test-lm-eval fuzz bench readme format tidy clean help FORCE test-bridge
+.PHONY: all cuda tests bench-kernels fuzzers deps deps-test demo test test-smollm2 test-lm-eval fuzz bench readme format tidy clean help FORCE test-bridge
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

@@ -79,7 +79,9 @@ static bool run(const ConfigRequest *r, const char *ids_text, const char *output
     }
     const char *path = config_model_path(&c, e);
     ComputeMode mode = c.run.compute == 2 ? COMPUTE_BF16 : COMPUTE_F32;
-    bool ok = path && backend_open_cpu(&b, (int)c.run.threads, mode, NULL, e);
+    bool cuda = c.run.device == DEVICE_CUDA || (c.run.device == DEVICE_AUTO && backend_has_cuda());
+    bool ok = path && (cuda ? backend_open_cuda(&b, (int)c.run.threads, mode, e)
+                            : backend_open_cpu(&b, (int)c.run.threads, mode, NULL, e));
     if (ok) {
         ok = model_open(&m, path, DTYPES[c.model.dtype], &b, e);
         if (ok) {

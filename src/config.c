@@ -301,11 +301,6 @@ static bool check_limits(Config *c, Err *e) {
         return err_set(e, ERR_CONFIG, "%s: max_memory '%s' 不是大小，应如 400MB、8GB",
                        schema_where(yaml_path(c->merged, "max_memory"), where, sizeof where),
                        c->run.max_memory);
-    if (c->run.device == 2)
-        return err_set(e, ERR_UNSUPPORTED,
-                       "%s: device 为 cuda，但这个程序没有编入 CUDA 支持；请改用 cpu 或 auto",
-                       schema_where(yaml_path(c->merged, "device"), where, sizeof where));
-    c->run.device = 1;                              /* auto → cpu */
     if (c->run.compute == 0) c->run.compute = 1;    /* auto → float32 */
     if (c->model.trust_remote_code &&
         !warn(c, "trust_remote_code 为 true：仅作记录，本程序从不运行模型仓库里的代码", e))

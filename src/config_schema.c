@@ -21,7 +21,7 @@ static const char *const DTYPES[] = {"auto", "float32", "float16", "bfloat16", N
 
 const Option RUN_OPTIONS[] = {
     OPT_INT(RunOptions, seed, "seed", 0, 0, 9007199254740991.0, "随机种子"),
-    OPT_ENUM(RunOptions, device, "device", DEVICES, 0, "运行设备，auto 取可用的最好设备"),
+    OPT_ENUM(RunOptions, device, "device", DEVICES, 0, "运行设备，auto 有 GPU（驱动与插件 libptq_cuda.so 都在）用 GPU，否则 CPU；见 docs/gpu.md"),
     OPT_INT(RunOptions, threads, "threads", 0, 0, 1024, "线程数，0 为全部核；不影响数值结果"),
     OPT_STR(RunOptions, max_memory, "max_memory", NULL,
             "内存上限，如 400MB、8GB；不够时未量化的线性层逐块从文件载入，数值不变"),

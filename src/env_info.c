@@ -162,7 +162,7 @@ static bool add_build(json_t *o) {
 
 json_t *env_info(const char *root) {
     json_t *o = json_object();
-    /* 本程序不用 GPU 与 Python 栈；键照指南保留 */
+    /* 不用 Python 栈；gpu、cuda、driver 由 runner 填（在 CPU 上为 null）。键照指南保留 */
     static const char *const ABSENT[] = {"gpu", "cuda", "driver", "torch", "transformers", "lm_eval"};
     bool ok = o != NULL;
     for (size_t i = 0; ok && i < sizeof ABSENT / sizeof *ABSENT; i++) ok = put(o, ABSENT[i], NULL);

@@ -14,13 +14,35 @@ bool experiment_is_baseline(const Experiment *x) {
     return strcmp(x->config.method->name, "fp16") == 0 && !x->model.head_int8;
 }
 
+static void fall_back(Experiment *x, const char *text) {
+    log_line(LOG_WARN, "%s", text);
+    json_array_append_new(x->fallbacks, json_string(text));
+}
+
+/* CUDA 后端。auto 而打不开时退到 CPU（有库有驱动却打不开才算退让，要说出来）。 */
+static bool open_cuda(Experiment *x, Err *e) {
+    const RunOptions *o = &x->config.run;
+    Err why = {0};
+    if (o->device == DEVICE_CPU || (o->device == DEVICE_AUTO && !backend_has_cuda())) return true;
+    x->backend_open = backend_open_cuda(&x->backend, (int)o->threads, x->compute, &why);
+    if (x->backend_open) return true;
+    if (o->device == DEVICE_AUTO) {
+        char text[1200];
+        snprintf(text, sizeof text, "GPU 打不开，退回 CPU：%s", why.msg);
+        fall_back(x, text);
+        return true;
+    }
+    *e = why;
+    return false;
+}
+
 static bool open_backend(Experiment *x, Err *e) {
     const RunOptions *o = &x->config.run;
     x->compute = o->compute == 2 ? COMPUTE_BF16 : COMPUTE_F32;
+    if (!open_cuda(x, e)) return false;
+    if (x->backend_open) return true;
     if (x->compute == COMPUTE_BF16 && !cpu_has_bf16()) {
-        const char *text = "CPU 没有 AVX512-BF16，compute=bfloat16 退回 float32";
-        log_line(LOG_WARN, "%s", text);
-        json_array_append_new(x->fallbacks, json_string(text));
+        fall_back(x, "CPU 没有 AVX512-BF16，compute=bfloat16 退回 float32");
         x->compute = COMPUTE_F32;
     }
     x->backend_open = backend_open_cpu(&x->backend, (int)o->threads, x->compute, NULL, e);
@@ -75,8 +97,7 @@ static bool limit_memory(Experiment *x, Err *e) {
     char text[200], need[32], have[32];
     snprintf(text, sizeof text, "估计要 %s，超过 max_memory 的 %s：未量化的线性层逐块载入",
              str_bytes(need, sizeof need, (double)total), str_bytes(have, sizeof have, (double)limit));
-    log_line(LOG_WARN, "%s", text);
-    json_array_append_new(x->fallbacks, json_string(text));
+    fall_back(x, text);
     return true;
 }
 
@@ -147,8 +168,11 @@ static bool hash_texts(char hex[HASH_HEX], const char *const *parts, size_t n, E
     return true;
 }
 
+/* 各存档的身份里的计算方式：GPU 与 CPU 的结果不混用。 */
 static const char *compute_name(const Experiment *x) {
-    return x->compute == COMPUTE_BF16 ? "bfloat16" : "float32";
+    bool bf16 = x->compute == COMPUTE_BF16;
+    if (x->backend.device) return bf16 ? "bfloat16 cuda" : "float32 cuda";
+    return bf16 ? "bfloat16" : "float32";
 }
 
 static bool identify(Experiment *x, Err *e) {
@@ -231,6 +255,10 @@ void experiment_describe(const Experiment *x) {
     log_line(LOG_LOAD, "模型 %s：%s，%lld 层，隐藏维 %lld，词表 %lld，文件 %s（%s）", x->config.model.name,
              c->arch->name, (long long)c->n_layers, (long long)c->hidden, (long long)c->vocab,
              str_bytes(size, sizeof size, (double)bytes), x->model.weights.format);
+    const DeviceInfo *d = x->backend.device;
+    if (d)
+        log_line(LOG_INFO, "GPU：%s，显存 %s，驱动 %s，CUDA %s", d->name,
+                 str_bytes(size, sizeof size, (double)d->memory), d->driver, d->cuda);
     log_line(LOG_INFO, "计算 %s，内核 %s，%d 线程；权重存放 %s；BOS：%s",
              x->compute == COMPUTE_BF16 ? "bfloat16" : "float32", x->backend.isa,
              x->backend.n_threads, dtype_name(x->model.dtype), tokenizer_bos_policy(x->tokenizer));

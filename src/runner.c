@@ -82,6 +82,10 @@ static json_t *quantization_json(const Experiment *x, const QuantJob *job) {
                                       : json_null());
 }
 
+static json_t *vram_peak_json(Backend *b) {
+    return b->vram_peak ? json_real((double)b->vram_peak(b) / 1e6) : json_null();
+}
+
 static json_t *metrics_json(const Experiment *x, const json_t *ppl, const Speed *speed,
                             const ScoreCost *cost) {
     const char *name;
@@ -90,7 +94,8 @@ static json_t *metrics_json(const Experiment *x, const json_t *ppl, const Speed 
         if (!kv) kv = json_object_get(v, "kv_cache");
     }
     double rate = cost->seconds > 0 ? (double)cost->n_tokens / cost->seconds : 0;
-    return json_pack("{s:n, s:f, s:f, s:f, s:O?, s:O?, s:O?, s:o, s:o, s:o}", "vram_peak_mb", "rss_peak_mb",
+    return json_pack("{s:o, s:f, s:f, s:f, s:O?, s:O?, s:O?, s:o, s:o, s:o}", "vram_peak_mb",
+                     vram_peak_json((Backend *)&x->backend), "rss_peak_mb",
                      (double)env_rss_peak() / 1e6, "alloc_peak_mb",
                      (double)allocator_default()->peak / 1e6, "weights_mb",
                      (double)model_bytes(&x->model).total / 1e6, "kv_bytes_per_token",
@@ -104,6 +109,17 @@ static json_t *metrics_json(const Experiment *x, const json_t *ppl, const Speed 
                                           (json_int_t)cost->n_rows, "seconds", cost->seconds,
                                           "tok_per_s", rate)
                               : json_null());
+}
+
+/* 环境；在 GPU 上另记它的名字与版本。 */
+static json_t *environment_json(const Experiment *x) {
+    json_t *o = env_info(x->config.root);
+    const DeviceInfo *d = x->backend.device;
+    if (!o || !d) return o;
+    json_object_set_new(o, "gpu", json_string(d->name));
+    json_object_set_new(o, "cuda", json_string(d->cuda));
+    json_object_set_new(o, "driver", json_string(d->driver));
+    return o;
 }
 
 /* 量化 → 评测，把各部分装进 result。 */
@@ -155,12 +171,13 @@ static json_t *new_result(const Experiment *x, const RunRequest *r) {
     struct tm tm;
     localtime_r(&now, &tm);
     strftime(started, sizeof started, "%Y-%m-%dT%H:%M:%S%z", &tm);
-    return json_pack("{s:s, s:s, s:o, s:b, s:{s:s, s:s, s:i}, s:s, s:o, s:{s:s}}", "schema",
+    return json_pack("{s:s, s:s, s:o, s:b, s:{s:s, s:s, s:s, s:i}, s:s, s:o, s:{s:s}}", "schema",
                      "ptq-bench/1", "run_key", x->run_key, "config", config_json(x, &r->config),
                      "limited", x->config.run.limit > 0 || x->config.run.task_limit > 0, "compute", "mode",
-                     x->compute == COMPUTE_BF16 ? "bfloat16" : "float32", "isa", x->backend.isa,
+                     x->compute == COMPUTE_BF16 ? "bfloat16" : "float32", "device", x->backend.name, "isa",
+                     x->backend.isa,
                      "threads", x->backend.n_threads, "command", r->command ? r->command : "",
-                     "environment", env_info(x->config.root), "time", "started", started);
+                     "environment", environment_json(x), "time", "started", started);
 }
 
 static void set_status(json_t *result, bool ok, const Err *e) {

@@ -213,10 +213,17 @@ typedef struct BackendOps {
                             const QSpec *spec);
 } BackendOps;
 
+/* 设备（GPU）的身份，写进结果。 */
+typedef struct DeviceInfo {
+    char name[256];             /* 如 "NVIDIA H100 80GB HBM3" */
+    char driver[32], cuda[32];  /* 驱动与 CUDA 运行库的版本 */
+    size_t memory;              /* 显存，字节 */
+} DeviceInfo;
+
 struct Backend {
     const BackendOps *ops;
     const char *name;     /* "cpu" / "cuda" */
-    const char *isa;      /* 实际选中的内核，如 "avx512_bf16" */
+    const char *isa;      /* 实际选中的内核，如 "avx512_bf16"、"sm_90" */
     ComputeMode compute;
     int n_threads;
     Allocator *memory; /* 后端的内存 */
@@ -224,11 +231,23 @@ struct Backend {
     void (*guard)(Backend *b, bool open); /* 每次派发前后调用（严格模式）；NULL 即无 */
     Err err;              /* 粘滞 */
     void *impl;
+    void (*close)(Backend *b);         /* 归还 impl */
+    Backend *host;                     /* CUDA：主机上的 CPU 后端（parallel 用），随之关闭 */
+    const DeviceInfo *device;          /* CUDA；CPU 为 NULL */
+    size_t (*vram_peak)(Backend *b);   /* CUDA：驱动所见的显存峰值，字节；CPU 为 NULL */
 };
+
+/* 运行在哪里；次序同 config_schema.c 的 DEVICES。 */
+typedef enum { DEVICE_AUTO, DEVICE_CPU, DEVICE_CUDA } Device;
 
 /* 打开 CPU 后端。参数: n_threads 0 表示全部在线核；isa NULL 为自动，或 "generic" "avx2" "avx512"
  * "avx512_bf16"（测试用，机器不支持时报错）。compute 为 BF16 而机器没有 AVX512-BF16 时报 ERR_UNSUPPORTED。 */
 bool backend_open_cpu(Backend *b, int n_threads, ComputeMode compute, const char *isa, Err *e);
+/* 打开 CUDA 后端：装入 libptq_cuda.so（环境变量 PTQ_CUDA_LIBRARY，或程序旁边，或它上面两层），n_threads 供主机上的并行。
+ * 错误: ERR_UNSUPPORTED（没有这个库、没有驱动、没有可用的 GPU）、ERR_DEVICE（CUDA 的调用失败）、ERR_MEMORY。 */
+bool backend_open_cuda(Backend *b, int n_threads, ComputeMode compute, Err *e);
+/* 这台机器看上去有 CUDA：库与驱动都在。不打开设备。 */
+bool backend_has_cuda(void);
 /* 把刚打开的 CPU 后端变成严格模式（测试用）：后端的内存平时不可读写，只在算子之内放开，所以主机的代码直接碰它就会崩溃；映射是
  * 复制的，与 CUDA 相同。数值与普通的逐位相同。 */
 bool backend_make_strict(Backend *b, Err *e);

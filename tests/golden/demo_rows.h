@@ -52,7 +52,9 @@ static inline void add_int(Overrides *o, const char *key, int64_t value) {
 static inline void add_common(Overrides *o, int64_t limit) {
     add(o, "eval.ppl_datasets", "[demo]");
     add(o, "eval.ppl_protocol", "gptq-512");
+    const char *device = getenv("PTQ_TEST_DEVICE"); /* cuda：在 GPU 上对照，见 docs/gpu.md */
     add(o, "compute", "float32");
+    add(o, "device", device ? device : "cpu");
     add(o, "eval.kl_windows", "0");
     add(o, "eval.speed", "false");
     add(o, "results_dir", tmp_dir);

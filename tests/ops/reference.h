@@ -16,10 +16,11 @@
 #include "base/dtype.h"
 #include "base/rng.h"
 #include "compute/ops.h"
+#include "tests/ops/staged.h"
 
 /* bf16 计算的单行（没有偏置）遇到组宽是 32 的倍数（或整行）、没有离群值的量化权重：按编码算，见 backend.h。 */
 static inline bool ref_by_codes(const QTensor *q, bool bf16, int64_t n, bool bias) {
-    return bf16 && n == 1 && !bias && q->dense == DT_NONE && !q->outliers.start &&
+    return !ref_on_cuda() && bf16 && n == 1 && !bias && q->dense == DT_NONE && !q->outliers.start &&
            (q->n_groups == 1 || q->spec.group_size % QT_KBLOCK == 0);
 }
 /* op_linear 实际用的权重，*reach 是误差界里的 |w|：按编码算的不舍入，部分和却有 scale·(code+|zero|) 那么大。 */
@@ -55,10 +56,11 @@ static inline int ref_targets(RefTarget *t) {
             Backend b;
             Err e = {0};
             ComputeMode mode = m ? COMPUTE_BF16 : COMPUTE_F32;
-            if (!backend_open_cpu(&b, 1, mode, ISAS[i], &e)) continue;
+            if (!ref_backend(&b, 1, mode, ISAS[i], &e)) continue;
             backend_close(&b);
             t[n] = (RefTarget){.isa = ISAS[i], .compute = mode};
-            snprintf(t[n].name, sizeof t[n].name, "%s/%s", ISAS[i], m ? "bf16" : "f32");
+            snprintf(t[n].name, sizeof t[n].name, "%s/%s", ref_on_cuda() ? "cuda" : ISAS[i],
+                     m ? "bf16" : "f32");
             n++;
         }
     assert_true(n >= 1);
@@ -68,7 +70,7 @@ static inline int ref_targets(RefTarget *t) {
 static inline Backend ref_open(const RefTarget *t, int n_threads) {
     Backend b;
     Err e = {0};
-    if (!backend_open_cpu(&b, n_threads, t->compute, t->isa, &e)) fail_msg("%s", e.msg);
+    if (!ref_backend(&b, n_threads, t->compute, t->isa, &e)) fail_msg("%s", e.msg);
     return b;
 }
 
@@ -124,5 +126,12 @@ static inline void ref_same(const float *a, const float *b, int64_t n, const cha
         if (memcmp(a + i, b + i, sizeof *a) != 0)
             fail_msg("%s: %s: 第 %lld 个数不逐位相同：%.9g 与 %.9g", target, what, (long long)i,
                      (double)a[i], (double)b[i]);
+}
+/* 批大小、切分不同的同一行：CPU 上逐位相同；CUDA 的矩阵乘由 cuBLAS 按形状选次序，只差末位。 */
+static inline void ref_same_row(const float *a, const float *b, int64_t n, const char *target,
+                                const char *what) {
+    if (!ref_on_cuda()) ref_same(a, b, n, target, what);
+    for (int64_t i = 0; ref_on_cuda() && i < n; i++)
+        ref_near((double)a[i], (double)b[i], 1e-5 * (1 + fabs((double)b[i])), target, what);
 }
 #endif

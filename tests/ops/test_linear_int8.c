@@ -19,7 +19,7 @@ static float *new_floats(int64_t n) {
 
 static bool open_isa(Backend *b, const char *isa, int threads) {
     Err e = {0};
-    if (backend_open_cpu(b, threads, COMPUTE_F32, isa, &e)) return true;
+    if (ref_backend(b, threads, COMPUTE_F32, isa, &e)) return true;
     assert_int_equal(e.code, ERR_UNSUPPORTED);
     return false;
 }

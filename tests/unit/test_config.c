@@ -148,7 +148,7 @@ static void test_values(void **state) {
     refuse("m", "rtn", "A", "eval.ppl_datasets=[demo, demo]", ERR_CONFIG, "两次");
     refuse("m", "rtn", "A", "eval.ppl_datasets=[[demo]]", ERR_CONFIG, "第 1 项");
     refuse("m", "rtn", "A", "nothing", ERR_CONFIG, "键=值");
-    refuse("m", "rtn", "A", "device=cuda", ERR_UNSUPPORTED, "CUDA");
+    refuse("m", "rtn", "A", "device=gpu", ERR_CONFIG, "cuda");
     refuse("m", "rtn", "A", "eval.lm_eval_tasks={a: 1}", ERR_CONFIG, "应为列表");
     refuse("m", "rtn", "A", "eval.num_fewshot=-2", ERR_CONFIG, "超出范围");
 }

@@ -128,6 +128,18 @@ static int64_t block_bytes(void) {
     return l2 / 5 * 4;
 }
 
+static void cpu_close(Backend *b) {
+    CpuBackend *c = b->impl;
+    strict_close(b);
+    pool_close(c->pool);
+    Allocator *a = allocator_default();
+    for (int i = 0; c->scratch && c->scratch_bytes && i < c->n_slots; i++)
+        if (c->scratch[i]) a->release(a, c->scratch[i], c->scratch_bytes[i]);
+    free(c->scratch);
+    free(c->scratch_bytes);
+    free(c);
+}
+
 bool backend_open_cpu(Backend *b, int n_threads, ComputeMode compute, const char *isa, Err *e) {
     memset(b, 0, sizeof *b);
     if (n_threads < 0 || n_threads > MAX_THREADS)
@@ -143,7 +155,8 @@ bool backend_open_cpu(Backend *b, int n_threads, ComputeMode compute, const char
     CpuBackend *c = calloc(1, sizeof *c);
     if (!c) return err_set(e, ERR_MEMORY, "打开 CPU 后端时内存不足");
     *b = (Backend){.ops = &CPU_OPS, .name = "cpu", .isa = kernels->isa, .compute = compute,
-                   .n_threads = n, .memory = allocator_default(), .impl = c};
+                   .n_threads = n, .memory = allocator_default(), .impl = c,
+                   .close = cpu_close};
     c->kernels = kernels;
     c->block_bytes = block_bytes();
     c->n_slots = 2 * n + 3;
@@ -153,27 +166,6 @@ bool backend_open_cpu(Backend *b, int n_threads, ComputeMode compute, const char
     if (c->scratch && c->scratch_bytes && c->pool) return true;
     backend_close(b);
     return err_set(e, ERR_MEMORY, "无法建立 %d 个线程的线程池（内存不足或线程数受限）；请减小 --threads", n);
-}
-
-void backend_close(Backend *b) {
-    CpuBackend *c = b->impl;
-    if (!c) return;
-    strict_close(b);
-    pool_close(c->pool);
-    Allocator *a = allocator_default();
-    for (int i = 0; c->scratch && c->scratch_bytes && i < c->n_slots; i++)
-        if (c->scratch[i]) a->release(a, c->scratch[i], c->scratch_bytes[i]);
-    free(c->scratch);
-    free(c->scratch_bytes);
-    free(c);
-    memset(b, 0, sizeof *b);
-}
-
-bool backend_check(Backend *b, Err *e) {
-    if (b->err.code == ERR_NONE) return true;
-    if (e) *e = b->err;
-    b->err.code = ERR_NONE;
-    return false;
 }
 
 void *cpu_slot(Backend *b, int slot, size_t bytes) {

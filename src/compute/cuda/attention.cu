@@ -139,7 +139,7 @@ __global__ static void attention_kernel(float *out, const float *q, Rows k, Rows
 void cuda_attention(Backend *b, float *out, const float *q, const AttnSide *k, const AttnSide *v, int64_t n, const AttnSpec *s) {
     Rows kr, vr;
     if (s->head_dim > 32 * LANE_DIMS) {
-        err_set(&b->err, ERR_UNSUPPORTED, "CUDA 的注意力只支持头的维数不大于 %d", 32 * LANE_DIMS);
+        cuda_fail(b, ERR_UNSUPPORTED, "CUDA 的注意力只支持头的维数不大于 %d", 32 * LANE_DIMS);
         return;
     }
     if (!expand_side(b, k, s->first, n, SLOT_X, SLOT_W, &kr) || !expand_side(b, v, s->first, n, SLOT_A, SLOT_B, &vr)) return;
@@ -156,9 +156,6 @@ void cuda_kv_write(Backend *b, KvStore *s, const float *x, int64_t n) {
     if (LAUNCHED(b, "kv_write")) s->length += n;
 }
 
-__device__ static float rounded(const KvStore &s, float x) {
-    return s.f.dtype == DT_F16 ? __half2float(__float2half_rn(x)) : x;
-}
 __device__ static int affine_code(const KvStore &s, float x, float scale, float min) {
     float top = (float)((1 << s.f.bits) - 1), c = scale > 0 ? rintf(__fdiv_rn(__fadd_rn(x, -min), scale)) : 0;
     return (int)(c > 0 ? c < top ? c : top : 0);
@@ -312,7 +309,7 @@ static bool reserve_outliers(Backend *b, KvStore *s, int64_t n) {
     void *values = columns ? a->alloc(a, (size_t)cap * item) : NULL;
     if (!values) {
         if (columns) a->release(a, columns, (size_t)cap * 2);
-        return err_set(&b->err, ERR_MEMORY, "键值缓存的离群值：显存不足");
+        return cuda_fail(b, ERR_MEMORY, "键值缓存的离群值：显存不足");
     }
     if (old) {
         cuda_ok(b, cudaMemcpyAsync(columns, s->columns, (size_t)old * 2, cudaMemcpyDeviceToDevice, STREAM(b)), "复制");
@@ -326,14 +323,14 @@ static bool reserve_outliers(Backend *b, KvStore *s, int64_t n) {
 /* 由各 token 的个数（设备）求前缀和，备好空间。 */
 static bool place_outliers(Backend *b, KvStore *s, int64_t pos, int64_t n, const uint32_t *count) {
     uint32_t *host = (uint32_t *)malloc((size_t)n * 4);
-    if (!host) return err_set(&b->err, ERR_MEMORY, "内存不足");
+    if (!host) return cuda_fail(b, ERR_MEMORY, "内存不足");
     b->ops->read(b, host, count, (size_t)n * 4);
     uint64_t total = 0;
     uint32_t last = 0;
     if (pos) b->ops->read(b, &last, s->row_end + pos - 1, 4);
     total = last;
     for (int64_t i = 0; i < n; i++) host[i] = (uint32_t)(total += host[i]);
-    bool ok = b->err.code == ERR_NONE && (total <= UINT32_MAX || err_set(&b->err, ERR_UNSUPPORTED, "键值缓存的离群值超过 2^32 个"));
+    bool ok = b->err.code == ERR_NONE && (total <= UINT32_MAX || cuda_fail(b, ERR_UNSUPPORTED, "键值缓存的离群值超过 2^32 个"));
     if (ok) b->ops->write(b, s->row_end + pos, host, (size_t)n * 4);
     s->n_outliers = (int64_t)total;
     free(host);
@@ -438,7 +435,7 @@ __global__ static void grad_keys_kernel(float *dk, float *dv, const float *stat,
 void cuda_attention_grad(Backend *b, float *dq, float *dk, float *dv, const float *d_out, const float *q, const float *k,
                          const float *v, int64_t n, const AttnSpec *s) {
     if (s->head_dim > 32 * LANE_DIMS) {
-        err_set(&b->err, ERR_UNSUPPORTED, "CUDA 的注意力只支持头的维数不大于 %d", 32 * LANE_DIMS);
+        cuda_fail(b, ERR_UNSUPPORTED, "CUDA 的注意力只支持头的维数不大于 %d", 32 * LANE_DIMS);
         return;
     }
     float *stat = (float *)cuda_slot(b, SLOT_A, (size_t)(3 * n * s->n_heads) * 4);

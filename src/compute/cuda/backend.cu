@@ -1,23 +1,30 @@
 /* backend — CUDA 后端：打开、显存、复制、统计，以及算子表 */
 #include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "compute/cuda/cuda.h"
 #include "compute/cuda/cuda_ops.h"
 
+bool cuda_fail(Backend *b, ErrCode code, const char *fmt, ...) {
+    if (b->err.code != ERR_NONE) return false;
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(b->err.msg, sizeof b->err.msg, fmt, args);
+    va_end(args);
+    b->err.code = code;
+    return false;
+}
 bool cuda_ok(Backend *b, cudaError_t code, const char *what) {
     if (code == cudaSuccess) return true;
-    if (b->err.code == ERR_NONE)
-        err_set(&b->err, code == cudaErrorMemoryAllocation ? ERR_MEMORY : ERR_DEVICE, "CUDA：%s 失败：%s（%s）", what,
-                cudaGetErrorString(code), cudaGetErrorName(code));
-    return false;
+    return cuda_fail(b, code == cudaErrorMemoryAllocation ? ERR_MEMORY : ERR_DEVICE,
+                     "CUDA：%s 失败：%s（%s）", what, cudaGetErrorString(code), cudaGetErrorName(code));
 }
 bool cuda_blas_ok(Backend *b, cublasStatus_t code, const char *what) {
     if (code == CUBLAS_STATUS_SUCCESS) return true;
-    if (b->err.code == ERR_NONE)
-        err_set(&b->err, ERR_DEVICE, "cuBLAS：%s 失败：%s", what, cublasGetStatusString(code));
-    return false;
+    return cuda_fail(b, ERR_DEVICE, "cuBLAS：%s 失败：%s", what, cublasGetStatusString(code));
 }
 
 void *cuda_slot(Backend *b, int slot, size_t bytes) {
@@ -83,8 +90,7 @@ static void op_copy_2d_(Backend *b, void *dst, size_t dst_step, const void *src,
             "复制矩形");
 }
 static void op_parallel_(Backend *b, int64_t n, void (*fn)(void *ctx, int64_t task), void *ctx) {
-    Backend *h = &cuda_of(b)->host;
-    h->ops->parallel(h, n, fn, ctx);
+    b->host->ops->parallel(b->host, n, fn, ctx);
 }
 
 /* ---- 统计 ---- */
@@ -165,7 +171,7 @@ static bool row_sums(Backend *b, double *out, float *d, const float *x, const fl
         out[r] = 0;
         for (int64_t i = 0; i < per; i++) out[r] += host[r * per + i];
     }
-    if (!host) err_set(&b->err, ERR_MEMORY, "内存不足");
+    if (!host) cuda_fail(b, ERR_MEMORY, "内存不足");
     free(host);
     return ok;
 }
@@ -176,7 +182,7 @@ static void op_row_errors_(Backend *b, double *out, const float *x, const float 
 static double op_mse_grad_(Backend *b, float *d, const float *x, const float *y, float scale, int64_t rows,
                            int64_t cols) {
     double *out = (double *)malloc((size_t)rows * 8), sum = 0;
-    if (!out) err_set(&b->err, ERR_MEMORY, "内存不足");
+    if (!out) cuda_fail(b, ERR_MEMORY, "内存不足");
     bool ok = out && row_sums(b, out, d, x, y, cols, rows, cols, scale);
     for (int64_t r = 0; ok && r < rows; r++) sum += out[r];
     free(out);
@@ -231,16 +237,29 @@ static void op_adamw_(Backend *b, const AdamStep *step) {
     LAUNCHED(b, "adamw");
 }
 
+/* 驱动所见的占用，整块 GPU 的（别的进程也算在内）。 */
+static size_t used_memory(void) {
+    size_t free_bytes = 0, total = 0;
+    return cudaMemGetInfo(&free_bytes, &total) == cudaSuccess ? total - free_bytes : 0;
+}
+/* 内存池从不还给驱动，所以此刻驱动所见的占用就是峰值（含 CUDA 的上下文与 cuBLAS 的工作区）。 */
+static size_t vram_peak(Backend *b) {
+    (void)b;
+    return used_memory();
+}
+
 static void cuda_close(Backend *b) {
     CudaBackend *c = cuda_of(b);
     if (!c) return;
     for (int i = 0; i < N_SLOTS; i++)
         if (c->slot[i]) cudaFreeAsync(c->slot[i], c->stream);
-    cudaStreamSynchronize(c->stream);
     if (c->blas) cublasDestroy(c->blas);
-    cudaStreamDestroy(c->stream);
+    if (c->stream) {
+        cudaStreamSynchronize(c->stream);
+        cudaStreamDestroy(c->stream);
+    }
     free(c);
-    memset(b, 0, sizeof *b);
+    b->impl = NULL;
 }
 
 static BackendOps table(void) {
@@ -261,32 +280,77 @@ static BackendOps table(void) {
     return t;
 }
 
-/* host 是已打开的 CPU 后端（只用它的线程）；关闭 b 之后由调用者关闭它。 */
-extern "C" bool ptq_cuda_open(Backend *b, const Backend *host, ComputeMode compute, Err *e);
-extern "C" void ptq_cuda_close(Backend *b);
-extern "C" void ptq_cuda_close(Backend *b) {
-    cuda_close(b);
+static void version(char *out, size_t cap, int v) {
+    snprintf(out, cap, "%d.%d", v / 1000, v % 1000 / 10);
 }
-extern "C" bool ptq_cuda_open(Backend *b, const Backend *host, ComputeMode compute, Err *e) {
+/* 设备 0 的身份；没有可用的 GPU 时报错。 */
+static bool describe(Backend *b) {
+    CudaBackend *c = cuda_of(b);
+    cudaDeviceProp p;
+    int n = 0, driver = 0, runtime = 0;
+    cudaError_t code = cudaGetDeviceCount(&n);
+    if (code != cudaSuccess || n == 0)
+        return cuda_fail(b, ERR_UNSUPPORTED, "device=cuda：没有可用的 GPU（%s）：请看 nvidia-smi，或改用 --device cpu",
+                         code == cudaSuccess ? "个数是 0" : cudaGetErrorName(code));
+    if (!cuda_ok(b, cudaSetDevice(0), "选 GPU") || !cuda_ok(b, cudaGetDeviceProperties(&p, 0), "查 GPU")) return false;
+    cudaDriverGetVersion(&driver);
+    cudaRuntimeGetVersion(&runtime);
+    snprintf(c->device.name, sizeof c->device.name, "%s", p.name);
+    version(c->device.driver, sizeof c->device.driver, driver);
+    version(c->device.cuda, sizeof c->device.cuda, runtime);
+    FILE *f = fopen("/proc/driver/nvidia/version", "r"); /* 驱动自己的版本号，如 580.159.04 */
+    char line[256];
+    if (f && fgets(line, sizeof line, f))
+        for (char *word = strtok(line, " "); word; word = strtok(NULL, " "))
+            if (word[0] >= '0' && word[0] <= '9' && strchr(word, '.')) {
+                snprintf(c->device.driver, sizeof c->device.driver, "%.20s", word);
+                break;
+            }
+    if (f) fclose(f);
+    c->device.memory = p.totalGlobalMem;
+    snprintf(c->isa, sizeof c->isa, "sm_%d%d", p.major, p.minor);
+    int pools = 0;
+    cudaDeviceGetAttribute(&pools, cudaDevAttrMemoryPoolsSupported, 0);
+    if (p.major < 8 || !pools)
+        return cuda_fail(b, ERR_UNSUPPORTED, "device=cuda：%s（sm_%d%d）太旧，要 sm_80 以上：请改用 --device cpu", p.name,
+                         p.major, p.minor);
+    return true;
+}
+
+static bool open_device(Backend *b) {
+    CudaBackend *c = cuda_of(b);
+    cudaMemPool_t pool;
+    uint64_t keep = UINT64_MAX;
+    if (!describe(b) || !cuda_ok(b, cudaFree(NULL), "建立上下文")) return false;
+    return cuda_ok(b, cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking), "建立流") &&
+           cuda_ok(b, cudaDeviceGetDefaultMemPool(&pool, 0), "内存池") &&
+           cuda_ok(b, cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep), "内存池") &&
+           cuda_blas_ok(b, cublasCreate(&c->blas), "打开 cuBLAS") &&
+           cuda_blas_ok(b, cublasSetStream(c->blas, c->stream), "设置流") &&
+           cuda_blas_ok(b, cublasSetMathMode(c->blas, CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION), "精度");
+}
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+EXPORT const int ptq_cuda_version;
+EXPORT bool ptq_cuda_open(Backend *b, Backend *host, ComputeMode compute, Err *e);
+const int ptq_cuda_version = PTQ_CUDA_PLUGIN;
+
+bool ptq_cuda_open(Backend *b, Backend *host, ComputeMode compute, Err *e) {
     static BackendOps ops;
     ops = table();
     memset(b, 0, sizeof *b);
     CudaBackend *c = (CudaBackend *)calloc(1, sizeof *c);
-    if (!c) return err_set(e, ERR_MEMORY, "内存不足");
-    b->ops = &ops, b->name = "cuda", b->isa = "cuda", b->compute = compute, b->n_threads = host->n_threads;
-    b->impl = c, b->separate = true, b->memory = &c->memory;
-    c->host = *host;
+    if (!c) {
+        e->code = ERR_MEMORY;
+        snprintf(e->msg, sizeof e->msg, "内存不足");
+        return false;
+    }
+    b->ops = &ops, b->name = "cuda", b->isa = c->isa, b->compute = compute, b->n_threads = host->n_threads;
+    b->impl = c, b->separate = true, b->memory = &c->memory, b->host = host, b->device = &c->device;
+    b->vram_peak = vram_peak, b->close = cuda_close;
     c->memory.alloc = memory_alloc, c->memory.release = memory_release, c->memory.clear = memory_clear;
     c->memory.owner = c;
-    cudaMemPool_t pool;
-    uint64_t keep = UINT64_MAX;
-    bool ok = cuda_ok(b, cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking), "建立流") &&
-              cuda_ok(b, cudaDeviceGetDefaultMemPool(&pool, 0), "内存池") &&
-              cuda_ok(b, cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep), "内存池") &&
-              cuda_blas_ok(b, cublasCreate(&c->blas), "打开 cuBLAS") &&
-              cuda_blas_ok(b, cublasSetStream(c->blas, c->stream), "设置流") &&
-              cuda_blas_ok(b, cublasSetMathMode(c->blas, CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION), "精度");
-    if (ok) return true;
+    if (open_device(b)) return true;
     *e = b->err;
     cuda_close(b);
     return false;

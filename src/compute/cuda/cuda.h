@@ -8,25 +8,28 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#define _Noreturn
 extern "C" {
-#include "compute/backend.h"
+#include "compute/plugin.h"
 }
 
-enum { SLOT_X, SLOT_W, SLOT_Z, SLOT_A, SLOT_B, SLOT_HOST, N_SLOTS };
+enum { SLOT_X, SLOT_W, SLOT_Z, SLOT_A, SLOT_B, SLOT_HOST, SLOT_GRAD, N_SLOTS };
 
 typedef struct CudaBackend {
     cudaStream_t stream;
     cublasHandle_t blas;
     Allocator memory;
-    size_t peak;
     void *slot[N_SLOTS];
     size_t slot_bytes[N_SLOTS];
-    Backend host; /* 主机上的并行 */
+    DeviceInfo device;
+    char isa[16];
 } CudaBackend;
 
 static inline CudaBackend *cuda_of(Backend *b) {
     return (CudaBackend *)b->impl;
 }
+/* 把错误记进 b->err（已有错误时不盖过）。返回: 恒为假。插件不引用主程序的符号，所以不用 err_set。 */
+bool cuda_fail(Backend *b, ErrCode code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 /* 失败时把错误记进 b->err。返回: 成功与否。 */
 bool cuda_ok(Backend *b, cudaError_t code, const char *what);
 bool cuda_blas_ok(Backend *b, cublasStatus_t code, const char *what);

@@ -348,7 +348,7 @@ __global__ static void act_rows_kernel(float *scale, const float *x, int64_t col
     for (int64_t i = threadIdx.x; i < cols; i += blockDim.x) {
         float v = fabsf(row[i]);
         v += v - v; /* Inf、NaN 都成 NaN */
-        if (!(v <= m)) m = v;
+        if (!(v <= m) && m == m) m = v; /* NaN 留住 */
     }
     m = block_max(m, sh);
     if (threadIdx.x) return;
@@ -360,7 +360,7 @@ __global__ static void act_tensor_kernel(float *scale, int64_t n, int top) {
     __shared__ float sh[256];
     float m = 0;
     for (int64_t i = threadIdx.x; i < n; i += blockDim.x)
-        if (!(scale[i] <= m)) m = scale[i];
+        if (!(scale[i] <= m) && m == m) m = scale[i];
     m = block_max(m, sh);
     m = __fmul_rn(m < 1e-5f ? 1e-5f : m, 1.0f / (float)top);
     for (int64_t i = threadIdx.x; i < n; i += blockDim.x) scale[i] = m;

@@ -109,7 +109,7 @@ void cuda_score(Backend *b, const ScoreJob *job) {
     char *z = (char *)cuda_slot(b, SLOT_Z, (size_t)models * z_bytes);
     char *s = (char *)cuda_slot(b, SLOT_A, (size_t)models * state + (size_t)rows * 4);
     RowState *host = (RowState *)malloc((size_t)models * state);
-    if (!host) err_set(&b->err, ERR_MEMORY, "内存不足");
+    if (!host) cuda_fail(b, ERR_MEMORY, "内存不足");
     bool ok = z && s && host;
     if (ok) {
         Pass p = {(RowState *)s, has_ref ? (RowState *)s + rows : NULL, (float *)z, (float *)(z + z_bytes),
@@ -135,13 +135,16 @@ __global__ static void coefficient_kernel(float *z, const double *lse, const int
 void cuda_score_grad(Backend *b, const ScoreGradJob *job) {
     enum { PART = 4096 };
     int64_t n = job->n, d = job->head->cols, vocab = job->head->rows;
-    Arena tmp = {b->memory};
-    double *lse_host = (double *)malloc((size_t)n * 8), *lse = (double *)arena_array(&tmp, (size_t)n, 8, &b->err);
-    float *z = (float *)arena_array(&tmp, (size_t)(n * PART), 4, &b->err);
-    float *head = (float *)arena_array(&tmp, (size_t)(PART * d), 4, &b->err);
-    float *part = (float *)arena_array(&tmp, (size_t)(n * d), 4, &b->err);
-    int32_t *targets = (int32_t *)arena_array(&tmp, (size_t)n, 4, &b->err);
-    bool ok = lse_host && lse && z && head && part && targets;
+    /* 一整块：lse、z、head、part、targets */
+    size_t at[6] = {0}, sizes[5] = {(size_t)n * 8, (size_t)(n * PART) * 4, (size_t)(PART * d) * 4, (size_t)(n * d) * 4,
+                                    (size_t)n * 4};
+    for (int i = 0; i < 5; i++) at[i + 1] = at[i] + (sizes[i] + 255) / 256 * 256;
+    char *tmp = (char *)cuda_slot(b, SLOT_GRAD, at[5]);
+    double *lse_host = (double *)malloc((size_t)n * 8), *lse = (double *)(tmp + at[0]);
+    float *z = (float *)(tmp + at[1]), *head = (float *)(tmp + at[2]), *part = (float *)(tmp + at[3]);
+    int32_t *targets = (int32_t *)(tmp + at[4]);
+    if (!lse_host) cuda_fail(b, ERR_MEMORY, "内存不足");
+    bool ok = lse_host && tmp;
     if (ok) {
         ScoreJob score = {};
         score.n = n, score.x = job->x, score.head = job->head, score.targets = job->targets, score.nll = job->nll;
@@ -160,5 +163,4 @@ void cuda_score_grad(Backend *b, const ScoreGradJob *job) {
         cuda_add(b, job->dx, part, n * d);
     }
     free(lse_host);
-    arena_free(&tmp);
 }

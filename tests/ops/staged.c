@@ -1,0 +1,505 @@
+/* staged — 让算子测试原样跑在 CUDA 上：主机指针的外壳
+ * 测试给的都是主机内存；外壳把每个输入复制到显存里恰好那么大的一块、输出先填满 NaN，调 CUDA 的算子，再把输出复制
+ * 回来。所以越界由 compute-sanitizer 报出，漏写的元素是 NaN。稠密权重在两边的布局不同，经 pack_dense、dequantize 转换。 */
+#include "tests/ops/staged.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "compute/ops.h"
+
+enum { MAX_PIECES = 64, SLACK = 8 /* 两级统计的段之后须可读的字节 */ };
+enum { IN = 1, OUT = 2, BOTH = 3 };
+
+typedef struct Piece {
+    char *host, *dev;
+    size_t bytes;
+    int mode;
+} Piece;
+
+/* 显卡只打开一次（每种精度一个），各测试反复打开的是外壳。 */
+static Backend opened[2];
+
+typedef struct Staged {
+    Backend *gpu, cpu;
+    Piece piece[MAX_PIECES];
+    int n;
+} Staged;
+
+static Staged *staged_of(Backend *b) {
+    return b->impl;
+}
+
+static void *device_alloc(Backend *cuda, size_t bytes) {
+    void *p = cuda->memory->alloc(cuda->memory, bytes ? bytes : 1);
+    CHECK(p);
+    return p;
+}
+
+static void fill(Backend *cuda, void *dev, int byte, size_t bytes) {
+    char *host = malloc(bytes ? bytes : 1);
+    CHECK(host);
+    memset(host, byte, bytes);
+    cuda->ops->write(cuda, dev, host, bytes);
+    free(host);
+}
+
+/* host 的 bytes 字节在显存里的副本；已在某一块里的就用那一块。先登记输入，再登记输出。 */
+static void *stage(Backend *b, const void *host, size_t bytes, int mode) {
+    Staged *s = staged_of(b);
+    char *h = (char *)host;
+    if (!h || !bytes) return NULL;
+    for (int i = 0; i < s->n; i++) {
+        Piece *p = &s->piece[i];
+        if (h < p->host || h + bytes > p->host + p->bytes) continue;
+        p->mode |= mode;
+        return p->dev + (h - p->host);
+    }
+    CHECK(s->n < MAX_PIECES);
+    char *dev = device_alloc(s->gpu, bytes);
+    if (mode & IN)
+        s->gpu->ops->write(s->gpu, dev, h, bytes);
+    else
+        fill(s->gpu, dev, 0xFF, bytes);
+    s->piece[s->n++] = (Piece){h, dev, bytes, mode};
+    return dev;
+}
+static float *floats(Backend *b, const float *host, int64_t n, int mode) {
+    return stage(b, host, (size_t)n * sizeof *host, mode);
+}
+
+/* 输出复制回来，全部归还；CUDA 的错误交给外壳。 */
+static Backend *done(Backend *b) {
+    Staged *s = staged_of(b);
+    for (int i = 0; i < s->n; i++) {
+        Piece *p = &s->piece[i];
+        if (p->mode & OUT) s->gpu->ops->read(s->gpu, p->host, p->dev, p->bytes);
+        s->gpu->memory->release(s->gpu->memory, p->dev, p->bytes);
+    }
+    s->n = 0;
+    if (b->err.code == ERR_NONE) b->err = s->gpu->err;
+    s->gpu->err.code = ERR_NONE;
+    return b;
+}
+
+/* 权重在显存里的样子。 */
+static QTensor weight(Backend *b, const QTensor *q, int mode) {
+    Staged *s = staged_of(b);
+    QTensor out = *q;
+    if (q->dense == DT_NONE) {
+        QtPart part[QT_PARTS];
+        qtensor_parts(&out, part);
+        for (int i = 0; i < QT_PARTS; i++) {
+            if (!*part[i].data || !part[i].bytes) continue;
+            size_t slack = q->two.scale_bits || q->two.zero_bits ? SLACK : 0;
+            *part[i].data = stage(b, *part[i].data, part[i].bytes + slack, mode);
+        }
+        return out;
+    }
+    int64_t n = q->rows * q->cols;
+    float *w = malloc((size_t)n * sizeof *w);
+    CHECK(w);
+    for (int64_t i = 0; i < n; i++) w[i] = qtensor_at(q, i / q->cols, i % q->cols);
+    out.data = stage(b, q->data, q->data_bytes, IN);
+    out.perm = stage(b, q->perm, q->perm_bytes, IN);
+    float *dw = device_alloc(s->gpu, (size_t)n * sizeof *w);
+    s->gpu->ops->write(s->gpu, dw, w, (size_t)n * sizeof *w);
+    fill(s->gpu, out.data, 0xFF, q->data_bytes);
+    s->gpu->ops->pack_dense(s->gpu, &out, dw);
+    s->gpu->memory->release(s->gpu->memory, dw, (size_t)n * sizeof *w);
+    free(w);
+    return out;
+}
+
+static int64_t kv_params(const KvStore *s) {
+    if (s->f.form == KV_DENSE) return 0;
+    if (s->f.form == KV_LUT) return s->f.per_channel ? 0 : 2 * s->capacity;
+    if (!s->f.per_channel) return 2 * s->capacity * s->heads * s->n_groups;
+    return (s->capacity + s->f.group - 1) / s->f.group * 2 * s->heads * s->vecs * KV_LANES;
+}
+
+static KvStore kv(Backend *b, const KvStore *h, int mode) {
+    KvStore s = *h;
+    size_t item = kvstore_item(h), width = (size_t)(h->heads * h->dim), cap = (size_t)h->capacity;
+    bool dense = h->f.form == KV_DENSE;
+    s.data = stage(b, h->data, cap * (dense ? width * item : (size_t)kvstore_code_words(h) * 2), mode);
+    s.params = stage(b, h->params, (size_t)kv_params(h) * item, mode);
+    s.sink_rows = stage(b, h->sink_rows, (size_t)h->f.sink * width * item, mode);
+    s.row_end = stage(b, h->row_end, h->row_end ? cap * 4 : 0, mode);
+    s.columns = stage(b, h->columns, (size_t)h->cap_outliers * 2, IN);
+    s.values = stage(b, h->values, (size_t)h->cap_outliers * item, IN);
+    s.f.lower = floats(b, h->f.lower, (int64_t)width, IN);
+    s.f.upper = floats(b, h->f.upper, (int64_t)width, IN);
+    s.f.bias = floats(b, h->f.bias, (int64_t)width, IN);
+    s.memory = staged_of(b)->gpu->memory;
+    return s;
+}
+
+#define CUDA(op, ...)                                                                              \
+    do {                                                                                           \
+        Backend *cuda_ = staged_of(b)->gpu;                                                      \
+        cuda_->ops->op(cuda_, __VA_ARGS__);                                                        \
+        done(b);                                                                                   \
+    } while (0)
+
+/* ---- 内存 ---- */
+static void s_read(Backend *b, void *host, const void *src, size_t bytes) {
+    const void *d = stage(b, src, bytes, IN);
+    CUDA(read, host, d, bytes);
+}
+static void s_write(Backend *b, void *dst, const void *host, size_t bytes) {
+    void *d = stage(b, dst, bytes, OUT);
+    CUDA(write, d, host, bytes);
+}
+static void s_copy(Backend *b, void *dst, const void *src, size_t bytes) {
+    char *x = dst;
+    const char *y = src, *lo = x < y ? x : y, *hi = x < y ? y + bytes : x + bytes;
+    if (x < y + bytes && y < x + bytes) stage(b, lo, (size_t)(hi - lo), BOTH);
+    const void *s = stage(b, src, bytes, IN);
+    void *d = stage(b, dst, bytes, OUT);
+    CUDA(copy, d, s, bytes);
+}
+static void s_copy_2d(Backend *b, void *dst, size_t ds, const void *src, size_t ss, int64_t n, size_t bytes) {
+    const void *s = stage(b, src, (size_t)(n - 1) * ss + bytes, IN);
+    void *d = stage(b, dst, (size_t)(n - 1) * ds + bytes, BOTH);
+    CUDA(copy_2d, d, ds, s, ss, n, bytes);
+}
+static void s_parallel(Backend *b, int64_t n, void (*fn)(void *, int64_t), void *ctx) {
+    CUDA(parallel, n, fn, ctx);
+}
+
+/* ---- 权重 ---- */
+static void s_linear(Backend *b, float *y, const float *x, int64_t n, const QTensor *w, const float *bias) {
+    QTensor q = weight(b, w, IN);
+    x = floats(b, x, n * w->cols, IN), bias = floats(b, bias, w->rows, IN);
+    y = floats(b, y, n * w->rows, OUT);
+    CUDA(linear, y, x, n, &q, bias);
+}
+static void s_linear_exact(Backend *b, float *y, const float *x, int64_t n, const QTensor *w) {
+    QTensor q = weight(b, w, IN);
+    x = floats(b, x, n * w->cols, IN), y = floats(b, y, n * w->rows, OUT);
+    CUDA(linear_exact, y, x, n, &q);
+}
+static void s_linear_int8(Backend *b, float *y, const float *x, int64_t n, const QTensor *w, const float *bias,
+                          const ActQuant *act) {
+    QTensor q = weight(b, w, IN);
+    x = floats(b, x, n * w->cols, IN), bias = floats(b, bias, w->rows, IN);
+    y = floats(b, y, n * w->rows, OUT);
+    CUDA(linear_int8, y, x, n, &q, bias, act);
+}
+static void s_round_act(Backend *b, float *x, int64_t n, int64_t d, const ActQuant *act) {
+    x = floats(b, x, n * d, BOTH);
+    CUDA(round_act, x, n, d, act);
+}
+static void s_embed(Backend *b, float *y, const QTensor *table, const int32_t *ids, int64_t n) {
+    QTensor q = weight(b, table, IN);
+    y = floats(b, y, n * table->cols, OUT);
+    CUDA(embed, y, &q, ids, n);
+}
+static void s_dequantize(Backend *b, float *w, const QTensor *q) {
+    QTensor d = weight(b, q, IN);
+    w = floats(b, w, q->rows * q->cols, OUT);
+    CUDA(dequantize, w, &d);
+}
+static void s_pack_dense(Backend *b, QTensor *q, const float *w) {
+    Staged *s = staged_of(b);
+    int64_t n = q->rows * q->cols;
+    float *back = malloc((size_t)n * sizeof *back);
+    CHECK(back);
+    QTensor d = *q;
+    const float *dw = floats(b, w, n, IN);
+    float *dback = floats(b, back, n, OUT);
+    d.data = stage(b, q->data, q->data_bytes, IN);
+    s->gpu->ops->pack_dense(s->gpu, &d, dw);
+    CUDA(dequantize, dback, &d);
+    op_pack_dense(&s->cpu, q, tensor_f32(back, q->rows, q->cols));
+    free(back);
+}
+static int64_t groups_of(const QSpec *spec, int64_t cols) {
+    return (cols - 1) / qspec_group_size(spec, cols) + 1;
+}
+static void s_qparams(Backend *b, float *scale, float *zero, const float *w, int64_t rows, int64_t cols,
+                      const QSpec *spec) {
+    int64_t n = rows * groups_of(spec, cols);
+    w = floats(b, w, rows * cols, IN);
+    scale = floats(b, scale, n, OUT), zero = floats(b, zero, n, OUT);
+    CUDA(qparams, scale, zero, w, rows, cols, spec);
+}
+static void s_quantize(Backend *b, QTensor *q, const float *w, const float *scale, const float *zero) {
+    QTensor d = weight(b, q, BOTH);
+    w = floats(b, w, q->rows * q->cols, IN);
+    scale = floats(b, scale, q->rows * q->n_groups, IN), zero = floats(b, zero, q->rows * q->n_groups, IN);
+    CUDA(quantize, &d, w, scale, zero);
+}
+
+/* ---- 前向 ---- */
+static void s_rmsnorm(Backend *b, float *y, const float *x, const float *w, int64_t n, int64_t d, float eps) {
+    x = floats(b, x, n * d, IN), w = floats(b, w, d, IN), y = floats(b, y, n * d, OUT);
+    CUDA(rmsnorm, y, x, w, n, d, eps);
+}
+static void s_rope(Backend *b, float *x, int64_t n, int64_t heads, int64_t dim, int64_t half, const float *c,
+                   const float *s, int64_t first) {
+    x = floats(b, x, n * heads * dim, BOTH);
+    c = floats(b, c, (first + n) * half, IN), s = floats(b, s, (first + n) * half, IN);
+    CUDA(rope, x, n, heads, dim, half, c, s, first);
+}
+typedef struct Side {
+    KvStore near, far;
+    AttnSide side;
+} Side;
+static void side(Backend *b, Side *d, const AttnSide *h, int64_t positions) {
+    d->side = *h;
+    d->near = kv(b, h->near, IN);
+    d->side.near = &d->near;
+    if (h->far) {
+        d->far = kv(b, h->far, IN);
+        d->side.far = &d->far;
+    }
+    d->side.cos_table = floats(b, h->cos_table, positions * h->half, IN);
+    d->side.sin_table = floats(b, h->sin_table, positions * h->half, IN);
+}
+static void s_attention(Backend *b, float *out, const float *q, const AttnSide *k, const AttnSide *v, int64_t n,
+                        const AttnSpec *s) {
+    Side dk, dv;
+    int64_t width = n * s->n_heads * s->head_dim;
+    side(b, &dk, k, s->first + n), side(b, &dv, v, s->first + n);
+    q = floats(b, q, width, IN), out = floats(b, out, width, OUT);
+    CUDA(attention, out, q, &dk.side, &dv.side, n, s);
+}
+static void s_kv_write(Backend *b, KvStore *s, const float *x, int64_t n) {
+    KvStore d = kv(b, s, BOTH);
+    x = floats(b, x, n * s->heads * s->dim, IN);
+    CUDA(kv_write, &d, x, n);
+    s->length = d.length;
+}
+static void s_kv_quantize(Backend *b, KvStore *s, const KvStore *near, int64_t pos, int64_t n) {
+    Staged *st = staged_of(b);
+    Backend *cuda = st->gpu;
+    KvStore dn = kv(b, near, IN), d = kv(b, s, BOTH), before = d;
+    cuda->ops->kv_quantize(cuda, &d, &dn, pos, n);
+    s->length = d.length, s->n_outliers = d.n_outliers;
+    if (d.n_outliers > 0) {
+        CHECK(kvstore_reserve(s, d.n_outliers));
+        cuda->ops->read(cuda, s->columns, d.columns, (size_t)d.n_outliers * 2);
+        cuda->ops->read(cuda, s->values, d.values, (size_t)d.n_outliers * kvstore_item(s));
+    }
+    if (d.columns != before.columns) { /* 长大过：旧的已由后端归还，新的在这里归还 */
+        for (int i = 0; i < st->n;)
+            if (st->piece[i].dev == (char *)before.columns || st->piece[i].dev == (char *)before.values)
+                st->piece[i] = st->piece[--st->n];
+            else
+                i++;
+        cuda->memory->release(cuda->memory, d.columns, (size_t)d.cap_outliers * 2);
+        cuda->memory->release(cuda->memory, d.values, (size_t)d.cap_outliers * kvstore_item(s));
+    }
+    done(b);
+}
+static void s_silu_mul(Backend *b, float *y, const float *g, const float *u, int64_t n) {
+    g = floats(b, g, n, IN), u = floats(b, u, n, IN), y = floats(b, y, n, OUT);
+    CUDA(silu_mul, y, g, u, n);
+}
+static void s_add(Backend *b, float *y, const float *x, int64_t n) {
+    x = floats(b, x, n, IN), y = floats(b, y, n, BOTH);
+    CUDA(add, y, x, n);
+}
+static void s_score(Backend *b, const ScoreJob *job) {
+    ScoreJob j = *job;
+    QTensor head = weight(b, job->head, IN), ref = {0};
+    j.head = &head;
+    j.x = floats(b, job->x, job->n * job->head->cols, IN);
+    if (job->ref_x) {
+        ref = weight(b, job->ref_head, IN);
+        j.ref_head = &ref;
+        j.ref_x = floats(b, job->ref_x, job->n * job->ref_head->cols, IN);
+    }
+    CUDA(score, &j);
+}
+
+/* ---- 求解与统计 ---- */
+static void s_gram(Backend *b, float *g, const float *x, int64_t n, int64_t d) {
+    x = floats(b, x, n * d, IN), g = floats(b, g, d * d, BOTH);
+    CUDA(gram, g, x, n, d);
+}
+static void s_feedback(Backend *b, const FeedbackJob *job) {
+    FeedbackJob j = *job;
+    j.u = floats(b, job->u, job->cols * job->cols, IN);
+    j.scale = floats(b, job->scale, job->rows * job->n_groups, IN);
+    j.zero = floats(b, job->zero, job->rows * job->n_groups, IN);
+    j.w = floats(b, job->w, job->rows * job->cols, BOTH);
+    j.err = floats(b, job->err, job->rows * (job->i2 - job->i1), OUT);
+    CUDA(feedback, &j);
+}
+static void s_symmetrize(Backend *b, float *g, int64_t d) {
+    g = floats(b, g, d * d, BOTH);
+    CUDA(symmetrize, g, d);
+}
+static void s_column_stats(Backend *b, float *max, double *sum, const float *x, int64_t n, int64_t cols) {
+    x = floats(b, x, n * cols, IN);
+    max = floats(b, max, cols, BOTH), sum = stage(b, sum, (size_t)cols * sizeof *sum, BOTH);
+    CUDA(column_stats, max, sum, x, n, cols);
+}
+static void s_column_sum(Backend *b, float *y, const float *x, int64_t n, int64_t cols) {
+    x = floats(b, x, n * cols, IN), y = floats(b, y, cols, OUT);
+    CUDA(column_sum, y, x, n, cols);
+}
+static void s_row_errors(Backend *b, double *out, const float *x, const float *y, int64_t ldy, int64_t rows,
+                         int64_t cols) {
+    x = floats(b, x, rows * cols, IN), y = floats(b, y, (rows - 1) * ldy + cols, IN);
+    CUDA(row_errors, out, x, y, ldy, rows, cols);
+}
+static void s_divide(Backend *b, float *y, const float *x, int64_t ldx, const float *s, int64_t n, int64_t rows,
+                     int64_t cols) {
+    x = floats(b, x, (rows - 1) * ldx + cols, IN), s = floats(b, s, n, IN);
+    y = floats(b, y, rows * cols, OUT);
+    CUDA(divide, y, x, ldx, s, n, rows, cols);
+}
+static void s_gather_columns(Backend *b, float *dst, const float *src, const int32_t *index, int64_t rows, int64_t n) {
+    src = floats(b, src, rows * n, IN), dst = floats(b, dst, rows * n, OUT);
+    CUDA(gather_columns, dst, src, index, rows, n);
+}
+static void s_update_rest(Backend *b, float *w, const float *err, const float *u, int64_t rows, int64_t n,
+                          int64_t i1, int64_t i2) {
+    err = floats(b, err, rows * (i2 - i1), IN), u = floats(b, u, n * n, IN), w = floats(b, w, rows * n, BOTH);
+    CUDA(update_rest, w, err, u, rows, n, i1, i2);
+}
+static bool s_all_finite(Backend *b, const float *x, int64_t n) {
+    Backend *cuda = staged_of(b)->gpu;
+    bool yes = cuda->ops->all_finite(cuda, floats(b, x, n, IN), n);
+    done(b);
+    return yes;
+}
+static void s_adamw(Backend *b, const AdamStep *step) {
+    AdamStep s = *step;
+    s.grad = floats(b, s.grad, s.n, IN), s.param = floats(b, s.param, s.n, BOTH);
+    s.m = floats(b, s.m, s.n, BOTH), s.v = floats(b, s.v, s.n, BOTH);
+    CUDA(adamw, &s);
+}
+static double s_mse_grad(Backend *b, float *d, const float *x, const float *y, float scale, int64_t rows,
+                         int64_t cols) {
+    Backend *cuda = staged_of(b)->gpu;
+    x = floats(b, x, rows * cols, IN), y = floats(b, y, rows * cols, IN), d = floats(b, d, rows * cols, OUT);
+    double sum = cuda->ops->mse_grad(cuda, d, x, y, scale, rows, cols);
+    done(b);
+    return sum;
+}
+
+/* ---- 反向与学习 ---- */
+static void s_matmul(Backend *b, float *y, const float *a, const float *c, int64_t m, int64_t k, int64_t n,
+                     bool transpose_a) {
+    a = floats(b, a, m * k, IN), c = floats(b, c, k * n, IN), y = floats(b, y, m * n, OUT);
+    CUDA(matmul, y, a, c, m, k, n, transpose_a);
+}
+static void s_rmsnorm_grad(Backend *b, float *dx, float *dw, const float *dy, const float *x, const float *w,
+                           int64_t n, int64_t d, float eps) {
+    dy = floats(b, dy, n * d, IN), x = floats(b, x, n * d, IN), w = floats(b, w, d, IN);
+    dx = floats(b, dx, n * d, OUT), dw = floats(b, dw, d, OUT);
+    CUDA(rmsnorm_grad, dx, dw, dy, x, w, n, d, eps);
+}
+static void s_silu_mul_grad(Backend *b, float *dg, float *du, const float *dy, const float *g, const float *u,
+                            int64_t n) {
+    dy = floats(b, dy, n, IN), g = floats(b, g, n, IN), u = floats(b, u, n, IN);
+    dg = floats(b, dg, n, OUT), du = floats(b, du, n, OUT);
+    CUDA(silu_mul_grad, dg, du, dy, g, u, n);
+}
+static void s_attention_grad(Backend *b, float *dq, float *dk, float *dv, const float *d_out, const float *q,
+                             const float *k, const float *v, int64_t n, const AttnSpec *s) {
+    int64_t wide = n * s->n_heads * s->head_dim, narrow = n * s->n_kv_heads * s->head_dim;
+    d_out = floats(b, d_out, wide, IN), q = floats(b, q, wide, IN);
+    k = floats(b, k, narrow, IN), v = floats(b, v, narrow, IN);
+    dq = floats(b, dq, wide, OUT), dk = floats(b, dk, narrow, OUT), dv = floats(b, dv, narrow, OUT);
+    CUDA(attention_grad, dq, dk, dv, d_out, q, k, v, n, s);
+}
+static void s_round_act_grad(Backend *b, float *d, const float *x, int64_t n, int64_t cols, int bits) {
+    x = floats(b, x, n * cols, IN), d = floats(b, d, n * cols, BOTH);
+    CUDA(round_act_grad, d, x, n, cols, bits);
+}
+static void s_score_grad(Backend *b, const ScoreGradJob *job) {
+    ScoreGradJob j = *job;
+    QTensor head = weight(b, job->head, IN);
+    j.head = &head;
+    j.x = floats(b, job->x, job->n * job->head->cols, IN);
+    j.dx = floats(b, job->dx, job->n * job->head->cols, OUT);
+    CUDA(score_grad, &j);
+}
+static void s_group_range(Backend *b, float *lo, float *hi, const float *x, int64_t rows, int64_t cols,
+                          int64_t group) {
+    int64_t n = rows * ((cols - 1) / group + 1);
+    x = floats(b, x, rows * cols, IN), lo = floats(b, lo, n, OUT), hi = floats(b, hi, n, OUT);
+    CUDA(group_range, lo, hi, x, rows, cols, group);
+}
+static void s_group_range_grad(Backend *b, float *dx, const float *x, const float *lo, const float *hi,
+                               const float *d_lo, const float *d_hi, int64_t rows, int64_t cols, int64_t group) {
+    int64_t n = rows * ((cols - 1) / group + 1);
+    x = floats(b, x, rows * cols, IN), lo = floats(b, lo, n, IN), hi = floats(b, hi, n, IN);
+    d_lo = floats(b, d_lo, n, IN), d_hi = floats(b, d_hi, n, IN), dx = floats(b, dx, rows * cols, BOTH);
+    CUDA(group_range_grad, dx, x, lo, hi, d_lo, d_hi, rows, cols, group);
+}
+static void s_scale(Backend *b, float *y, const float *x, const float *row, const float *col, int64_t rows,
+                    int64_t cols) {
+    x = floats(b, x, rows * cols, IN), row = floats(b, row, rows, IN), col = floats(b, col, cols, IN);
+    y = floats(b, y, rows * cols, OUT);
+    CUDA(scale, y, x, row, col, rows, cols);
+}
+static void s_scale_grad(Backend *b, float *d_row, float *d_col, const float *dy, const float *x, const float *row,
+                         const float *col, int64_t rows, int64_t cols) {
+    dy = floats(b, dy, rows * cols, IN), x = floats(b, x, rows * cols, IN);
+    row = floats(b, row, rows, IN), col = floats(b, col, cols, IN);
+    d_row = floats(b, d_row, rows, OUT), d_col = floats(b, d_col, cols, OUT);
+    CUDA(scale_grad, d_row, d_col, dy, x, row, col, rows, cols);
+}
+static void s_fake_quant(Backend *b, float *y, const float *x, const float *scale, const float *zero, int64_t rows,
+                         int64_t cols, const QSpec *spec) {
+    int64_t n = rows * groups_of(spec, cols);
+    x = floats(b, x, rows * cols, IN), scale = floats(b, scale, n, IN), zero = floats(b, zero, n, IN);
+    y = floats(b, y, rows * cols, OUT);
+    CUDA(fake_quant, y, x, scale, zero, rows, cols, spec);
+}
+static void s_fake_quant_grad(Backend *b, float *dx, float *dscale, const float *dy, const float *x,
+                              const float *scale, const float *zero, int64_t rows, int64_t cols,
+                              const QSpec *spec) {
+    int64_t n = rows * groups_of(spec, cols);
+    dy = floats(b, dy, rows * cols, IN), x = floats(b, x, rows * cols, IN);
+    scale = floats(b, scale, n, IN), zero = floats(b, zero, n, IN);
+    dx = floats(b, dx, rows * cols, OUT), dscale = floats(b, dscale, n, OUT);
+    CUDA(fake_quant_grad, dx, dscale, dy, x, scale, zero, rows, cols, spec);
+}
+
+#define OP(name) .name = s_##name
+static const BackendOps STAGED_OPS = {
+    OP(read), OP(write), OP(copy), OP(copy_2d), OP(parallel), OP(linear), OP(linear_exact), OP(linear_int8),
+    OP(round_act), OP(embed), OP(dequantize), OP(pack_dense), OP(qparams), OP(quantize), OP(rmsnorm), OP(rope),
+    OP(attention), OP(kv_write), OP(kv_quantize), OP(silu_mul), OP(add), OP(score), OP(gram), OP(feedback),
+    OP(symmetrize), OP(column_stats), OP(column_sum), OP(row_errors), OP(divide), OP(gather_columns),
+    OP(update_rest), OP(all_finite), OP(adamw), OP(mse_grad), OP(matmul), OP(rmsnorm_grad), OP(silu_mul_grad),
+    OP(attention_grad), OP(round_act_grad), OP(score_grad), OP(group_range), OP(group_range_grad), OP(scale),
+    OP(scale_grad), OP(fake_quant), OP(fake_quant_grad)};
+
+static void staged_close(Backend *b) {
+    Staged *s = staged_of(b);
+    backend_close(&s->cpu);
+    free(s);
+}
+
+bool ref_on_cuda(void) {
+    const char *name = getenv("PTQ_TEST_BACKEND");
+    return name && strcmp(name, "cuda") == 0;
+}
+
+bool ref_backend(Backend *b, int n_threads, ComputeMode compute, const char *isa, Err *e) {
+    if (!ref_on_cuda()) return backend_open_cpu(b, n_threads, compute, isa, e);
+    *b = (Backend){0};
+    bool bf16 = compute == COMPUTE_BF16;
+    if (isa && strcmp(isa, bf16 ? "avx512_bf16" : "generic") != 0)
+        return err_set(e, ERR_UNSUPPORTED, "CUDA 只代替 generic（f32）与 avx512_bf16（bf16）");
+    Staged *s = calloc(1, sizeof *s);
+    CHECK(s);
+    s->gpu = &opened[bf16];
+    if ((!s->gpu->ops && !backend_open_cuda(s->gpu, 1, compute, e)) ||
+        !backend_open_cpu(&s->cpu, 1, COMPUTE_F32, NULL, e)) {
+        free(s);
+        return false;
+    }
+    *b = (Backend){.ops = &STAGED_OPS, .name = "cuda", .isa = s->gpu->isa, .compute = compute, .n_threads = n_threads,
+                   .memory = allocator_default(), .impl = s, .close = staged_close};
+    return true;
+}

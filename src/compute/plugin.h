@@ -4,7 +4,8 @@
 #define PTQ_COMPUTE_PLUGIN_H
 #include "compute/backend.h"
 
-#define PTQ_CUDA_PLUGIN ((int)sizeof(Backend) * 100000 + (int)sizeof(BackendOps) * 10 + 1)
+#define PTQ_CUDA_PLUGIN                                                                            \
+    ((int)(sizeof(Backend) + sizeof(DeviceInfo)) * 10000 + (int)sizeof(BackendOps) * 10 + 1)
 #define PTQ_CUDA_PLUGIN_OPEN "ptq_cuda_open"
 #define PTQ_CUDA_PLUGIN_VERSION "ptq_cuda_version"
 

@@ -107,6 +107,10 @@ static inline float ref_bf16(float x) {
 static inline float ref_input(const RefTarget *t, float x) {
     return t->compute == COMPUTE_BF16 ? ref_bf16(x) : x;
 }
+/* 注意力看到的值：CUDA 的注意力在两种精度下都是 f32。 */
+static inline float ref_attn_input(const RefTarget *t, float x) {
+    return ref_on_cuda() ? x : ref_input(t, x);
+}
 static inline int64_t ref_pick(uint64_t stream, uint64_t index, const int64_t *list, size_t n) {
     return list[rng_below(77, stream, index, n)];
 }

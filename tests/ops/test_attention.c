@@ -46,8 +46,8 @@ static double reference_row(const RefTarget *t, const Case *c, int64_t i, int64_
     for (int64_t j = from; j <= pos; j++) {
         double s = 0, abs_s = 0;
         for (int64_t d = 0; d < c->dim; d++) {
-            double x = (double)ref_input(t, q[d]) *
-                       (double)ref_input(t, c->k[j * kv_width + kv * c->dim + d]);
+            double x = (double)ref_attn_input(t, q[d]) *
+                       (double)ref_attn_input(t, c->k[j * kv_width + kv * c->dim + d]);
             s += x;
             abs_s += fabs(x);
         }
@@ -59,7 +59,7 @@ static double reference_row(const RefTarget *t, const Case *c, int64_t i, int64_
     for (int64_t d = 0; d < c->dim; d++) out[d] = 0;
     for (int64_t j = from; j <= pos; j++)
         for (int64_t d = 0; d < c->dim; d++) {
-            double v = (double)ref_input(t, c->v[j * kv_width + kv * c->dim + d]);
+            double v = (double)ref_attn_input(t, c->v[j * kv_width + kv * c->dim + d]);
             out[d] += p[j] / sum * v;
             if (fabs(v) > max_v) max_v = fabs(v);
         }
@@ -204,7 +204,7 @@ static void test_extremes(void **state) {
         for (int64_t d = 0; d < c.dim; d++) c.k[5 * c.dim + d] = 0; /* 只有键 5 有权重 */
         attend(&b, &c, out, 0, c.n);
         for (int64_t i = 0; i < size; i++)
-            ref_near((double)out[i], (double)ref_input(&targets[t], c.v[5 * c.dim + i % c.dim]), 0,
+            ref_near((double)out[i], (double)ref_attn_input(&targets[t], c.v[5 * c.dim + i % c.dim]), 0,
                      targets[t].name, "独占的键");
         backend_close(&b);
         free(out);

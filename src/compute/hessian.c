@@ -38,33 +38,54 @@ static bool order_columns(Hessian *h, Arena *a, const float *gram, bool descendi
     return true;
 }
 
-/* 由 gram 填 f：按处理的次序、加阻尼。 */
-static void fill(const Hessian *h, double *f, const float *gram, double norm, double mean) {
-    int64_t n = h->n;
-    for (int64_t i = 0; i < n; i++) {
-        const float *row = gram + h->perm[i] * n;
-        for (int64_t j = 0; j < n; j++) f[i * n + j] = norm * (double)row[h->perm[j]];
-        f[i * n + i] = (h->dead[i] ? 1 : f[i * n + i]) + h->damp * mean;
+/* 由 gram 填 f：按处理的次序、加阻尼；反过来由 f 出 u。按行块分成任务。 */
+typedef struct Fill {
+    const Hessian *h;
+    const float *gram;
+    double *f, norm, mean;
+    float *u;
+} Fill;
+
+enum { ROWS_PER_TASK = 64 };
+
+static int64_t fill_tasks(int64_t n) {
+    return (n + ROWS_PER_TASK - 1) / ROWS_PER_TASK;
+}
+
+static void fill_task(void *ctx, int64_t task) {
+    const Fill *t = ctx;
+    const Hessian *h = t->h;
+    int64_t n = h->n, end = (task + 1) * ROWS_PER_TASK < n ? (task + 1) * ROWS_PER_TASK : n;
+    for (int64_t i = task * ROWS_PER_TASK; i < end; i++) {
+        const float *row = t->gram + h->perm[i] * n;
+        for (int64_t j = 0; j < n; j++) t->f[i * n + j] = t->norm * (double)row[h->perm[j]];
+        t->f[i * n + i] = (h->dead[i] ? 1 : t->f[i * n + i]) + h->damp * t->mean;
     }
 }
 
-/* 主机上的分解：gram (n,n) → u。f 是 (n,n) 的暂存。 */
-static bool factor(Hessian *h, Arena *host, const float *gram, float *u, double *f, int64_t tokens,
-                   bool descending, double damp, Err *e) {
+static void store_task(void *ctx, int64_t task) {
+    const Fill *t = ctx;
+    int64_t n = t->h->n, end = (task + 1) * ROWS_PER_TASK < n ? (task + 1) * ROWS_PER_TASK : n;
+    for (int64_t i = task * ROWS_PER_TASK * n; i < end * n; i++) t->u[i] = (float)t->f[i];
+}
+
+/* 主机上的分解：gram (n,n) → u。f 是 (n, n+LINALG_BLOCK) 的暂存。 */
+static bool factor(Hessian *h, Backend *b, Arena *host, const float *gram, float *u, double *f,
+                   int64_t tokens, bool descending, double damp, Err *e) {
     int64_t n = h->n;
-    double mean = 0, norm = 2.0 / (double)tokens;
+    Fill t = {.h = h, .gram = gram, .f = f, .norm = 2.0 / (double)tokens, .u = u};
     bool found = false;
     if (!order_columns(h, host, gram, descending, e)) return false;
     for (int64_t i = 0; i < n; i++) /* 死列的对角先置 1，也算进均值，同官方代码 */
-        mean += (h->dead[i] ? 1 : norm * (double)gram[h->perm[i] * (n + 1)]) / (double)n;
+        t.mean += (h->dead[i] ? 1 : t.norm * (double)gram[h->perm[i] * (n + 1)]) / (double)n;
     double next = damp;
-    for (int t = 0; !found && t < DAMP_TRIES; t++) {
+    for (int k = 0; !found && k < DAMP_TRIES; k++) {
         h->damp = next;
         next = next > 0 ? next * 10 : 0.01;
-        fill(h, f, gram, norm, mean);
-        found = linalg_inverse_upper(f, n);
+        b->ops->parallel(b, fill_tasks(n), fill_task, &t);
+        found = linalg_inverse_upper(b, f, n, f + n * n);
     }
-    for (int64_t i = 0; found && i < n * n; i++) u[i] = (float)f[i];
+    if (found) b->ops->parallel(b, fill_tasks(n), store_task, &t);
     return found || err_set(e, ERR_NUMERIC,
                             "Hessian 直到阻尼 %g 仍不正定（%lld 个校准 token），请增加校准样本",
                             h->damp, (long long)tokens);
@@ -79,11 +100,11 @@ bool hessian_factor(Hessian *h, Backend *b, Arena *a, Arena *host, const float *
     h->u = ARENA_ARRAY(a, float, n * n, e);
     if (!h->perm || !h->from || !h->dead || !h->u) return false;
     ArenaMark mark = arena_mark(host);
-    double *f = ARENA_ARRAY(host, double, n * n, e);
+    double *f = ARENA_ARRAY(host, double, n * (n + LINALG_BLOCK), e);
     HostView v = host_view(b);
     const float *g = HOST_MAP(&v, float, gram, n *n, HOST_READ);
     float *u = HOST_MAP(&v, float, h->u, n *n, HOST_WRITE);
-    bool ok = f && g && u && factor(h, host, g, u, f, tokens, descending, damp, e);
+    bool ok = f && g && u && factor(h, b, host, g, u, f, tokens, descending, damp, e);
     host_end(&v);
     arena_rewind(host, mark);
     return backend_check(b, e) && ok;

@@ -63,7 +63,7 @@ row_args() {
     omniquant)
         set_to weight.group_size "$(get group)"
         set_to omniquant.epochs "$(get epochs)"
-        set_to omniquant.let "$(get let)"
+        set_to omniquant.let "$([ "$(get let)" = true ] && echo on || echo off)"
         ;;
     spqr)
         set_to weight.group_size "$(get groupsize)"

@@ -91,31 +91,46 @@ static void test_gram(void **state) {
 }
 
 /* H⁻¹ = UᵀU，故 U·H·Uᵀ = I。 */
-static void test_inverse_upper(void **state) {
-    (void)state;
-    enum { N = 37 };
-    double h[N * N] = {0}, u[N * N], t[N * N] = {0};
-    for (int i = 0; i < N; i++)
-        for (int j = 0; j < N; j++)
-            for (int k = 0; k < 60; k++)
-                h[i * N + j] += (double)noise((uint64_t)(i * 64 + k)) * (double)noise((uint64_t)(j * 64 + k));
-    for (int i = 0; i < N * N; i++) u[i] = h[i];
-    assert_true(linalg_inverse_upper(u, N));
-    for (int i = 0; i < N; i++)
-        for (int j = 0; j < i; j++) assert_true(u[i * N + j] == 0);
-    for (int i = 0; i < N; i++)
-        for (int j = 0; j < N; j++)
-            for (int k = 0; k < N; k++) t[i * N + j] += u[i * N + k] * h[k * N + j];
-    for (int i = 0; i < N; i++)
-        for (int j = 0; j < N; j++) {
+static void check_inverse_upper(Backend *b, int n) {
+    size_t bytes = (size_t)n * (size_t)n * sizeof(double);
+    double *h = calloc(1, bytes), *u = calloc(1, bytes), *t = calloc(1, bytes);
+    double *work = calloc((size_t)n * LINALG_BLOCK, sizeof *work);
+    for (int i = 0; i < n; i++)
+        for (int j = 0; j < n; j++)
+            for (int k = 0; k < n + 20; k++)
+                h[i * n + j] += (double)noise((uint64_t)(i * 512 + k)) * (double)noise((uint64_t)(j * 512 + k));
+    for (int i = 0; i < n * n; i++) u[i] = h[i];
+    assert_true(linalg_inverse_upper(b, u, n, work));
+    for (int i = 0; i < n; i++)
+        for (int j = 0; j < i; j++) assert_true(u[i * n + j] == 0);
+    for (int i = 0; i < n; i++)
+        for (int j = 0; j < n; j++)
+            for (int k = 0; k < n; k++) t[i * n + j] += u[i * n + k] * h[k * n + j];
+    for (int i = 0; i < n; i++)
+        for (int j = 0; j < n; j++) {
             double sum = 0;
-            for (int k = 0; k < N; k++) sum += t[i * N + k] * u[j * N + k];
+            for (int k = 0; k < n; k++) sum += t[i * n + k] * u[j * n + k];
             assert_true(fabs(sum - (i == j)) < 1e-9);
         }
     h[0] = -1; /* 不正定、NaN 都被拒绝 */
-    assert_false(linalg_inverse_upper(h, N));
+    assert_false(linalg_inverse_upper(b, h, n, work));
     h[0] = NAN;
-    assert_false(linalg_inverse_upper(h, N));
+    assert_false(linalg_inverse_upper(b, h, n, work));
+    free(h), free(u), free(t), free(work);
+}
+
+/* 小于一块、恰好几块、末块不满；一个与两个线程。 */
+static void test_inverse_upper(void **state) {
+    (void)state;
+    Err e = {0};
+    for (int threads = 1; threads <= 2; threads++) {
+        Backend b;
+        assert_true(backend_open_cpu(&b, threads, COMPUTE_F32, NULL, &e));
+        check_inverse_upper(&b, 37);
+        check_inverse_upper(&b, 256);
+        check_inverse_upper(&b, 300);
+        backend_close(&b);
+    }
 }
 
 /* 按排列存放的矩阵：乘法与反量化都回到原来的列序。 */

@@ -17,7 +17,7 @@ typedef struct CpuBackend {
     CpuPool *pool;
     const CpuKernels *kernels;
     int64_t block_bytes; /* 矩阵乘的权重块的大小上限：二级缓存的五分之四 */
-    int n_slots;    /* 2·线程数+3：每线程工作区、矩阵乘的每线程工作区、矩阵乘共用的两块（bf16 或 s8 激活、换序的激活）、二阶矩 */
+    int n_slots;    /* 2·线程数+3：每线程工作区、矩阵乘的每线程工作区、矩阵乘共用的两块（bf16 或 s8 激活、换序的激活）、二阶矩与误差的反馈 */
     void **scratch; /* 按需增长 */
     size_t *scratch_bytes;
 } CpuBackend;

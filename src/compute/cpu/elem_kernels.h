@@ -18,8 +18,10 @@ struct ElemKernels {
     double (*sum_exp)(const float *z, int64_t n, float m);
     /* 同上，另出 dot = Σ exp(zp−m)·(zp−zq) */
     double (*sum_exp_dot)(const float *zp, const float *zq, int64_t n, float m, double *dot);
-    /* GPTQ 算法 1 的内层，一行 n 列（见 backend.h 的 FeedbackJob）：w 变为取整后的值，err[i] = (w−q)/u[i][i] */
-    void (*feedback_row)(float *w, float *err, int64_t n, const float *u, int64_t ldu,
-                         const float *scale, const float *zero, const int32_t *group, float maxq);
+    /* GPTQ 算法 1 的内层（见 backend.h 的 FeedbackJob），n 列、至多 16 行，一行一路：w、err 为 (n, 16)，
+     * w 变为取整后的值，err[i] = (w−q)/u[i][i]；scale、zero 为 (rows, n_groups)。不足 16 行时其余各路的值不定 */
+    void (*feedback_rows)(float *w, float *err, int64_t n, const float *u, int64_t ldu, int rows,
+                          const float *scale, const float *zero, int64_t n_groups,
+                          const int32_t *group, float maxq);
 };
 #endif

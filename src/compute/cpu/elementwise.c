@@ -2,6 +2,7 @@
  * 小的输入不值得唤醒线程，直接在主线程算；切分不影响任何元素的运算次序。 */
 #include "compute/cpu/cpu.h"
 #include "compute/cpu/elem_kernels.h"
+#include "compute/cpu/grad_kernels.h"
 #include "compute/cpu/kernels.h"
 
 enum { CHUNK = 16384 }; /* 一个任务的元素数（16 的倍数） */
@@ -96,20 +97,32 @@ void cpu_add(Backend *b, float *y, const float *x, int64_t n) {
 
 typedef struct FeedbackTask {
     const FeedbackJob *job;
-    const ElemKernels *kernels;
+    const CpuKernels *kernels;
+    void **scratch;
 } FeedbackTask;
-static void feedback_task(void *ctx, int64_t row, int thread) {
-    (void)thread;
+
+enum { LANES = 16 };
+
+/* 16 行一起：转置成一行一路，算完转回。 */
+static void feedback_task(void *ctx, int64_t task, int thread) {
     const FeedbackTask *t = ctx;
     const FeedbackJob *j = t->job;
-    int64_t n = j->i2 - j->i1;
-    t->kernels->feedback_row(j->w + row * j->cols + j->i1, j->err + row * n, n,
-                    j->u + j->i1 * j->cols + j->i1, j->cols, j->scale + row * j->n_groups,
-                    j->zero + row * j->n_groups, j->group + j->i1, (float)((1 << j->bits) - 1));
+    int64_t n = j->i2 - j->i1, row = task * LANES, rows = min64(LANES, j->rows - row);
+    float *w = j->w + row * j->cols + j->i1, *w16 = t->scratch[thread], *err16 = w16 + n * LANES;
+    t->kernels->grad->transpose(w16, LANES, w, j->cols, rows, n);
+    t->kernels->elem->feedback_rows(w16, err16, n, j->u + j->i1 * j->cols + j->i1, j->cols,
+                                    (int)rows, j->scale + row * j->n_groups,
+                                    j->zero + row * j->n_groups, j->n_groups, j->group + j->i1,
+                                    (float)((1 << j->bits) - 1));
+    t->kernels->grad->transpose(w, j->cols, w16, LANES, n, rows);
+    t->kernels->grad->transpose(j->err + row * n, n, err16, LANES, n, rows);
 }
 
 void cpu_feedback(Backend *b, const FeedbackJob *job) {
     CpuBackend *c = b->impl;
-    FeedbackTask t = {job, c->kernels->elem};
-    pool_run(c->pool, job->rows, feedback_task, &t);
+    size_t bytes = (size_t)(2 * (job->i2 - job->i1) * LANES) * sizeof(float);
+    for (int i = 0; i < b->n_threads; i++)
+        if (!cpu_scratch(b, i, bytes)) return;
+    FeedbackTask t = {job, c->kernels, c->scratch};
+    pool_run(c->pool, (job->rows + LANES - 1) / LANES, feedback_task, &t);
 }

@@ -156,22 +156,44 @@ void cpu_gather_columns(Backend *b, float *dst, const float *src, const int32_t 
     pool_run(cpu->pool, rows, gather_task, &j);
 }
 
+/* 一次 update_rest：u 的右上块装成面板，乘出 delta，再减。 */
+typedef struct RestJob {
+    float *w, *panels, *delta;
+    const float *u; /* 块 [i1, i2) 的行、i2 起的列 */
+    int64_t n, i2, k, rest;
+} RestJob;
+
+static void panel_task(void *ctx, int64_t panel, int thread) {
+    (void)thread;
+    const RestJob *j = ctx;
+    int64_t col = panel * QT_PANEL, width = j->rest - col < QT_PANEL ? j->rest - col : QT_PANEL;
+    float *dst = j->panels + col * j->k;
+    for (int64_t i = 0; i < j->k; i++, dst += QT_PANEL)
+        for (int64_t c = 0; c < QT_PANEL; c++) dst[c] = c < width ? j->u[i * j->n + col + c] : 0;
+}
+
+static void subtract_task(void *ctx, int64_t row, int thread) {
+    (void)thread;
+    const RestJob *j = ctx;
+    float *w = j->w + row * j->n + j->i2;
+    const float *delta = j->delta + row * j->rest;
+    for (int64_t i = 0; i < j->rest; i++) w[i] -= delta[i];
+}
+
 void cpu_update_rest(Backend *b, float *w, const float *err, const float *u, int64_t rows,
                      int64_t n, int64_t i1, int64_t i2) {
-    int64_t rest = n - i2, k = i2 - i1;
-    Arena tmp = {0};
-    float *ut = ARENA_ARRAY(&tmp, float, rest * k, &b->err);
-    float *delta = ARENA_ARRAY(&tmp, float, rows * rest, &b->err);
-    QTensor q;
-    if (ut && delta && qtensor_new_dense(&q, &tmp, DT_F32, rest, k, &b->err)) {
-        for (int64_t j = 0; j < rest; j++)
-            for (int64_t i = 0; i < k; i++) ut[j * k + i] = u[(i1 + i) * n + i2 + j];
-        cpu_pack_dense(b, &q, ut);
-        cpu_linear_exact(b, delta, err, rows, &q);
-        for (int64_t r = 0; r < rows && b->err.code == ERR_NONE; r++)
-            for (int64_t j = 0; j < rest; j++) w[r * n + i2 + j] -= delta[r * rest + j];
-    }
-    arena_free(&tmp);
+    CpuBackend *cpu = b->impl;
+    int64_t k = i2 - i1, n_panels = (n - i2 + QT_PANEL - 1) / QT_PANEL, wide = n_panels * QT_PANEL;
+    if (n_panels == 0) return;
+    RestJob j = {.w = w, .u = u + i1 * n + i2, .n = n, .i2 = i2, .k = k, .rest = n - i2};
+    j.panels = cpu_slot(b, 2 * b->n_threads + 2, (size_t)(wide * k + rows * j.rest) * sizeof *w);
+    if (!j.panels) return;
+    j.delta = j.panels + wide * k;
+    QTensor q = {.rows = j.rest, .cols = k, .dense = DT_F32, .data = j.panels,
+                 .data_bytes = (size_t)(wide * k) * sizeof *w};
+    pool_run(cpu->pool, n_panels, panel_task, &j);
+    cpu_linear_exact(b, j.delta, err, rows, &q);
+    if (b->err.code == ERR_NONE) pool_run(cpu->pool, rows, subtract_task, &j);
 }
 
 /* 有限值减自己为 0，非有限值得 NaN：整段只需一趟无分支的求和。 */

@@ -83,21 +83,29 @@ static double sum_exp_dot(const float *zp, const float *zq, int64_t n, float m, 
     return vf_sum_double(acc);
 }
 
-static void feedback_row(float *w, float *err, int64_t n, const float *u, int64_t ldu,
-                         const float *scale, const float *zero, const int32_t *group, float maxq) {
+static void feedback_rows(float *w, float *err, int64_t n, const float *u, int64_t ldu, int rows,
+                          const float *scale, const float *zero, int64_t n_groups,
+                          const int32_t *group, float maxq) {
+    float s16[16] = {0}, z16[16] = {0};
+    vf s = vf_zero(), z = s, none = s, top = vf_set1(maxq);
     for (int64_t i = 0; i < n; i++) {
         const float *row = u + i * ldu;
-        float s = scale[group[i]], z = zero[group[i]];
-        float q = rintf(w[i] / s) + z;
-        q = q < 0 ? 0 : q > maxq ? maxq : q;
-        q = s * (q - z);
-        err[i] = (w[i] - q) / row[i];
-        w[i] = q;
-        vf e = vf_set1(err[i]);
-        for (int64_t j = i + 1; j < n; j += 16) {
-            vf update = vf_mul(e, vf_load_n(row + j, n - j));
-            vf_store_n(w + j, vf_sub(vf_load_n(w + j, n - j), update), n - j);
+        if (i == 0 || group[i] != group[i - 1]) {
+            for (int r = 0; r < rows; r++) {
+                s16[r] = scale[r * n_groups + group[i]];
+                z16[r] = zero[r * n_groups + group[i]];
+            }
+            s = vf_load(s16);
+            z = vf_load(z16);
         }
+        vf x = vf_load(w + i * 16), q = vf_add(vf_rint(vf_div(x, s)), z);
+        q = vf_select(vf_less(q, none), none, q);
+        q = vf_mul(s, vf_sub(vf_select(vf_less(top, q), top, q), z));
+        vf e = vf_div(vf_sub(x, q), vf_set1(row[i]));
+        vf_store(err + i * 16, e);
+        vf_store(w + i * 16, q);
+        for (int64_t j = i + 1; j < n; j++)
+            vf_store(w + j * 16, vf_sub(vf_load(w + j * 16), vf_mul(e, vf_set1(row[j]))));
     }
 }
 
@@ -110,5 +118,5 @@ const ElemKernels KERNEL_NAME(elem_kernels) = {
     .max = max,
     .sum_exp = sum_exp,
     .sum_exp_dot = sum_exp_dot,
-    .feedback_row = feedback_row,
+    .feedback_rows = feedback_rows,
 };

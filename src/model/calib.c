@@ -105,12 +105,14 @@ bool calib_stream_pass(CalibStream *s, int64_t layer, unsigned kinds, unsigned g
     for (int64_t i = 0; ok && i < s->batch; i++) seg[i] = (Segment){.row0 = i * len, .n = len};
     for (int64_t i = 0; ok && i < s->set->n_samples; i += s->batch) {
         int64_t n = s->set->n_samples - i < s->batch ? s->set->n_samples - i : s->batch;
-        size_t bytes = (size_t)(n * len * d) * sizeof(float);
-        float *x = s->x + i * len * d;
-        op_copy(m->backend, s->work.x, x, bytes);
+        float *x = s->x + i * len * d, *own = s->work.x;
+        if (advance)
+            s->work.x = x; /* 就地推进 */
+        else
+            op_copy(m->backend, own, x, (size_t)(n * len * d) * sizeof(float));
         ok = interrupt_check(e) && block_forward(m, layer, &s->work, n * len, seg, (size_t)n,
                                                  kinds ? &tap : NULL, e);
-        if (ok && advance) op_copy(m->backend, x, s->work.x, bytes);
+        s->work.x = own;
     }
     arena_free(&tmp);
     for (int g = 0; ok && kinds && g < INPUT_COUNT; g++)

@@ -2,15 +2,15 @@
  * 借用线性层的内核：Xᵀ 的行是激活、Xᵀ 装成面板作权重；只算上三角的块，所以乘加数是满矩阵的一半多一点。
  * 不变式：每个元素沿样本依次累加，与线程数无关；f32 累加一批（至多几千行）后再加进 G。
  * compute=bfloat16 时输入舍入到 bf16（线性层看到的正是它），乘积与累加仍为 f32。 */
-#include <string.h>
-
 #include "compute/cpu/cpu.h"
 #include "compute/cpu/gemm_kernels.h"
+#include "compute/cpu/grad_kernels.h"
+#include "compute/cpu/kernels.h"
 
 enum { ROW_BLOCK = 112 /* 16 与小块行数 14 的公倍数 */ };
 
 typedef struct GramJob {
-    const GemmKernels *k;
+    const GradKernels *grad;
     const float *x;
     float *rows;  /* (d, n) x 的转置 */
     void *panels; /* 16 列一个面板：F32 [k][16]，BF16 [k/2][16][2] */
@@ -24,31 +24,15 @@ static int64_t min_i64(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 
-/* 一个面板：16 列、每次 16 行，先抄成小方块再转置写出，读写都连续。 */
+/* 16 列：转置成 16 行激活，又装成一个面板。 */
 static void transpose_task(void *ctx, int64_t task, int thread) {
     (void)thread;
     const GramJob *j = ctx;
-    int64_t c0 = task * QT_PANEL, width = min_i64(QT_PANEL, j->d - c0);
-    for (int64_t k0 = 0; k0 < j->n; k0 += QT_PANEL) {
-        int64_t height = min_i64(QT_PANEL, j->n - k0);
-        float block[QT_PANEL][QT_PANEL] = {{0}};
-        for (int64_t k = 0; k < height; k++)
-            memcpy(block[k], j->x + (k0 + k) * j->d + c0, (size_t)width * sizeof(float));
-        for (int64_t c = 0; c < width; c++)
-            for (int64_t k = 0; k < height; k++) j->rows[(c0 + c) * j->n + k0 + k] = block[k][c];
-        if (j->bf16) {
-            int64_t pairs = (j->n + 1) / 2;
-            uint32_t *dst = (uint32_t *)j->panels + (task * pairs + k0 / 2) * QT_PANEL;
-            uint16_t half[QT_PANEL][QT_PANEL]; /* 不满 16 行时其余为 0 */
-            j->k->round_bf16(half[0], block[0], QT_PANEL * QT_PANEL);
-            for (int64_t k = 0; k < height; k += 2)
-                for (int64_t c = 0; c < QT_PANEL; c++)
-                    dst[k / 2 * QT_PANEL + c] = half[k][c] | (uint32_t)half[k + 1][c] << 16;
-        } else {
-            memcpy((float *)j->panels + (task * j->n + k0) * QT_PANEL, block,
-                   (size_t)height * sizeof block[0]);
-        }
-    }
+    int64_t c0 = task * QT_PANEL, steps = j->bf16 ? (j->n + 1) / 2 : j->n;
+    j->grad->transpose(j->rows + c0 * j->n, j->n, j->x + c0, j->d, j->n,
+                       min_i64(QT_PANEL, j->d - c0));
+    j->grad->slice_panel((uint32_t *)j->panels + task * steps * QT_PANEL, j->x, j->n, j->d, task,
+                         j->bf16);
 }
 
 static void add_task(void *ctx, int64_t row, int thread) {
@@ -62,7 +46,7 @@ static void add_task(void *ctx, int64_t row, int thread) {
 void cpu_gram(Backend *b, float *g, const float *x, int64_t n, int64_t d) {
     CpuBackend *cpu = b->impl;
     int64_t panels = (d + QT_PANEL - 1) / QT_PANEL;
-    GramJob j = {.k = cpu->kernels->gemm, .x = x, .n = n, .d = d, .g = g, .bf16 = b->compute == COMPUTE_BF16};
+    GramJob j = {.grad = cpu->kernels->grad, .x = x, .n = n, .d = d, .g = g, .bf16 = b->compute == COMPUTE_BF16};
     size_t rows_bytes = (size_t)(d * n) * sizeof(float), part_bytes = ROW_BLOCK * (size_t)d * 4;
     size_t panel_bytes = (size_t)(panels * QT_PANEL * ((n + 1) / 2 * 2)) * (j.bf16 ? 2 : 4);
     /* 64 字节对齐的三段 */

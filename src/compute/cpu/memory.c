@@ -20,9 +20,30 @@ void cpu_write(Backend *b, void *dst, const void *host, size_t bytes) {
     memcpy(dst, host, bytes);
 }
 
+enum { COPY_CHUNK = 1 << 20 };
+
+typedef struct CopyJob {
+    char *dst;
+    const char *src;
+    size_t bytes;
+} CopyJob;
+
+static void copy_task(void *ctx, int64_t task, int thread) {
+    (void)thread;
+    const CopyJob *j = ctx;
+    size_t at = (size_t)task * COPY_CHUNK, rest = j->bytes - at;
+    memcpy(j->dst + at, j->src + at, rest < COPY_CHUNK ? rest : COPY_CHUNK);
+}
+
 void cpu_copy(Backend *b, void *dst, const void *src, size_t bytes) {
-    (void)b;
-    memmove(dst, src, bytes);
+    CpuBackend *cpu = b->impl;
+    CopyJob j = {dst, src, bytes};
+    bool apart = (const char *)dst + bytes <= (const char *)src ||
+                 (const char *)src + bytes <= (const char *)dst;
+    if (apart && bytes >= 2 * COPY_CHUNK)
+        pool_run(cpu->pool, (int64_t)((bytes + COPY_CHUNK - 1) / COPY_CHUNK), copy_task, &j);
+    else
+        memmove(dst, src, bytes);
 }
 
 void cpu_copy_2d(Backend *b, void *dst, size_t dst_step, const void *src, size_t src_step,
@@ -32,10 +53,28 @@ void cpu_copy_2d(Backend *b, void *dst, size_t dst_step, const void *src, size_t
         memcpy((char *)dst + (size_t)i * dst_step, (const char *)src + (size_t)i * src_step, bytes);
 }
 
+enum { SYM_ROWS = 32 };
+
+typedef struct SymJob {
+    float *g;
+    int64_t d;
+} SymJob;
+
+/* SYM_ROWS 行，一次一个方块：按列读的那边也留在缓存里。 */
+static void symmetrize_task(void *ctx, int64_t task, int thread) {
+    (void)thread;
+    const SymJob *s = ctx;
+    int64_t r0 = task * SYM_ROWS, r1 = r0 + SYM_ROWS < s->d ? r0 + SYM_ROWS : s->d;
+    for (int64_t c0 = 0; c0 <= r0; c0 += SYM_ROWS)
+        for (int64_t i = r0; i < r1; i++)
+            for (int64_t j = c0; j < c0 + SYM_ROWS && j < i; j++)
+                s->g[i * s->d + j] = s->g[j * s->d + i];
+}
+
 void cpu_symmetrize(Backend *b, float *g, int64_t d) {
-    (void)b;
-    for (int64_t i = 0; i < d; i++)
-        for (int64_t j = 0; j < i; j++) g[i * d + j] = g[j * d + i];
+    CpuBackend *cpu = b->impl;
+    SymJob s = {g, d};
+    pool_run(cpu->pool, (d + SYM_ROWS - 1) / SYM_ROWS, symmetrize_task, &s);
 }
 
 enum { COLUMNS_PER_TASK = 64 };

@@ -153,11 +153,27 @@ static bool type_columns(json_t *rows, const json_t *head, Err *e) {
     return true;
 }
 
+/* 首行的列名不得相同：否则一行里后一格会悄悄盖掉前一格。 */
+static bool unique_columns(const json_t *head, const char *where, Err *e) {
+    json_t *seen = json_object();
+    bool ok = seen != NULL || err_set(e, ERR_MEMORY, "内存不足");
+    for (size_t k = 0; ok && k < json_array_size(head); k++) {
+        const char *name = json_string_value(json_array_get(head, k));
+        if (json_object_get(seen, name))
+            ok = err_set(e, ERR_FORMAT, "%s:1: 有两列都叫 '%.80s'", where, name);
+        else if (json_object_set_new(seen, name, json_true()) != 0)
+            ok = err_set(e, ERR_MEMORY, "内存不足");
+    }
+    json_decref(seen);
+    return ok;
+}
+
 json_t *task_rows_csv(const char *where, const char *text, size_t len, Err *e) {
     if (len >= 3 && memcmp(text, "\xEF\xBB\xBF", 3) == 0) text += 3, len -= 3;
     Csv c = {.p = text, .end = text + len, .where = where, .line = 1};
     json_t *rows = json_array(), *head = rows ? read_record(&c, e) : NULL;
-    bool ok = head != NULL || (!rows && err_set(e, ERR_MEMORY, "内存不足"));
+    bool ok = head ? unique_columns(head, where, e)
+                   : !rows && err_set(e, ERR_MEMORY, "内存不足");
     while (ok && c.p < c.end) {
         json_t *cells = read_record(&c, e);
         ok = cells && record_row(rows, head, cells, &c, e);

@@ -119,6 +119,9 @@ static void test_groups(void **state) {
 
 static void test_refuse(void **state) {
     (void)state;
+    Err e = {0};
+    assert_null(task_rows_csv("t.csv", "a,b,a\n1,2,3\n", 12, &e)); /* 模糊测试找到的 */
+    assert_non_null(strstr(e.msg, "t.csv:1: 有两列都叫 'a'"));
     const char *rows = "{\"q\": \"x\", \"g\": 0}\n";
     refuse(HEAD BODY "doc_to_txt: q\n", rows, ERR_CONFIG, "是否想写 'doc_to_text'");
     refuse(HEAD "doc_to_text: !function u.f\n", rows, ERR_UNSUPPORTED, "/u.f 是 Python 函数");

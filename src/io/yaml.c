@@ -20,8 +20,10 @@ typedef struct Item Item;
 struct Item {
     YamlNode node; /* 须为首个成员 */
     Item *next;
+    size_t order; /* 读到的次序 */
     const char *key;
     int key_line;
+    bool dropped; /* 任务文件里被后面同名的键取代 */
 };
 
 typedef struct Reader {
@@ -30,7 +32,7 @@ typedef struct Reader {
     const char *name;
     const char *text;
     size_t len, n_nodes;
-    bool functions; /* 允许 !function */
+    bool task; /* 允许 !function 与核心类型标签（!!null 等） */
     Err *e;
 } Reader;
 
@@ -152,6 +154,7 @@ static Item *new_item(Reader *r, YamlKind kind, int line) {
     if (++r->n_nodes > NODES_MAX) return fail(r, ERR_CONFIG, line, "节点数超过上限 100000");
     Item *it = ARENA_NEW(r->arena, Item, r->e);
     if (!it) return NULL;
+    it->order = r->n_nodes;
     it->node.kind = kind;
     it->node.file = r->name;
     it->node.line = line;
@@ -160,15 +163,38 @@ static Item *new_item(Reader *r, YamlKind kind, int line) {
 
 static bool is_function(const Reader *r, const yaml_event_t *ev) {
     const yaml_char_t *tag = ev->data.scalar.tag;
-    return r->functions && tag && strcmp((const char *)tag, "!function") == 0;
+    return r->task && tag && strcmp((const char *)tag, "!function") == 0;
 }
 
-/* 标量的文本（复制到 Arena）；含 NUL 或带标签、锚点时报错。 */
+/* 核心类型标签（!!int 等）要求的类型；不是或这里不收时为 -1。 */
+static int tag_kind(const Reader *r, const yaml_char_t *tag) {
+    static const char *const NAMES[] = {"null", "bool", "int", "float", "str", "seq", "map"};
+    static const char PREFIX[] = "tag:yaml.org,2002:";
+    const char *s = (const char *)tag;
+    if (!r->task || !s || strncmp(s, PREFIX, sizeof PREFIX - 1) != 0) return -1;
+    for (int i = 0; i < (int)(sizeof NAMES / sizeof *NAMES); i++)
+        if (strcmp(s + sizeof PREFIX - 1, NAMES[i]) == 0) return i;
+    return -1;
+}
+
+/* 按标签定型：!!null 不看原文（同 PyYAML），其余的原文须是那种写法。返回: 不符时的说明，否则 NULL。 */
+static const char *apply_tag(YamlNode *v, YamlKind want) {
+    if (want == YAML_NULL || want == YAML_STR) {
+        v->kind = want;
+        return NULL;
+    }
+    const char *bad = resolve(v);
+    if (bad) return bad;
+    if (want == YAML_FLOAT && v->kind == YAML_INT) v->kind = YAML_FLOAT;
+    return v->kind == want ? NULL : "与它的类型标签（!!）不符";
+}
+
+/* 标量的文本（复制到 Arena）；含 NUL 或带不收的标签、锚点时报错。 */
 static const char *scalar_text(Reader *r, const yaml_event_t *ev) {
     int line = line_of(&ev->start_mark);
     const char *s = (const char *)ev->data.scalar.value;
     if (ev->data.scalar.anchor) return fail(r, ERR_CONFIG, line, "不支持锚点（&）");
-    if (ev->data.scalar.tag && !is_function(r, ev))
+    if (ev->data.scalar.tag && !is_function(r, ev) && tag_kind(r, ev->data.scalar.tag) < 0)
         return fail(r, ERR_CONFIG, line, "不支持类型标签（!）");
     if (memchr(s, 0, ev->data.scalar.length))
         return fail(r, ERR_CONFIG, line, "字符串中不允许 NUL 字符");
@@ -181,35 +207,38 @@ static Item *read_scalar(Reader *r, const yaml_event_t *ev) {
     it->node.text = scalar_text(r, ev);
     if (!it->node.text) return NULL;
     it->node.function = is_function(r, ev);
-    if (!it->node.function && ev->data.scalar.style == YAML_PLAIN_SCALAR_STYLE) {
-        const char *bad = resolve(&it->node);
-        if (bad) {
-            err_set(r->e, ERR_CONFIG, "%s:%d: \"%.80s\" %s", r->name, it->node.line,
-                    it->node.text, bad);
-            return NULL;
-        }
-    }
-    return it;
+    int tag = tag_kind(r, ev->data.scalar.tag);
+    const char *bad = NULL;
+    if (tag >= 0)
+        bad = apply_tag(&it->node, (YamlKind)tag);
+    else if (!it->node.function && ev->data.scalar.style == YAML_PLAIN_SCALAR_STYLE)
+        bad = resolve(&it->node);
+    if (!bad) return it;
+    err_set(r->e, ERR_CONFIG, "%s:%d: \"%.80s\" %s", r->name, it->node.line, it->node.text, bad);
+    return NULL;
 }
 
 static int by_key(const void *a, const void *b) {
     const Item *x = *(Item *const *)a, *y = *(Item *const *)b;
     int c = strcmp(x->key, y->key);
-    return c ? c : x->key_line - y->key_line;
+    return c ? c : (x->order > y->order) - (x->order < y->order);
 }
 
-/* 重复键检查：排序后比较相邻者（n log n，防恶意的大映射）。 */
-static bool keys_unique(Reader *r, Item *first, size_t n) {
+/* 重复键：排序后比较相邻者（n log n，防恶意的大映射）。配置里是错误；任务文件里取后者，同 PyYAML。 */
+static bool check_keys(Reader *r, Item *first, size_t n) {
     Item **sorted = malloc((n + 1) * sizeof *sorted);
     if (!sorted) return err_set(r->e, ERR_MEMORY, "%s: 内存不足", r->name);
     size_t i = 0;
     for (Item *it = first; it; it = it->next) sorted[i++] = it;
     qsort(sorted, n, sizeof *sorted, by_key);
     bool ok = true;
-    for (i = 1; i < n && ok; i++)
-        if (strcmp(sorted[i - 1]->key, sorted[i]->key) == 0)
+    for (i = 1; i < n && ok; i++) {
+        if (strcmp(sorted[i - 1]->key, sorted[i]->key) != 0) continue;
+        sorted[i - 1]->dropped = r->task;
+        if (!r->task)
             ok = err_set(r->e, ERR_CONFIG, "%s:%d: 重复的键 \"%.80s\"（第 %d 行已有）", r->name,
                          sorted[i]->key_line, sorted[i]->key, sorted[i - 1]->key_line);
+    }
     free(sorted);
     return ok;
 }
@@ -219,14 +248,15 @@ static bool finish_children(Reader *r, YamlNode *v, Item *first) {
     v->items = ARENA_ARRAY(r->arena, YamlNode *, v->n, r->e);
     if (!v->items) return false;
     if (v->kind == YAML_MAP) {
-        if (!keys_unique(r, first, v->n)) return false;
+        if (!check_keys(r, first, v->n)) return false;
         v->keys = ARENA_ARRAY(r->arena, const char *, v->n, r->e);
         if (!v->keys) return false;
     }
-    size_t i = 0;
-    for (Item *it = first; it; it = it->next, i++) {
-        v->items[i] = &it->node;
-        if (v->keys) v->keys[i] = it->key;
+    v->n = 0;
+    for (Item *it = first; it; it = it->next) {
+        if (it->dropped) continue;
+        if (v->keys) v->keys[v->n] = it->key;
+        v->items[v->n++] = &it->node;
     }
     return true;
 }
@@ -287,7 +317,8 @@ static Item *read_node(Reader *r, yaml_event_t *ev, int depth) {
         return fail(r, ERR_CONFIG, line, "意外的内容");
     if (map ? ev->data.mapping_start.anchor : ev->data.sequence_start.anchor)
         return fail(r, ERR_CONFIG, line, "不支持锚点（&）");
-    if (map ? ev->data.mapping_start.tag : ev->data.sequence_start.tag)
+    const yaml_char_t *tag = map ? ev->data.mapping_start.tag : ev->data.sequence_start.tag;
+    if (tag && tag_kind(r, tag) != (int)(map ? YAML_MAP : YAML_LIST))
         return fail(r, ERR_CONFIG, line, "不支持类型标签（!）");
     return read_collection(r, map ? YAML_MAP : YAML_LIST, line, depth);
 }
@@ -330,15 +361,14 @@ static bool no_tag_directive(const char *name, const char *text, size_t len, Err
     return true;
 }
 
-static YamlNode *parse(Arena *a, const char *name, const char *text, size_t len, bool functions,
-                       Err *e) {
+static YamlNode *parse(Arena *a, const char *name, const char *text, size_t len, bool task, Err *e) {
     if (len > BYTES_MAX) {
         err_set(e, ERR_CONFIG, "%s: %zu 字节，超过 YAML 的上限 8 MB", name, len);
         return NULL;
     }
     if (len >= 3 && memcmp(text, "\xEF\xBB\xBF", 3) == 0) text += 3, len -= 3; /* BOM */
     if (!no_tag_directive(name, text, len, e)) return NULL;
-    Reader r = {.arena = a, .text = text, .len = len, .functions = functions, .e = e};
+    Reader r = {.arena = a, .text = text, .len = len, .task = task, .e = e};
     r.name = arena_strdup(a, name, e);
     if (!r.name) return NULL;
     if (!yaml_parser_initialize(&r.parser)) {
@@ -356,10 +386,10 @@ YamlNode *yaml_parse(Arena *a, const char *name, const char *text, size_t len, E
     return parse(a, name, text, len, false, e);
 }
 
-static YamlNode *load(Arena *a, const char *path, bool functions, Err *e) {
+static YamlNode *load(Arena *a, const char *path, bool task, Err *e) {
     size_t len;
     char *text = file_read(a, path, BYTES_MAX, &len, e);
-    return text ? parse(a, path, text, len, functions, e) : NULL;
+    return text ? parse(a, path, text, len, task, e) : NULL;
 }
 
 YamlNode *yaml_load(Arena *a, const char *path, Err *e) {

@@ -27,7 +27,7 @@ struct YamlNode {
 };
 
 YamlNode *yaml_load(Arena *a, const char *path, Err *e);
-/* 同上，但允许标量带 !function 标签（评测框架的任务文件）。 */
+/* 同上，但允许标量带 !function 标签与 YAML 的核心类型标签 !!null、!!str、!!int…，重复的键取后者（评测框架的任务文件）。 */
 YamlNode *yaml_load_task(Arena *a, const char *path, Err *e);
 /* name 用于错误信息与 node->file。 */
 YamlNode *yaml_parse(Arena *a, const char *name, const char *text, size_t len, Err *e);

@@ -129,7 +129,7 @@ static void test_refuse(void **state) {
     refuse(HEAD BODY "metric_list: [{metric: bleu}]\n", rows, ERR_UNSUPPORTED, "'bleu'");
     refuse(HEAD BODY "metric_list: [{metric: acc, aggregation: f1}]\n", rows, ERR_UNSUPPORTED, "'f1'");
     refuse(HEAD BODY "repeats: 4\n", rows, ERR_UNSUPPORTED, "repeats");
-    refuse(HEAD BODY "output_type: x\n", rows, ERR_CONFIG, "没有任务 't'"); /* 键重复：整个文件被跳过 */
+    refuse(HEAD BODY "output_type: x\n", rows, ERR_CONFIG, "没有取值 'x'"); /* 重复的键取后者 */
     refuse("task: t\noutput_type: guess\ntest_split: test\n", rows, ERR_CONFIG, "'guess'");
     refuse("task: t\ntest_split: ../../x\n", rows, ERR_CONFIG, "划分名");
     refuse("task: t\ntest_split: test\ndataset_path: ../x\n", NULL, ERR_CONFIG, "'..'");

@@ -105,6 +105,44 @@ static void test_tree(void **state) {
     arena_free(&a);
 }
 
+/* 任务文件收 !function 与核心的类型标签；一般的配置文件都不收。 */
+static void test_tags(void **state) {
+    (void)state;
+    const char *p = tmp_path("tags.yaml");
+    const char *text = "a: !!null \"null\"\nb: !!str 5\nc: !!int \"7\"\nd: !!float 2\ne: !!bool 'true'\n"
+                       "f: !!seq [1]\ng: !!map {x: 1}\nh: !function m.f\n";
+    static const YamlKind KINDS[] = {YAML_NULL, YAML_STR, YAML_INT, YAML_FLOAT,
+                                     YAML_BOOL, YAML_LIST, YAML_MAP, YAML_STR};
+    Arena a = {0};
+    Err e = {0};
+    tmp_write(p, text, strlen(text));
+    YamlNode *root = yaml_load_task(&a, p, &e);
+    if (!root) fail_msg("%s", e.msg);
+    for (size_t i = 0; i < root->n; i++) assert_int_equal(root->items[i]->kind, KINDS[i]);
+    assert_string_equal(root->items[1]->text, "5");
+    assert_int_equal(root->items[2]->integer, 7);
+    assert_true(root->items[3]->number == 2.0);
+    assert_true(root->items[7]->function);
+    assert_null(yaml_load(&a, p, &e));
+    /* 重复的键：任务文件里取后者（同 PyYAML），配置里是错误 */
+    text = "a: 1\nb: 2\na: {x: 3, x: 4}\n";
+    tmp_write(p, text, strlen(text));
+    root = yaml_load_task(&a, p, &e);
+    if (!root) fail_msg("%s", e.msg);
+    assert_int_equal(root->n, 2);
+    assert_int_equal(yaml_path(root, "a.x")->integer, 4);
+    assert_null(yaml_load(&a, p, &e));
+    static const char *const BAD[] = {"a: !!int x", "a: !!bool 1", "a: !!seq {x: 1}", "a: !!map 1",
+                                      "a: !!int 99999999999999999999", "a: !!python/tuple [1]",
+                                      "a: !x 1", "a: !!seq x"};
+    for (size_t i = 0; i < sizeof BAD / sizeof *BAD; i++) {
+        tmp_write(p, BAD[i], strlen(BAD[i]));
+        if (yaml_load_task(&a, p, &e)) fail_msg("%s", BAD[i]);
+        assert_int_equal(e.code, ERR_CONFIG);
+    }
+    arena_free(&a);
+}
+
 /* 节点恰为十万可以，多一个报错；重复键在大映射里也找得到。 */
 static void test_limits(void **state) {
     (void)state;
@@ -164,7 +202,7 @@ static void test_out_of_memory(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_kinds), cmocka_unit_test(test_values), cmocka_unit_test(test_tree),
-        cmocka_unit_test(test_limits), cmocka_unit_test(test_out_of_memory),
+        cmocka_unit_test(test_tags),  cmocka_unit_test(test_limits), cmocka_unit_test(test_out_of_memory),
     };
     return cmocka_run_group_tests(tests, tmp_make, tmp_done);
 }

@@ -264,7 +264,8 @@ static bool finish_task(const Evaluation *v, const Task *t, const DocValue *valu
     if (v->options->log_samples && !write_samples(v, t, values, result, e)) return false;
     if (v->is_baseline && !save_archive(v, t, values, e)) return false;
     json_t *base = v->is_baseline ? NULL : compare_task(v, t, values);
-    return json_object_set_new(result, "baseline", base ? base : json_null()) == 0;
+    return json_object_set_new(result, "baseline", base ? base : json_null()) == 0 ||
+           err_set(e, ERR_MEMORY, "内存不足");
 }
 
 json_t *evaluate_tasks(const Evaluation *v, ScoreCost *cost, Err *e) {

@@ -198,9 +198,8 @@ json_t *evaluate_ppl(const Evaluation *v, Err *e) {
         token_ids_free(&ids);
     }
     arena_free(&a);
-    if (!ok) {
-        json_decref(all);
-        return NULL;
-    }
-    return all;
+    if (ok) return all;
+    if (e->code == ERR_NONE) err_set(e, ERR_MEMORY, "内存不足"); /* JSON 只会因此造不出来 */
+    json_decref(all);
+    return NULL;
 }

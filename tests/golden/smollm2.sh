@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # smollm2 — SmolLM2-135M-Instruct 在 wikitext2 上各方法的 PPL，对照官方代码（make test-smollm2）
 # 先取得模型与文本：scripts/prepare_data.sh --model smollm2-135m-instruct，以及 wikitext2。
-# 环境: COMPUTE（默认 float32）、PTQ_SHARED（对照数）、ROWS=正则（只跑名字相符的行）、THREADS、RESULTS=结果文件夹（默认 results，可上榜）
+# 环境: COMPUTE（默认 float32）、DEVICE（默认 auto）、PTQ_SHARED（对照数）、ROWS=正则（只跑名字相符的行）、THREADS、RESULTS=结果文件夹（默认 results，可上榜）
 set -u
 export LC_ALL=C.UTF-8
 cd "$(dirname "$0")/../.." || exit 2
@@ -88,7 +88,8 @@ row_args() {
         ;;
     *) return 1 ;;
     esac
-    args+=(--method "$method" --track $track --compute "${COMPUTE:-float32}" --threads "${THREADS:-0}")
+    args+=(--method "$method" --track $track --compute "${COMPUTE:-float32}" --threads "${THREADS:-0}"
+        --device "${DEVICE:-auto}")
 }
 
 row=0

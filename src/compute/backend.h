@@ -72,6 +72,14 @@ typedef struct ScoreJob {
     int32_t *ref_top1;      /* (n) 出，ref_x 非空时 */
 } ScoreJob;
 
+enum { LINEAR_OUT_MAX = 8 /* 一次调用至多几个 */ };
+/* 共用一个输入的线性层之一：y(n, w->rows) = x(n,in)·Wᵀ + bias。 */
+typedef struct LinearOut {
+    float *y;
+    const QTensor *w;
+    const float *bias; /* (w->rows) 或 NULL */
+} LinearOut;
+
 /* 逐列取整、把误差反馈给本块后面的列（GPTQ 算法 1 的内层）。对每一行、依次对 [i1, i2) 的每一列 i：
  * q = scale·(clamp(rint(w/scale)+zero) − zero)，err = (w−q)/u[i,i]，w[i+1..i2) −= err·u[i, i+1..i2)，w[i] = q。 */
 typedef struct FeedbackJob {
@@ -112,9 +120,8 @@ typedef struct BackendOps {
     /* n 段、每段 bytes 字节，第 i 段在 dst + i·dst_step、src + i·src_step；不可重叠 */
     void (*copy_2d)(Backend *b, void *dst, size_t dst_step, const void *src, size_t src_step,
                     int64_t n, size_t bytes);
-    /* y(n,out) = x(n,in)·Wᵀ + bias(out，可为 NULL) */
-    void (*linear)(Backend *b, float *y, const float *x, int64_t n, const QTensor *w,
-                   const float *bias);
+    /* out 的 n_out 个线性层，输入都是 x(n,in)；各个的结果与单独算时逐位相同 */
+    void (*linear)(Backend *b, const LinearOut *out, int n_out, const float *x, int64_t n);
     /* y(n,cols) = 表(rows,cols) 的第 ids[i] 行（稠密或量化皆可）；ids 在主机 */
     void (*embed)(Backend *b, float *y, const QTensor *table, const int32_t *ids, int64_t n);
     /* y = x / sqrt(mean(x²)+eps) · weight，逐行 (n,d)；y 可与 x 相同 */
@@ -147,8 +154,8 @@ typedef struct BackendOps {
     /* y(n,out) = x(n,in)·Wᵀ，恒为 f32（不受 compute 影响），供求解器 */
     void (*linear_exact)(Backend *b, float *y, const float *x, int64_t n, const QTensor *w);
     /* 激活量化的线性层，见 ops.h */
-    void (*linear_int8)(Backend *b, float *y, const float *x, int64_t n, const QTensor *w,
-                        const float *bias, const ActQuant *act);
+    void (*linear_int8)(Backend *b, const LinearOut *out, int n_out, const float *x, int64_t n,
+                        const ActQuant *act);
     /* 就地 x(n,d) = s·round(x/s) */
     void (*round_act)(Backend *b, float *x, int64_t n, int64_t d, const ActQuant *act);
     /* 在主机上并行执行 fn(ctx, 0..n-1)；各任务互不相干，只碰主机内存 */

@@ -9,14 +9,29 @@ static void check_weight(const QTensor *w) {
     CHECK(w->dense != DT_NONE || (w->scales && w->spec.group_size >= 1 && w->n_groups >= 1));
 }
 
-void op_linear(Backend *b, Tensor y, Tensor x, const QTensor *w, Tensor bias) {
-    check_weight(w);
-    CHECK(x.n_dims >= 1);
-    check_2d(x, x.shape[0], w->cols);
+static LinearOut linear_out(Tensor y, Tensor x, const QTensor *w, Tensor bias) {
     check_2d(y, x.shape[0], w->rows);
     if (bias.data) CHECK(bias.dtype == DT_F32 && n_elements(bias) == w->rows);
+    return (LinearOut){y.data, w, bias.data};
+}
+
+void op_linear(Backend *b, Tensor y, Tensor x, const QTensor *w, Tensor bias) {
+    op_linear_many(b, (LinearOut[]){linear_out(y, x, w, bias)}, 1, x);
+}
+
+static void check_outs(const LinearOut *out, int n_out, Tensor x) {
+    CHECK(x.n_dims >= 1 && n_out >= 1 && n_out <= LINEAR_OUT_MAX);
+    for (int i = 0; i < n_out; i++) {
+        check_weight(out[i].w);
+        check_2d(x, x.shape[0], out[i].w->cols);
+        CHECK(out[i].y);
+    }
+}
+
+void op_linear_many(Backend *b, const LinearOut *out, int n_out, Tensor x) {
+    check_outs(out, n_out, x);
     if (failed(b) || x.shape[0] == 0) return;
-    CALL(b, linear, y.data, x.data, x.shape[0], w, bias.data);
+    CALL(b, linear, out, n_out, x.data, x.shape[0]);
 }
 
 static void check_act(const ActQuant *a) {
@@ -32,14 +47,16 @@ bool linear_int8_accepts(const QTensor *w) {
 
 void op_linear_int8(Backend *b, Tensor y, Tensor x, const QTensor *w, Tensor bias,
                     const ActQuant *act) {
-    check_weight(w);
+    op_linear_int8_many(b, (LinearOut[]){linear_out(y, x, w, bias)}, 1, x, act);
+}
+
+void op_linear_int8_many(Backend *b, const LinearOut *out, int n_out, Tensor x,
+                         const ActQuant *act) {
     check_act(act);
-    CHECK(x.n_dims >= 1 && linear_int8_accepts(w));
-    check_2d(x, x.shape[0], w->cols);
-    check_2d(y, x.shape[0], w->rows);
-    if (bias.data) CHECK(bias.dtype == DT_F32 && n_elements(bias) == w->rows);
+    check_outs(out, n_out, x);
+    for (int i = 0; i < n_out; i++) CHECK(linear_int8_accepts(out[i].w));
     if (failed(b) || x.shape[0] == 0) return;
-    CALL(b, linear_int8, y.data, x.data, x.shape[0], w, bias.data, act);
+    CALL(b, linear_int8, out, n_out, x.data, x.shape[0], act);
 }
 
 void op_round_act(Backend *b, Tensor x, const ActQuant *act) {

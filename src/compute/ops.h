@@ -14,6 +14,9 @@ void op_copy_2d(Backend *b, void *dst, size_t dst_step, const void *src, size_t 
                 size_t bytes);
 /* y(n,out) = x(n,in)·Wᵀ + bias。参数: bias 可为空张量（data==NULL）。 */
 void op_linear(Backend *b, Tensor y, Tensor x, const QTensor *w, Tensor bias);
+/* 共用输入 x(n,in) 的 n_out（<= LINEAR_OUT_MAX）个线性层（如 q、k、v）一次算完：逐 token 解码时省去各层之间的线程会合。
+ * 各个的结果与单独调用 op_linear 逐位相同。 */
+void op_linear_many(Backend *b, const LinearOut *out, int n_out, Tensor x);
 /* 激活也量化的线性层：x 先按 act 取整为 bits 位整数，再与整数权重相乘，累加是精确的 int32：
  *   s = max(max|x|, 1e-5)·(1/(2^(bits-1)−1))（同 SmoothQuant 的 fake_quant.py 在 GPU 上；TOKEN 每行一个，TENSOR 整个 x 一个，STATIC 用 act->scale）
  *   x_q = clamp(rint(x/s), −2^(bits-1), 2^(bits-1)−1)；y = (Σ (code−zero)·x_q)·(s_w·s) + bias
@@ -21,6 +24,8 @@ void op_linear(Backend *b, Tensor y, Tensor x, const QTensor *w, Tensor bias);
  * 参数: w 须是 8 位、整行一组、零点为 SYM 或 INT 的量化矩阵，cols < 131072；bias 可为空张量；act->kind 不是 ACT_NONE。 */
 void op_linear_int8(Backend *b, Tensor y, Tensor x, const QTensor *w, Tensor bias,
                     const ActQuant *act);
+/* 同 op_linear_many；x 只取整一次，故各层的 act 须相同。 */
+void op_linear_int8_many(Backend *b, const LinearOut *out, int n_out, Tensor x, const ActQuant *act);
 /* 就地 x = s·x_q，s 与 x_q 同 op_linear_int8（注意力两个 BMM 的输入用）。 */
 void op_round_act(Backend *b, Tensor x, const ActQuant *act);
 /* op_linear_int8 能否用这个权重。 */

@@ -39,28 +39,44 @@ void workspace_close(Workspace *w) {
     *w = (Workspace){0};
 }
 
-/* 一段行的线性层，输入与输出按 l->act、l->out 量化。 */
-static void linear_rows(Model *m, const Linear *l, float *y, const float *x, int64_t n) {
-    Tensor ty = tensor_f32(y, n, l->rows), tx = tensor_f32((float *)x, n, l->cols);
-    Tensor bias = tensor_f32_1d(l->bias, l->bias ? l->rows : 0);
-    if (l->act.kind == ACT_NONE)
-        op_linear(m->backend, ty, tx, &l->q, bias);
-    else
-        op_linear_int8(m->backend, ty, tx, &l->q, bias, &l->act);
-    if (l->out.kind != ACT_NONE) op_round_act(m->backend, ty, &l->out);
+static bool same_act(const ActQuant *a, const ActQuant *b) {
+    return a->kind == b->kind && a->bits == b->bits && a->scale == b->scale;
 }
 
-/* 整批一起算；「整个张量一个 s」的张量是一条时间线这次喂入的行，故逐段算。 */
+/* 一段行的几个线性层，输入与输出按 l->act、l->out 量化。各层的 act 相同。 */
+static void linear_rows(Model *m, const Linear *const *l, float *const *y, int n_out, const float *x,
+                        int64_t row0, int64_t n) {
+    LinearOut out[LINEAR_OUT_MAX];
+    Tensor tx = tensor_f32((float *)x + row0 * l[0]->cols, n, l[0]->cols);
+    for (int i = 0; i < n_out; i++)
+        out[i] = (LinearOut){y[i] + row0 * l[i]->rows, &l[i]->q, l[i]->bias};
+    if (l[0]->act.kind == ACT_NONE)
+        op_linear_many(m->backend, out, n_out, tx);
+    else
+        op_linear_int8_many(m->backend, out, n_out, tx, &l[0]->act);
+    for (int i = 0; i < n_out; i++)
+        if (l[i]->out.kind != ACT_NONE)
+            op_round_act(m->backend, tensor_f32(out[i].y, n, l[i]->rows), &l[i]->out);
+}
+
+/* 共用输入 x 的几个线性层。整批一起算；「整个张量一个 s」的张量是一条时间线这次喂入的行，故逐段算。 */
+static void linears(Model *m, const Linear *const *l, float *const *y, int n_out, const float *x,
+                    int64_t n, const Workspace *w) {
+    for (int first = 0, last; first < n_out; first = last) {
+        for (last = first + 1; last < n_out && same_act(&l[first]->act, &l[last]->act);) last++;
+        if (l[first]->act.kind != ACT_TENSOR || w->n_segments <= 1) {
+            linear_rows(m, l + first, y + first, last - first, x, 0, n);
+            continue;
+        }
+        for (size_t i = 0; i < w->n_segments; i++)
+            linear_rows(m, l + first, y + first, last - first, x, w->segments[i].row0,
+                        w->segments[i].n);
+    }
+}
+
 static void linear(Model *m, const Linear *l, float *y, const float *x, int64_t n,
                    const Workspace *w) {
-    if (l->act.kind != ACT_TENSOR || w->n_segments <= 1) {
-        linear_rows(m, l, y, x, n);
-        return;
-    }
-    for (size_t i = 0; i < w->n_segments; i++) {
-        const Segment *s = &w->segments[i];
-        linear_rows(m, l, y + s->row0 * l->rows, x + s->row0 * l->cols, s->n);
-    }
+    linears(m, &l, &y, 1, x, n, w);
 }
 
 static void norm(Model *m, float *y, const float *x, const float *weight, int64_t n) {
@@ -194,9 +210,8 @@ void attention_forward(Model *m, int64_t layer, Workspace *w, int64_t n, const S
                        size_t n_segments, const BlockTap *tap) {
     const Linear *l = m->blocks[layer].linears;
     if (!show(tap, INPUT_QKV, w->h, n, m->config.hidden)) return;
-    linear(m, &l[ROLE_Q], w->q, w->h, n, w);
-    linear(m, &l[ROLE_K], w->k, w->h, n, w);
-    linear(m, &l[ROLE_V], w->v, w->h, n, w);
+    linears(m, (const Linear *[]){&l[ROLE_Q], &l[ROLE_K], &l[ROLE_V]},
+            (float *[]){w->q, w->k, w->v}, 3, w->h, n, w);
     w->held = NULL;
     w->forks = false;
     for (size_t i = 0; i < n_segments; i++) w->forks |= segments[i].parent != NULL;
@@ -209,8 +224,8 @@ void mlp_forward(Model *m, int64_t layer, Workspace *w, int64_t n, const BlockTa
     const Linear *l = m->blocks[layer].linears;
     int64_t ff = m->config.intermediate;
     if (!show(tap, INPUT_GATE_UP, w->h, n, m->config.hidden)) return;
-    linear(m, &l[ROLE_GATE], w->gate, w->h, n, w);
-    linear(m, &l[ROLE_UP], w->up, w->h, n, w);
+    linears(m, (const Linear *[]){&l[ROLE_GATE], &l[ROLE_UP]}, (float *[]){w->gate, w->up}, 2,
+            w->h, n, w);
     op_silu_mul(m->backend, tensor_f32(w->gate, n, ff), tensor_f32(w->gate, n, ff),
                 tensor_f32(w->up, n, ff));
     if (!show(tap, INPUT_DOWN, w->gate, n, ff)) return;

@@ -8,7 +8,7 @@
 
 #include "compute/ops.h"
 
-enum { MAX_PIECES = 64, SLACK = 8 /* 两级统计的段之后须可读的字节 */ };
+enum { MAX_PIECES = 96, SLACK = 8 /* 两级统计的段之后须可读的字节 */ };
 enum { IN = 1, OUT = 2, BOTH = 3 };
 
 typedef struct Piece {
@@ -169,23 +169,33 @@ static void s_parallel(Backend *b, int64_t n, void (*fn)(void *, int64_t), void 
 }
 
 /* ---- 权重 ---- */
-static void s_linear(Backend *b, float *y, const float *x, int64_t n, const QTensor *w, const float *bias) {
-    QTensor q = weight(b, w, IN);
-    x = floats(b, x, n * w->cols, IN), bias = floats(b, bias, w->rows, IN);
-    y = floats(b, y, n * w->rows, OUT);
-    CUDA(linear, y, x, n, &q, bias);
+/* 各层的权重、偏置与输出换成显存里的副本。 */
+static void stage_outs(Backend *b, LinearOut *to, QTensor *q, const LinearOut *out, int n_out, int64_t n) {
+    for (int i = 0; i < n_out; i++) {
+        q[i] = weight(b, out[i].w, IN);
+        to[i] = (LinearOut){floats(b, out[i].y, n * out[i].w->rows, OUT), &q[i],
+                            floats(b, out[i].bias, out[i].w->rows, IN)};
+    }
+}
+static void s_linear(Backend *b, const LinearOut *out, int n_out, const float *x, int64_t n) {
+    LinearOut to[LINEAR_OUT_MAX];
+    QTensor q[LINEAR_OUT_MAX];
+    stage_outs(b, to, q, out, n_out, n);
+    x = floats(b, x, n * out[0].w->cols, IN);
+    CUDA(linear, to, n_out, x, n);
 }
 static void s_linear_exact(Backend *b, float *y, const float *x, int64_t n, const QTensor *w) {
     QTensor q = weight(b, w, IN);
     x = floats(b, x, n * w->cols, IN), y = floats(b, y, n * w->rows, OUT);
     CUDA(linear_exact, y, x, n, &q);
 }
-static void s_linear_int8(Backend *b, float *y, const float *x, int64_t n, const QTensor *w, const float *bias,
+static void s_linear_int8(Backend *b, const LinearOut *out, int n_out, const float *x, int64_t n,
                           const ActQuant *act) {
-    QTensor q = weight(b, w, IN);
-    x = floats(b, x, n * w->cols, IN), bias = floats(b, bias, w->rows, IN);
-    y = floats(b, y, n * w->rows, OUT);
-    CUDA(linear_int8, y, x, n, &q, bias, act);
+    LinearOut to[LINEAR_OUT_MAX];
+    QTensor q[LINEAR_OUT_MAX];
+    stage_outs(b, to, q, out, n_out, n);
+    x = floats(b, x, n * out[0].w->cols, IN);
+    CUDA(linear_int8, to, n_out, x, n, act);
 }
 static void s_round_act(Backend *b, float *x, int64_t n, int64_t d, const ActQuant *act) {
     x = floats(b, x, n * d, BOTH);

@@ -89,7 +89,7 @@ static void check_products(const QTensor *q, const float *w, const char *isa, Co
     for (int64_t i = 0; i < N; i++) {
         op_linear(&b, tensor_f32(one, 1, q->rows), tensor_f32(x + i * q->cols, 1, q->cols), q,
                   (Tensor){0});
-        bool bf16 = mode == COMPUTE_BF16, by_codes = ref_by_codes(q, bf16, 1, false);
+        bool bf16 = mode == COMPUTE_BF16, by_codes = ref_by_codes(q, bf16, 1);
         if (!by_codes && !ref_on_cuda()) assert_memory_equal(one, y + i * q->rows, (size_t)q->rows * sizeof *one);
         for (int64_t r = 0; r < q->rows; r++) {
             double sum = 0, size = 0;

@@ -11,6 +11,9 @@ CpuPool *pool_open(int n_threads);
 void pool_close(CpuPool *p);
 void pool_run(CpuPool *p, int64_t n_tasks, void (*fn)(void *ctx, int64_t task, int thread),
               void *ctx);
+/* 把 [0, n) 均分给各线程，每个线程从自己那一段的开头起每次取 step 个，算完再帮别的线程：各线程读的内存因而基本相邻。 */
+void pool_run_ranges(CpuPool *p, int64_t n, int64_t step,
+                     void (*fn)(void *ctx, int64_t first, int64_t last, int thread), void *ctx);
 
 typedef struct CpuKernels CpuKernels; /* 某一指令集的内核表，见 kernels.h */
 typedef struct CpuBackend {
@@ -36,10 +39,9 @@ void cpu_linear_rows_f32(Backend *b, float *y, int64_t ldy, const float *x, int6
                          const QTensor *w, int64_t row0, int64_t row1);
 
 /* 算子的实现，含义与参数见 backend.h 的 BackendOps。 */
-void cpu_linear(Backend *b, float *y, const float *x, int64_t n, const QTensor *w,
-                const float *bias);
-void cpu_linear_int8(Backend *b, float *y, const float *x, int64_t n, const QTensor *w,
-                     const float *bias, const ActQuant *act);
+void cpu_linear(Backend *b, const LinearOut *out, int n_out, const float *x, int64_t n);
+void cpu_linear_int8(Backend *b, const LinearOut *out, int n_out, const float *x, int64_t n,
+                     const ActQuant *act);
 void cpu_round_act(Backend *b, float *x, int64_t n, int64_t d, const ActQuant *act);
 void cpu_embed(Backend *b, float *y, const QTensor *table, const int32_t *ids, int64_t n);
 void cpu_rmsnorm(Backend *b, float *y, const float *x, const float *weight, int64_t n, int64_t d,

@@ -54,12 +54,14 @@ struct GemmKernels {
     void (*expand_bf16)(uint32_t *dst, const QTensor *w, int64_t panel, int64_t k0, int64_t k1);
     /* x 的 n 个数舍入为 bf16；n 为奇数时补一个 0。 */
     void (*round_bf16)(uint16_t *dst, const float *x, int64_t n);
-    /* 单行：y[0, n_out) = W[panel·16 起]·x，n_out 个输出（最后一个面板可以不满）。 */
-    void (*gemv)(float *y, const float *x, const QTensor *w, int64_t panel, int64_t n_out);
+    /* 单行：y[0, n_out) = bias + W[panel·16 起]·x，n_out 个输出（最后一个面板可以不满）；
+     * bias 从首个输出起，可为 NULL，是累加的起点（与 GEMM 相同）。 */
+    void (*gemv)(float *y, const float *x, const QTensor *w, int64_t panel, int64_t n_out,
+                 const float *bias);
     /* 同上，x 为舍入后的 bf16（补 0 到 32 的倍数）；无原生 bf16 时为 NULL。minus_sums 是 group_sums 的结果，
      * 非 NULL 则按编码算。 */
     void (*gemv_bf16)(float *y, const uint16_t *x, const float *minus_sums, const QTensor *w,
-                      int64_t panel, int64_t n_out);
+                      int64_t panel, int64_t n_out, const float *bias);
     /* 各组的 −Σx。 */
     void (*group_sums)(float *dst, const uint16_t *x, int64_t cols, int64_t group);
     /* 以下按面板：w 是整个 (rows, cols) 的 f32 矩阵，scale、zero 是 (rows, n_groups)。 */

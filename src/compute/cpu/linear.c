@@ -11,8 +11,7 @@ enum {
     SMALL_ROWS = 28,
     TASKS_PER_THREAD = 6,
     MIN_PANELS = 6,           /* 要展开的权重一个任务至少的面板数（激活小块的复制由它们分摊） */
-    EXPANDED_ROWS = 1024,     /* 展开一次至少供这么多行用 */
-    GEMV_TASK_BYTES = 24 * 1024
+    EXPANDED_ROWS = 1024      /* 展开一次至少供这么多行用 */
 };
 
 /* 任务用的工作区：激活小块、边角小块、展开块。 */
@@ -166,32 +165,6 @@ bool linear_gemm(Backend *b, LinearJob *j) {
     return true;
 }
 
-static void gemv_task(void *ctx, int64_t task, int thread) {
-    (void)thread;
-    const LinearJob *j = ctx;
-    int64_t first = task * j->panels_per_task * QT_PANEL;
-    int64_t n_out = min_i64(j->n_out - first, j->panels_per_task * QT_PANEL);
-    int64_t panel = j->panel0 + task * j->panels_per_task;
-    if (j->act) {
-        j->k->gemv_int8(j->y + first, j->act->codes, j->w, panel, n_out);
-        j->k->finish_int8(j->y + first, j->ldy, 1, n_out, j->w, panel, j->act, 0,
-                          j->bias ? j->bias + first : NULL);
-    } else if (j->bf16)
-        j->k->gemv_bf16(j->y + first, (const uint16_t *)j->x, j->minus_sums, j->w, panel, n_out);
-    else
-        j->k->gemv(j->y + first, (const float *)j->x, j->w, panel, n_out);
-}
-
-void linear_gemv(LinearJob *j) {
-    int64_t panels = ceil_div(j->n_out, QT_PANEL), all = ceil_div(j->w->rows, QT_PANEL);
-    int64_t panel_bytes = (int64_t)(j->w->data_bytes / (size_t)all);
-    int64_t per = max_i64(1, GEMV_TASK_BYTES / max_i64(panel_bytes, 1));
-    per = max_i64(per, ceil_div(panels, 64 * j->n_threads)); /* 任务不必太多 */
-    int64_t unit = j->minus_sums ? 4 : 8; /* 内核一次推进的面板数 */
-    j->panels_per_task = ceil_div(per, unit) * unit;
-    pool_run(j->cpu->pool, ceil_div(panels, j->panels_per_task), gemv_task, j);
-}
-
 typedef struct RoundJob {
     const GemmKernels *k;
     uint16_t *dst;
@@ -207,24 +180,14 @@ static void round_task(void *ctx, int64_t task, int thread) {
         j->k->round_bf16(j->dst + r * (j->cols + j->cols % 2), j->x + r * j->cols, j->cols);
 }
 
-/* 激活整体舍入到 bf16，放进共用槽；按编码算的单行另补 0 到 32 的倍数，并求各组之和。返回: 内存不足为假。 */
+/* 激活整体舍入到 bf16，放进共用槽。返回: 内存不足为假。 */
 static bool round_input(Backend *b, LinearJob *j, const float *x) {
-    const QTensor *w = j->w;
-    int64_t stride = w->cols + w->cols % 2;
-    bool by_codes = j->n == 1 && !j->bias && linear_by_codes(w);
-    int64_t pad = by_codes ? QT_KBLOCK : 0;
-    size_t sums = by_codes ? (size_t)w->n_groups * sizeof(float) : 0;
-    char *space = cpu_slot(b, 2 * b->n_threads, sums + (size_t)(j->n * stride + pad) * sizeof(uint16_t));
-    if (!space) return false;
-    uint16_t *dst = (uint16_t *)(space + sums);
-    RoundJob r = {.k = j->k, .dst = dst, .x = x, .cols = j->w->cols, .rows = j->n};
-    r.rows_per_task = max_i64(1, 65536 / r.cols);
+    int64_t cols = j->w->cols, stride = cols + cols % 2;
+    uint16_t *dst = cpu_slot(b, 2 * b->n_threads, (size_t)(j->n * stride) * sizeof *dst);
+    if (!dst) return false;
+    RoundJob r = {.k = j->k, .dst = dst, .x = x, .cols = cols, .rows = j->n};
+    r.rows_per_task = max_i64(1, 65536 / cols);
     pool_run(j->cpu->pool, ceil_div(j->n, r.rows_per_task), round_task, &r);
-    if (by_codes) {
-        memset(dst + stride, 0, (size_t)pad * sizeof *dst);
-        j->k->group_sums((float *)space, dst, w->cols, w->spec.group_size);
-        j->minus_sums = (const float *)space;
-    }
     j->x = (const char *)dst;
     j->x_stride = stride / 2;
     return true;
@@ -254,41 +217,62 @@ const float *linear_permute(Backend *b, const float *x, int64_t n, const QTensor
     return dst;
 }
 
-static void linear_run(Backend *b, float *y, int64_t ldy, const float *x, int64_t n,
-                       const QTensor *w, int64_t row0, int64_t row1, const float *bias,
-                       bool bf16) {
+/* 共用输入 x(n,in) 的几段：激活只舍入一次（各段的列都按原序时）。 */
+static void run_parts(Backend *b, const LinearPart *parts, int n_parts, int64_t ldy, const float *x,
+                      int64_t n, bool bf16) {
     CpuBackend *cpu = b->impl;
-    CHECK(row0 % QT_PANEL == 0 && row0 <= row1 && row1 <= w->rows);
-    if (n == 0 || row0 == row1) return;
-    if (w->perm) x = linear_permute(b, x, n, w);
-    if (!x) return;
-    LinearJob j = {.k = cpu->kernels->gemm, .cpu = cpu, .n_threads = b->n_threads, .y = y,
-                   .ldy = ldy, .x = (const char *)x, .x_stride = w->cols, .n = n,
-                   .panel0 = row0 / QT_PANEL, .n_out = row1 - row0, .w = w, .bias = bias,
+    if (n == 1) {
+        linear_row(b, parts, n_parts, x, bf16);
+        return;
+    }
+    LinearJob j = {.k = cpu->kernels->gemm, .cpu = cpu, .n_threads = b->n_threads, .n = n,
                    .bf16 = bf16};
-    j.direct = w->dense == (bf16 ? DT_BF16 : DT_F32);
     j.tiles = bf16 ? j.k->tiles_bf16 : j.k->tiles;
-    j.steps = bf16 ? w->cols / 2 + w->cols % 2 : w->cols;
-    if (bf16 && !round_input(b, &j, x)) return;
-    if (n == 1 && !bias)
-        linear_gemv(&j);
-    else
-        linear_gemm(b, &j);
+    for (int i = 0; i < n_parts; i++) {
+        const LinearPart *p = &parts[i];
+        const float *from = p->w->perm ? linear_permute(b, x, n, p->w) : x;
+        if (!from) return;
+        j.w = p->w;
+        j.y = p->y;
+        j.ldy = ldy ? ldy : p->w->rows;
+        j.bias = p->bias;
+        j.panel0 = p->row0 / QT_PANEL;
+        j.n_out = p->row1 - p->row0;
+        j.direct = p->w->dense == (bf16 ? DT_BF16 : DT_F32);
+        j.steps = bf16 ? ceil_div(p->w->cols, 2) : p->w->cols;
+        if (!bf16) {
+            j.x = (const char *)from;
+            j.x_stride = p->w->cols;
+        } else if (i == 0 || p->w->perm || parts[i - 1].w->perm) {
+            if (!round_input(b, &j, from)) return;
+        }
+        if (!linear_gemm(b, &j)) return;
+    }
+}
+
+static void run_rows(Backend *b, float *y, int64_t ldy, const float *x, int64_t n,
+                     const QTensor *w, int64_t row0, int64_t row1, bool bf16) {
+    CHECK(row0 % QT_PANEL == 0 && row0 <= row1 && row1 <= w->rows);
+    LinearPart part = {.y = y, .w = w, .row0 = row0, .row1 = row1};
+    if (n > 0 && row0 < row1) run_parts(b, &part, 1, ldy, x, n, bf16);
 }
 
 void cpu_linear_rows(Backend *b, float *y, int64_t ldy, const float *x, int64_t n,
                      const QTensor *w, int64_t row0, int64_t row1) {
-    linear_run(b, y, ldy, x, n, w, row0, row1, NULL, b->compute == COMPUTE_BF16);
+    run_rows(b, y, ldy, x, n, w, row0, row1, b->compute == COMPUTE_BF16);
 }
 
-void cpu_linear(Backend *b, float *y, const float *x, int64_t n, const QTensor *w,
-                const float *bias) {
-    linear_run(b, y, w->rows, x, n, w, 0, w->rows, bias, b->compute == COMPUTE_BF16);
+void cpu_linear(Backend *b, const LinearOut *out, int n_out, const float *x, int64_t n) {
+    LinearPart parts[LINEAR_OUT_MAX];
+    for (int i = 0; i < n_out; i++)
+        parts[i] = (LinearPart){.y = out[i].y, .w = out[i].w, .bias = out[i].bias,
+                                .row1 = out[i].w->rows};
+    run_parts(b, parts, n_out, 0, x, n, b->compute == COMPUTE_BF16);
 }
 
 void cpu_linear_rows_f32(Backend *b, float *y, int64_t ldy, const float *x, int64_t n,
                          const QTensor *w, int64_t row0, int64_t row1) {
-    linear_run(b, y, ldy, x, n, w, row0, row1, NULL, false);
+    run_rows(b, y, ldy, x, n, w, row0, row1, false);
 }
 
 void cpu_linear_exact(Backend *b, float *y, const float *x, int64_t n, const QTensor *w) {

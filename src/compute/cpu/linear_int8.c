@@ -66,9 +66,15 @@ static void run_rounding(Backend *b, ActJob *j, const ActQuant *act) {
     pool_run(cpu->pool, tasks, round_task, j);
 }
 
-void cpu_linear_int8(Backend *b, float *y, const float *x, int64_t n, const QTensor *w,
-                     const float *bias, const ActQuant *act) {
+void cpu_linear_int8(Backend *b, const LinearOut *out, int n_out, const float *x, int64_t n,
+                     const ActQuant *act) {
     CpuBackend *cpu = b->impl;
+    for (int i = 0; i < n_out; i++) /* 换过列序的各自算 */
+        if (out[i].w->perm && n_out > 1) {
+            for (i = 0; i < n_out; i++) cpu_linear_int8(b, &out[i], 1, x, n, act);
+            return;
+        }
+    const QTensor *w = out[0].w;
     if (w->perm) x = linear_permute(b, x, n, w);
     if (!x) return;
     int64_t stride = ceil_div(w->cols, QT_KBLOCK) * QT_KBLOCK;
@@ -79,14 +85,22 @@ void cpu_linear_int8(Backend *b, float *y, const float *x, int64_t n, const QTen
                       .scale = (float *)(space + n * stride),
                       .sum = (int32_t *)(space + n * (stride + 4))};
     run_rounding(b, &a, act);
-    LinearJob j = {.k = cpu->kernels->gemm, .cpu = cpu, .n_threads = b->n_threads, .y = y,
-                   .ldy = w->rows, .x = space, .x_stride = stride / 4, .n = n, .n_out = w->rows,
-                   .w = w, .bias = bias, .act = &a.out, .direct = true, .steps = stride / 4};
-    j.tiles = j.k->tiles_int8;
-    if (n == 1)
-        linear_gemv(&j);
-    else
-        linear_gemm(b, &j);
+    if (n == 1) {
+        LinearPart parts[LINEAR_OUT_MAX];
+        for (int i = 0; i < n_out; i++)
+            parts[i] = (LinearPart){.y = out[i].y, .w = out[i].w, .bias = out[i].bias,
+                                    .row1 = out[i].w->rows};
+        linear_row_int8(b, parts, n_out, &a.out);
+        return;
+    }
+    for (int i = 0; i < n_out; i++) {
+        int64_t rows = out[i].w->rows;
+        LinearJob j = {.k = cpu->kernels->gemm, .cpu = cpu, .n_threads = b->n_threads,
+                       .y = out[i].y, .ldy = rows, .x = space, .x_stride = stride / 4, .n = n,
+                       .n_out = rows, .w = out[i].w, .bias = out[i].bias, .act = &a.out,
+                       .tiles = cpu->kernels->gemm->tiles_int8, .direct = true, .steps = stride / 4};
+        if (!linear_gemm(b, &j)) return;
+    }
 }
 
 void cpu_round_act(Backend *b, float *x, int64_t n, int64_t d, const ActQuant *act) {

@@ -13,6 +13,12 @@
 
 enum { GATE_OPEN = 1, GATE_ONE = 2, SPIN_NS = 50000 };
 
+/* pool_run_ranges 的一段：还没有被取走的从 next 起。 */
+typedef struct Lane {
+    _Alignas(64) atomic_llong next;
+    int64_t end;
+} Lane;
+
 typedef struct Helper {
     struct CpuPool *pool;
     pthread_t id;
@@ -32,6 +38,7 @@ struct CpuPool {
     atomic_bool main_sleeps;
     pthread_mutex_t lock;
     pthread_cond_t wake, done;
+    Lane *lanes; /* 每线程一段 */
     Helper helpers[];
 };
 
@@ -129,6 +136,39 @@ void pool_run(CpuPool *p, int64_t n_tasks, void (*fn)(void *ctx, int64_t task, i
     close_gate(p);
 }
 
+typedef struct RangeJob {
+    CpuPool *pool;
+    int64_t step;
+    void (*fn)(void *ctx, int64_t first, int64_t last, int thread);
+    void *ctx;
+} RangeJob;
+
+/* 从第 lane 段做起，依次帮其余各段。 */
+static void range_task(void *ctx, int64_t lane, int thread) {
+    const RangeJob *j = ctx;
+    int n_lanes = j->pool->n_helpers + 1;
+    for (int i = 0; i < n_lanes; i++) {
+        Lane *l = &j->pool->lanes[(lane + i) % n_lanes];
+        int64_t at;
+        while (atomic_load(&l->next) < l->end && (at = atomic_fetch_add(&l->next, j->step)) < l->end)
+            j->fn(j->ctx, at, at + j->step < l->end ? at + j->step : l->end, thread);
+    }
+}
+
+void pool_run_ranges(CpuPool *p, int64_t n, int64_t step,
+                     void (*fn)(void *ctx, int64_t first, int64_t last, int thread), void *ctx) {
+    int n_lanes = p->n_helpers + 1;
+    if (n_lanes == 1 || n <= step) {
+        if (n > 0) fn(ctx, 0, n, 0);
+        return;
+    }
+    for (int i = 0; i < n_lanes; i++) {
+        atomic_store(&p->lanes[i].next, n * i / n_lanes);
+        p->lanes[i].end = n * (i + 1) / n_lanes;
+    }
+    pool_run(p, n_lanes, range_task, &(RangeJob){p, step, fn, ctx});
+}
+
 CpuPool *pool_open(int n_threads) {
     int n = n_threads < 1 ? 0 : n_threads - 1;
     CpuPool *p = aligned_alloc(64, (sizeof *p + (size_t)n * sizeof(Helper) + 63) / 64 * 64);
@@ -136,6 +176,11 @@ CpuPool *pool_open(int n_threads) {
     *p = (CpuPool){.lock = PTHREAD_MUTEX_INITIALIZER,
                    .wake = PTHREAD_COND_INITIALIZER,
                    .done = PTHREAD_COND_INITIALIZER};
+    p->lanes = aligned_alloc(64, (size_t)(n + 1) * sizeof *p->lanes);
+    if (!p->lanes) {
+        free(p);
+        return NULL;
+    }
     sigset_t all, old;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &old); /* 助手继承这个掩码 */
@@ -157,5 +202,6 @@ void pool_close(CpuPool *p) {
     pthread_cond_broadcast(&p->wake);
     pthread_mutex_unlock(&p->lock);
     for (int i = 0; i < p->n_helpers; i++) pthread_join(p->helpers[i].id, NULL);
+    free(p->lanes);
     free(p);
 }

@@ -87,10 +87,9 @@ template <typename T> __device__ static T block_max(T x, T *shared) {
 }
 
 /* 算子，含义见 backend.h。 */
-void cuda_linear(Backend *, float *, const float *, int64_t, const QTensor *, const float *);
+void cuda_linear(Backend *, const LinearOut *, int, const float *, int64_t);
 void cuda_linear_exact(Backend *, float *, const float *, int64_t, const QTensor *);
-void cuda_linear_int8(Backend *, float *, const float *, int64_t, const QTensor *, const float *,
-                      const ActQuant *);
+void cuda_linear_int8(Backend *, const LinearOut *, int, const float *, int64_t, const ActQuant *);
 void cuda_round_act(Backend *, float *, int64_t, int64_t, const ActQuant *);
 void cuda_embed(Backend *, float *, const QTensor *, const int32_t *, int64_t);
 void cuda_pack_dense(Backend *, QTensor *, const float *);

@@ -315,10 +315,14 @@ bool cuda_linear_part(Backend *b, float *y, const float *x, int64_t n, const QTe
 __global__ static void bias_kernel(float *y, const float *bias, int64_t n, int64_t rows) {
     EACH(i, n * rows) y[i] += bias[i % rows];
 }
-void cuda_linear(Backend *b, float *y, const float *x, int64_t n, const QTensor *w, const float *bias) {
-    if (!cuda_linear_part(b, y, x, n, w, 0, w->rows, false) || !bias) return;
-    bias_kernel<<<cuda_blocks(n * w->rows, 256), 256, 0, STREAM(b)>>>(y, bias, n, w->rows);
-    LAUNCHED(b, "偏置");
+void cuda_linear(Backend *b, const LinearOut *out, int n_out, const float *x, int64_t n) {
+    for (const LinearOut *o = out; o < out + n_out; o++) {
+        int64_t rows = o->w->rows;
+        if (!cuda_linear_part(b, o->y, x, n, o->w, 0, rows, false)) return;
+        if (!o->bias) continue;
+        bias_kernel<<<cuda_blocks(n * rows, 256), 256, 0, STREAM(b)>>>(o->y, o->bias, n, rows);
+        if (!LAUNCHED(b, "偏置")) return;
+    }
 }
 void cuda_linear_exact(Backend *b, float *y, const float *x, int64_t n, const QTensor *w) {
     cuda_linear_part(b, y, x, n, w, 0, w->rows, true);
@@ -416,8 +420,8 @@ __global__ static void int8_out_kernel(View v, float *y, const int32_t *acc, con
         y[i] = bias ? __fadd_rn(o, bias[r]) : o;
     }
 }
-void cuda_linear_int8(Backend *b, float *y, const float *x, int64_t n, const QTensor *w, const float *bias,
-                      const ActQuant *act) {
+static void linear_int8_one(Backend *b, float *y, const float *x, int64_t n, const QTensor *w, const float *bias,
+                            const ActQuant *act) {
     int64_t ld = (w->cols + 15) / 16 * 16, n4 = (n + 3) / 4 * 4;
     float *s = act_scales(b, x, n, w->cols, act);
     int8_t *xc = (int8_t *)cuda_slot(b, SLOT_X, (size_t)(n4 * ld));
@@ -438,6 +442,10 @@ void cuda_linear_int8(Backend *b, float *y, const float *x, int64_t n, const QTe
         return;
     int8_out_kernel<<<cuda_blocks(n * w->rows, 256), 256, 0, st>>>(v, y, acc, sum, s, bias, n);
     LAUNCHED(b, "linear_int8");
+}
+void cuda_linear_int8(Backend *b, const LinearOut *out, int n_out, const float *x, int64_t n, const ActQuant *act) {
+    for (int i = 0; i < n_out && b->err.code == ERR_NONE; i++)
+        linear_int8_one(b, out[i].y, x, n, out[i].w, out[i].bias, act);
 }
 
 /* ---- 求解器与反向用的矩阵乘 ---- */

@@ -203,9 +203,10 @@ void KERNEL_NAME(gemm_expand)(float *dst, const QTensor *w, int64_t panel, int64
 void KERNEL_NAME(gemm_expand_bf16)(uint32_t *dst, const QTensor *w, int64_t panel, int64_t k0,
                                    int64_t k1);
 void KERNEL_NAME(gemm_round_bf16)(uint16_t *dst, const float *x, int64_t n);
-void KERNEL_NAME(gemv)(float *y, const float *x, const QTensor *w, int64_t panel, int64_t n_out);
+void KERNEL_NAME(gemv)(float *y, const float *x, const QTensor *w, int64_t panel, int64_t n_out,
+                       const float *bias);
 void KERNEL_NAME(gemv_bf16)(float *y, const uint16_t *x, const float *minus_sums, const QTensor *w,
-                            int64_t panel, int64_t n_out);
+                            int64_t panel, int64_t n_out, const float *bias);
 void KERNEL_NAME(group_sums)(float *dst, const uint16_t *x, int64_t cols, int64_t group);
 void KERNEL_NAME(pack_panel)(QTensor *q, const float *w, int64_t panel);
 void KERNEL_NAME(unpack_panel)(float *w, const QTensor *q, int64_t panel);

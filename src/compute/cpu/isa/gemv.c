@@ -17,6 +17,16 @@ VEC_INLINE void store_panel(float *y, vf acc, int64_t valid) {
     if (valid > 0) memcpy(y, t, (size_t)valid * sizeof *y);
 }
 
+/* 一个面板的累加起点：偏置（没有则为 0）。valid 为有效的输出数，可不大于 0。 */
+VEC_INLINE vf start_panel(const float *bias, int64_t valid) {
+    if (!bias || valid <= 0) return vf_zero();
+    return valid >= QT_PANEL ? vf_load(bias) : vf_load_n(bias, valid);
+}
+/* 下 n 个输出的偏置。 */
+VEC_INLINE const float *skip_bias(const float *bias, int64_t n) {
+    return bias ? bias + n : NULL;
+}
+
 /* 预取多远（字节）：下一组面板的同一处；面板很长时硬件预取已够，只取近处。 */
 VEC_INLINE int64_t prefetch_distance(int64_t group_bytes) {
     return group_bytes <= 192 * 1024 ? group_bytes : 2048;
@@ -31,10 +41,12 @@ VEC_INLINE vf load_f16(const char *w, int64_t k) {
 }
 #define DEFINE_DENSE(name, load, step_bytes)                                                       \
     VEC_INLINE void name##_n(float *y, const float *x, const char *w, int64_t stride,              \
-                             int64_t cols, int64_t n_out, const int panels) {                      \
+                             int64_t cols, int64_t n_out, const float *bias,                       \
+                             const int panels) {                                                   \
         vf acc[DENSE_PANELS];                                                                      \
         int64_t ahead = prefetch_distance(panels * stride);                                        \
-        VEC_UNROLL for (int p = 0; p < panels; p++) acc[p] = vf_zero();                            \
+        VEC_UNROLL for (int p = 0; p < panels; p++)                                                \
+            acc[p] = start_panel(skip_bias(bias, 16 * p), n_out - 16 * p);                         \
         for (int64_t k = 0; k < cols; k++)                                                         \
             VEC_UNROLL for (int p = 0; p < panels; p++) {                                          \
                 __builtin_prefetch(w + p * stride + k * step_bytes + ahead, 0, 2);                 \
@@ -46,23 +58,26 @@ VEC_INLINE vf load_f16(const char *w, int64_t k) {
     DEFINE_WALK(name, const float)
 /* 先每次 DENSE_PANELS 个面板，剩下的一次一个。 */
 #define DEFINE_WALK(name, X)                                                                       \
-    static void name(float *y, X *x, const char *w, int64_t stride, int64_t cols, int64_t n_out) { \
+    static void name(float *y, X *x, const char *w, int64_t stride, int64_t cols, int64_t n_out,   \
+                     const float *bias) {                                                          \
         for (; n_out > 16 * (DENSE_PANELS - 1); n_out -= 16 * DENSE_PANELS) {                      \
-            name##_n(y, x, w, stride, cols, n_out, DENSE_PANELS);                                  \
+            name##_n(y, x, w, stride, cols, n_out, bias, DENSE_PANELS);                            \
             y += 16 * DENSE_PANELS;                                                                \
             w += DENSE_PANELS * stride;                                                            \
+            bias = skip_bias(bias, 16 * DENSE_PANELS);                                             \
         }                                                                                          \
-        for (; n_out > 0; n_out -= 16, y += 16, w += stride)                                       \
-            name##_n(y, x, w, stride, cols, n_out, 1);                                             \
+        for (; n_out > 0; n_out -= 16, y += 16, w += stride, bias = skip_bias(bias, 16))           \
+            name##_n(y, x, w, stride, cols, n_out, bias, 1);                                       \
     }
 DEFINE_DENSE(gemv_f32, load_f32, 64)
 DEFINE_DENSE(gemv_f16, load_f16, 32)
 
 VEC_INLINE void gemv_pairs_n(float *y, const float *x, const char *w, int64_t stride, int64_t cols,
-                             int64_t n_out, const int panels) {
+                             int64_t n_out, const float *bias, const int panels) {
     vf acc[DENSE_PANELS];
     int64_t ahead = prefetch_distance(panels * stride);
-    VEC_UNROLL for (int p = 0; p < panels; p++) acc[p] = vf_zero();
+    VEC_UNROLL for (int p = 0; p < panels; p++)
+        acc[p] = start_panel(skip_bias(bias, 16 * p), n_out - 16 * p);
     for (int64_t k = 0; k < cols / 2; k++) {
         vf lo = vf_set1(x[2 * k]), hi = vf_set1(x[2 * k + 1]);
         VEC_UNROLL for (int p = 0; p < panels; p++) {
@@ -82,10 +97,11 @@ VEC_INLINE void gemv_pairs_n(float *y, const float *x, const char *w, int64_t st
 DEFINE_WALK(gemv_pairs, const float)
 
 /* 任何类型：逐块展开到栈上再乘。编码的组界不在块界上、或位宽少见时用它。 */
-static void gemv_any(float *y, const float *x, const QTensor *w, int64_t panel, int64_t n_out) {
+static void gemv_any(float *y, const float *x, const QTensor *w, int64_t panel, int64_t n_out,
+                     const float *bias) {
     float block[QT_KBLOCK * QT_PANEL];
-    for (; n_out > 0; n_out -= 16, y += 16, panel++) {
-        vf acc = vf_zero();
+    for (; n_out > 0; n_out -= 16, y += 16, panel++, bias = skip_bias(bias, 16)) {
+        vf acc = start_panel(bias, n_out);
         for (int64_t k = 0; k < w->cols; k += QT_KBLOCK) {
             int64_t end = k + QT_KBLOCK < w->cols ? k + QT_KBLOCK : w->cols;
             KERNEL_NAME(gemm_expand)(block, w, panel, k, end);
@@ -113,11 +129,12 @@ VEC_INLINE vf int_tail_f32(vf acc, const float *x, const float *tail, int64_t n)
  * 一次 INT_PANELS 个面板；面板不够时重复最后一个，多算的不写出。 */
 #define DEFINE_INT_WALK(name, X, step, end_step)                                                   \
     VEC_INLINE void name(float *y, const X *x, const QTensor *w, int64_t panel, int64_t n_out,     \
-                         const int bits, const DequantKind kind) {                                 \
+                         const float *bias, const int bits, const DequantKind kind) {              \
         int64_t blocks = (w->cols - 1) / QT_KBLOCK + 1, full = w->cols / QT_KBLOCK;                \
         int64_t per_group = (w->spec.group_size + QT_KBLOCK - 1) / QT_KBLOCK;                      \
         int64_t ahead = prefetch_distance(INT_PANELS * blocks * bits * QT_PANEL * 4);              \
-        for (; n_out > 0; n_out -= 16 * INT_PANELS, y += 16 * INT_PANELS, panel += INT_PANELS) {   \
+        for (; n_out > 0; n_out -= 16 * INT_PANELS, y += 16 * INT_PANELS, panel += INT_PANELS,     \
+                          bias = skip_bias(bias, 16 * INT_PANELS)) {                               \
             vf acc[INT_PANELS];                                                                    \
             Placed g[INT_PANELS];                                                                  \
             int64_t at[INT_PANELS];                                                                \
@@ -125,7 +142,7 @@ VEC_INLINE vf int_tail_f32(vf acc, const float *x, const float *tail, int64_t n)
             VEC_UNROLL for (int p = 0; p < INT_PANELS; p++) {                                      \
                 at[p] = n_out > 16 * p ? panel + p : panel;                                        \
                 d[p] = (const uint32_t *)w->data + at[p] * blocks * bits * QT_PANEL;               \
-                acc[p] = vf_zero();                                                                \
+                acc[p] = start_panel(skip_bias(bias, 16 * p), n_out - 16 * p);                     \
             }                                                                                      \
             for (int64_t group = 0, block = 0; block < full; group++) {                            \
                 VEC_UNROLL for (int p = 0; p < INT_PANELS; p++)                                    \
@@ -155,8 +172,8 @@ VEC_INLINE vf int_tail_f32(vf acc, const float *x, const float *tail, int64_t n)
     }
 #define DEFINE_INT(walk, X, bits, kind)                                                            \
     static void walk##_##bits##_##kind(float *y, const X *x, const QTensor *w, int64_t panel,      \
-                                       int64_t n_out) {                                            \
-        walk(y, x, w, panel, n_out, bits, kind);                                                   \
+                                       int64_t n_out, const float *bias) {                         \
+        walk(y, x, w, panel, n_out, bias, bits, kind);                                             \
     }
 DEFINE_INT_WALK(walk_f32, float, int_block_f32, int_tail_f32)
 #define EACH_WALK(X)                                                                               \
@@ -167,24 +184,26 @@ EACH_WALK(DEFINE_WALK_F32)
 /* 常见的组合才各编一份；其余走 gemv_any。 */
 #define LIST_WALK_F32(bits, kind) [bits][kind] = walk_f32_##bits##_##kind,
 static void (*const WALKS[9][DEQUANT_KINDS])(float *, const float *, const QTensor *, int64_t,
-                                             int64_t) = {EACH_WALK(LIST_WALK_F32)};
+                                             int64_t, const float *) = {EACH_WALK(LIST_WALK_F32)};
 #endif
 
-static void gemv_int(float *y, const float *x, const QTensor *w, int64_t panel, int64_t n_out) {
+static void gemv_int(float *y, const float *x, const QTensor *w, int64_t panel, int64_t n_out,
+                     const float *bias) {
 #if VEC_PARTS <= 2
     bool aligned = !w->outliers.start &&
                    (w->n_groups == 1 || w->spec.group_size % QT_KBLOCK == 0);
     if (aligned && WALKS[w->spec.bits][dequant_kind(w)]) {
-        WALKS[w->spec.bits][dequant_kind(w)](y, x, w, panel, n_out);
+        WALKS[w->spec.bits][dequant_kind(w)](y, x, w, panel, n_out, bias);
         return;
     }
 #endif
-    gemv_any(y, x, w, panel, n_out);
+    gemv_any(y, x, w, panel, n_out, bias);
 }
 
-void KERNEL_NAME(gemv)(float *y, const float *x, const QTensor *w, int64_t panel, int64_t n_out) {
+void KERNEL_NAME(gemv)(float *y, const float *x, const QTensor *w, int64_t panel, int64_t n_out,
+                       const float *bias) {
     if (w->dense == DT_NONE) {
-        gemv_int(y, x, w, panel, n_out);
+        gemv_int(y, x, w, panel, n_out, bias);
         return;
     }
     int64_t steps = w->dense == DT_BF16 ? w->cols / 2 + w->cols % 2 : w->cols;
@@ -192,15 +211,16 @@ void KERNEL_NAME(gemv)(float *y, const float *x, const QTensor *w, int64_t panel
     const char *data = (const char *)w->data + panel * stride;
     (w->dense == DT_F32   ? gemv_f32
      : w->dense == DT_F16 ? gemv_f16
-                          : gemv_pairs)(y, x, data, stride, w->cols, n_out);
+                          : gemv_pairs)(y, x, data, stride, w->cols, n_out, bias);
 }
 
 #if defined(KERNEL_ISA_avx512_bf16)
 VEC_INLINE void gemv_dot_n(float *y, const uint16_t *x, const char *w, int64_t stride, int64_t cols,
-                           int64_t n_out, const int panels) {
+                           int64_t n_out, const float *bias, const int panels) {
     vf acc[DENSE_PANELS];
     int64_t ahead = prefetch_distance(panels * stride);
-    VEC_UNROLL for (int p = 0; p < panels; p++) acc[p] = vf_zero();
+    VEC_UNROLL for (int p = 0; p < panels; p++)
+        acc[p] = start_panel(skip_bias(bias, 16 * p), n_out - 16 * p);
     for (int64_t k = 0; k < (cols + 1) / 2; k++) {
         uint32_t pair;
         memcpy(&pair, x + 2 * k, sizeof pair);
@@ -225,10 +245,10 @@ VEC_INLINE vf block_bf16(vf acc, const uint16_t *x, const uint32_t *block, int64
 
 /* BF16 以外、也不按编码算的类型：逐块展开、舍入成对，再点积。 */
 static void gemv_any_bf16(float *y, const uint16_t *x, const QTensor *w, int64_t panel,
-                          int64_t n_out) {
+                          int64_t n_out, const float *bias) {
     uint32_t block[QT_KBLOCK / 2 * QT_PANEL];
-    for (; n_out > 0; n_out -= 16, y += 16, panel++) {
-        vf acc = vf_zero();
+    for (; n_out > 0; n_out -= 16, y += 16, panel++, bias = skip_bias(bias, 16)) {
+        vf acc = start_panel(bias, n_out);
         for (int64_t k = 0; k < w->cols; k += QT_KBLOCK) {
             int64_t end = k + QT_KBLOCK < w->cols ? k + QT_KBLOCK : w->cols;
             KERNEL_NAME(gemm_expand_bf16)(block, w, panel, k, end);
@@ -240,13 +260,15 @@ static void gemv_any_bf16(float *y, const uint16_t *x, const QTensor *w, int64_t
 
 /* 按编码算（见 gemm_kernels.h）：一组先累加 Σ x·编码，组末才用缩放与零点。编码在寄存器里展开，一次 panels 个面板。 */
 VEC_INLINE void coded_n(float *y, const uint16_t *x, const float *minus_sums, const QTensor *w,
-                        int64_t panel, int64_t n_out, const int bits, const int panels) {
+                        int64_t panel, int64_t n_out, const float *bias, const int bits,
+                        const int panels) {
     int64_t blocks = (w->cols - 1) / QT_KBLOCK + 1, stride = blocks * bits * QT_PANEL;
     int64_t per_group = (w->spec.group_size + QT_KBLOCK - 1) / QT_KBLOCK;
     int64_t ahead = prefetch_distance(panels * stride * 4);
     const uint32_t *d = (const uint32_t *)w->data + panel * stride;
     vf total[CODED_PANELS];
-    VEC_UNROLL for (int p = 0; p < panels; p++) total[p] = vf_zero();
+    VEC_UNROLL for (int p = 0; p < panels; p++)
+        total[p] = start_panel(skip_bias(bias, 16 * p), n_out - 16 * p);
     for (int64_t group = 0, block = 0; group < w->n_groups; group++) {
         int64_t stop = block + per_group < blocks ? block + per_group : blocks;
         vf part[CODED_PANELS];
@@ -274,30 +296,31 @@ VEC_INLINE void coded_n(float *y, const uint16_t *x, const float *minus_sums, co
 /* 先每次 CODED_PANELS 个面板，剩下的一次一个。 */
 #define DEFINE_CODED(bits)                                                                         \
     static void coded_##bits(float *y, const uint16_t *x, const float *minus_sums,                 \
-                             const QTensor *w, int64_t panel, int64_t n_out) {                     \
+                             const QTensor *w, int64_t panel, int64_t n_out, const float *bias) {  \
         for (; n_out > 16 * (CODED_PANELS - 1); n_out -= 16 * CODED_PANELS) {                      \
-            coded_n(y, x, minus_sums, w, panel, n_out, bits, CODED_PANELS);                        \
+            coded_n(y, x, minus_sums, w, panel, n_out, bias, bits, CODED_PANELS);                  \
             y += 16 * CODED_PANELS;                                                                \
             panel += CODED_PANELS;                                                                 \
+            bias = skip_bias(bias, 16 * CODED_PANELS);                                             \
         }                                                                                          \
-        for (; n_out > 0; n_out -= 16, y += 16, panel++)                                           \
-            coded_n(y, x, minus_sums, w, panel, n_out, bits, 1);                                   \
+        for (; n_out > 0; n_out -= 16, y += 16, panel++, bias = skip_bias(bias, 16))               \
+            coded_n(y, x, minus_sums, w, panel, n_out, bias, bits, 1);                             \
     }
 #define EACH_BITS(X) X(2) X(3) X(4) X(5) X(6) X(7) X(8)
 EACH_BITS(DEFINE_CODED)
 #define LIST_CODED(bits) [bits] = coded_##bits,
 static void (*const CODED[9])(float *, const uint16_t *, const float *, const QTensor *, int64_t,
-                              int64_t) = {EACH_BITS(LIST_CODED)};
+                              int64_t, const float *) = {EACH_BITS(LIST_CODED)};
 
 void KERNEL_NAME(gemv_bf16)(float *y, const uint16_t *x, const float *minus_sums, const QTensor *w,
-                            int64_t panel, int64_t n_out) {
+                            int64_t panel, int64_t n_out, const float *bias) {
     if (w->dense == DT_BF16) {
         int64_t stride = (w->cols / 2 + w->cols % 2) * QT_PANEL * 4;
-        gemv_dot(y, x, (const char *)w->data + panel * stride, stride, w->cols, n_out);
+        gemv_dot(y, x, (const char *)w->data + panel * stride, stride, w->cols, n_out, bias);
     } else if (minus_sums) {
-        CODED[w->spec.bits](y, x, minus_sums, w, panel, n_out);
+        CODED[w->spec.bits](y, x, minus_sums, w, panel, n_out, bias);
     } else {
-        gemv_any_bf16(y, x, w, panel, n_out);
+        gemv_any_bf16(y, x, w, panel, n_out, bias);
     }
 }
 

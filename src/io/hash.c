@@ -178,3 +178,15 @@ bool hash_file(const char *path, const char *cache_dir, char hex[HASH_HEX], Err 
     close(fd);
     return ok;
 }
+
+bool base64_decode(const char *text, size_t len, void *out, size_t *n) {
+    *n = 0;
+    if (len % 4 != 0 || len > INT_MAX || memchr(text, '\n', len) || memchr(text, ' ', len))
+        return false;
+    size_t pad = 0;
+    while (pad < 2 && pad < len && text[len - 1 - pad] == '=') pad++;
+    if (len && EVP_DecodeBlock(out, (const unsigned char *)text, (int)len) != (int)(len / 4 * 3))
+        return false;
+    *n = len / 4 * 3 - pad;
+    return true;
+}

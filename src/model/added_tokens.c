@@ -60,45 +60,51 @@ static bool trie_add(Trie *t, const char *text, size_t len, int32_t token, Err *
     return true;
 }
 
-/* 把 normalized 属性为 want 的 token 收进一棵树。 */
-static bool build_trie(AddedTokens *a, Trie *t, bool want, Arena *arena, const NormForm *norms,
-                       size_t n_norms, Err *e) {
-    size_t bytes = 1;
-    for (size_t i = 0; i < a->n; i++) bytes += (size_t)a->items[i].len * 18; /* 规范化最多变长 18 倍 */
-    if (bytes > INT32_MAX) return err_set(e, ERR_FORMAT, "添加的 token 过多或过长");
-    *t = (Trie){.n = 1};
-    Str text = {0}, next = {0};
+/* 定 shown 与 hidden。 */
+static bool show_tokens(AddedTokens *a, Arena *arena, const Vocab *v, const Normalizer *z, Err *e) {
+    NormWork work = {0};
     bool ok = true;
     for (size_t i = 0; ok && i < a->n; i++) {
-        const AddedToken *k = &a->items[i];
-        if (k->normalized != want) continue;
-        text.len = 0;
-        str_addn(&text, k->text, k->len);
-        for (size_t f = 0; ok && want && f < n_norms; f++) {
-            next.len = 0;
-            ok = unicode_normalize(norms[f], text.data, text.len, &next, e);
-            Str swap = text;
-            text = next;
-            next = swap;
-        }
-        if (ok && text.failed) ok = err_set(e, ERR_MEMORY, "内存不足：添加的 token");
-        if (ok && t->n + text.len > t->cap) {
-            t->cap = (t->n + text.len) * 2 + 256;
-            TrieNode *p = ARENA_ARRAY(arena, TrieNode, t->cap, e);
-            if (p && t->nodes) memcpy(p, t->nodes, t->n * sizeof *p);
-            if (!p) ok = false;
-            t->nodes = p;
-        }
-        ok = ok && trie_add(t, text.data, text.len, (int32_t)i, e);
+        AddedToken *k = &a->items[i];
+        NormText text = {k->text, k->len, 0};
+        if (k->normalized) ok = normalizer_run(z, &work, &text, e);
+        bool same = text.n == k->len && memcmp(text.s, k->text, text.n) == 0;
+        k->shown = !ok || same ? k->text : arena_strndup(arena, text.s, text.n, e);
+        k->n_shown = text.n;
+        ok = ok && k->shown;
+        int32_t id = ok ? vocab_find(v, k->shown, k->n_shown) : -1;
+        int32_t other = id >= 0 ? v->by_id[id].added : 0;
+        k->hidden = other && a->items[other - 1].special;
     }
-    str_free(&text);
-    str_free(&next);
+    norm_work_free(&work);
     return ok;
 }
 
-bool added_build(AddedTokens *a, Arena *arena, const NormForm *norms, size_t n_norms, Err *e) {
-    return build_trie(a, &a->raw, false, arena, norms, n_norms, e) &&
-           build_trie(a, &a->normalized, true, arena, norms, n_norms, e);
+/* 把 normalized 属性为 want 的 token 收进一棵树。 */
+static bool build_trie(AddedTokens *a, Trie *t, bool want, Arena *arena, Err *e) {
+    *t = (Trie){.n = 1};
+    bool any = false;
+    for (size_t i = 0; i < a->n; i++) {
+        const AddedToken *k = &a->items[i];
+        if (k->normalized != want) continue;
+        if (t->n + k->n_shown > INT32_MAX / 2)
+            return err_set(e, ERR_FORMAT, "添加的 token 过多或过长");
+        if (t->n + k->n_shown > t->cap) {
+            t->cap = (t->n + k->n_shown) * 2 + 256;
+            TrieNode *p = ARENA_ARRAY(arena, TrieNode, t->cap, e);
+            if (!p) return false;
+            if (any) memcpy(p, t->nodes, t->n * sizeof *p);
+            t->nodes = p;
+        }
+        any = true;
+        if (k->n_shown && !trie_add(t, k->shown, k->n_shown, (int32_t)i, e)) return false;
+    }
+    return true;
+}
+
+bool added_build(AddedTokens *a, Arena *arena, const Vocab *v, const Normalizer *z, Err *e) {
+    return show_tokens(a, arena, v, z, e) && build_trie(a, &a->raw, false, arena, e) &&
+           build_trie(a, &a->normalized, true, arena, e);
 }
 
 /* 从 at 开始的最长匹配。返回: token 下标或 -1；*len 为匹配的字节数。 */
@@ -159,7 +165,9 @@ bool added_next(const AddedTokens *a, const Trie *trie, const char *s, size_t n,
             continue;
         }
         hit->id = t->id;
-        hit->start = t->lstrip ? strip_left(s, scan->from, at) : at;
+        hit->start = at;
+        if (t->lstrip && at >= scan->from) hit->start = strip_left(s, scan->from, at);
+        if (t->lstrip && at < scan->from) hit->start = scan->from; /* 已被前一个的 rstrip 吞掉 */
         hit->end = t->rstrip ? strip_right(s, n, at + len) : at + len;
         return true;
     }

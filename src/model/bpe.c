@@ -1,15 +1,12 @@
 /* bpe — 对一个预切分片段做归并
- * 片段的每个字节是一个符号，排成双向链表；所有可归并的相邻对放进堆，按（次序，位置）取最小者归并，
- * 再放入新形成的两对。堆中过期的对在取出时按产物识别。n 个符号用时 O(n log n)，长串也不会平方。
- * 片段 → ids 的结果按片段缓存，缓存属于一次编码，有上限。 */
+ * 片段先变成符号（字节级：每字节一个；否则每字符一个，词表外的按字节 token 或 unk），排成双向链表；
+ * 所有可归并的相邻对放进堆，按（次序，位置）取最小者归并，再放入新形成的两对。堆中过期的对在取出时按产物识别。
+ * n 个符号用时 O(n log n)，长串也不会平方。 */
 #include <stdlib.h>
 #include <string.h>
 
 #include "model/tokenizer_internal.h"
 
-#define CACHE_MIN 1024
-#define CACHE_MAX 65536 /* 缓存的片段数上限 */
-#define CACHE_KEY 64    /* 只缓存不长于此的片段 */
 #define REMOVED (-2)
 
 typedef struct Symbol {
@@ -21,20 +18,12 @@ typedef struct Candidate {
     int32_t product;
 } Candidate;
 
-typedef struct CacheSlot {
-    uint32_t hash, key, ids; /* key、ids: 在 keys、ids 中的位置 */
-    uint16_t len, n;         /* 字节数（0 为空槽）；id 个数 */
-} CacheSlot;
-
 struct BpeWork {
     Symbol *symbols;
     size_t cap_symbols;
     Candidate *heap;
     size_t n_heap, cap_heap;
-    CacheSlot *slots;
-    size_t n_slots, n_cached;
-    Str keys;
-    TokenIds ids; /* 缓存的 id */
+    Str text; /* 加了前缀、后缀的字符；查整词用的文本 */
 };
 
 BpeWork *bpe_work_new(void) {
@@ -45,9 +34,7 @@ void bpe_work_free(BpeWork *w) {
     if (!w) return;
     free(w->symbols);
     free(w->heap);
-    free(w->slots);
-    str_free(&w->keys);
-    token_ids_free(&w->ids);
+    str_free(&w->text);
     free(w);
 }
 
@@ -94,19 +81,83 @@ static bool push_pair(const Bpe *b, BpeWork *w, int32_t left) {
     return heap_push(w, (Candidate){.key = key, .product = m->product});
 }
 
-/* 片段的字节 → 符号链表。词表外的字节按 unk 规则处理。返回: 符号个数。 */
-static size_t make_symbols(const Bpe *b, BpeWork *w, const char *s, size_t n) {
+static bool reserve_symbols(BpeWork *w, size_t n) {
+    if (n <= w->cap_symbols) return true;
+    size_t cap = n < 256 ? 256 : n + n / 2;
+    Symbol *p = realloc(w->symbols, cap * sizeof *p);
+    if (!p) return false;
+    w->symbols = p;
+    w->cap_symbols = cap;
+    return true;
+}
+
+static void add_symbol(BpeWork *w, size_t *count, int32_t id) {
+    w->symbols[*count] = (Symbol){id, (int32_t)*count - 1, (int32_t)*count + 1};
+    ++*count;
+}
+
+/* 原始字节 → 符号。词表外的字节按 unk 规则处理。 */
+static size_t byte_symbols(const Bpe *b, BpeWork *w, const char *s, size_t n) {
     size_t count = 0;
     bool unk_before = false;
     for (size_t i = 0; i < n; i++) {
-        int32_t id = b->byte_ids[(uint8_t)s[i]];
+        int32_t id = b->alphabet[(uint8_t)s[i]];
         bool unk = id < 0;
         if (unk && (b->unk_id < 0 || (unk_before && b->fuse_unk))) continue;
         unk_before = unk;
-        w->symbols[count] = (Symbol){unk ? b->unk_id : id, (int32_t)count - 1, (int32_t)count + 1};
-        count++;
+        add_symbol(w, &count, unk ? b->unk_id : id);
     }
-    if (count) w->symbols[count - 1].next = -1;
+    return count;
+}
+
+/* s[i..i+len) 的一个字符（加上前缀、后缀）的 id，-1 为不在词表中；*text 为所查的文本。 */
+static int32_t char_id(const Bpe *b, BpeWork *w, const char *s, size_t n, size_t i, size_t *len,
+                       const char **text, size_t *n_text) {
+    bool plain = !(b->n_prefix && i > 0);
+    *text = s + i;
+    if ((uint8_t)s[i] < 0x80 && plain && !b->n_suffix) {
+        *len = *n_text = 1;
+        return b->ascii[(uint8_t)s[i]];
+    }
+    utf8_next(s + i, n - i, len);
+    *n_text = *len;
+    if (!plain || (b->n_suffix && i + *len == n)) {
+        w->text.len = 0;
+        if (!plain) str_addn(&w->text, b->prefix, b->n_prefix);
+        str_addn(&w->text, s + i, *len);
+        if (i + *len == n) str_addn(&w->text, b->suffix, b->n_suffix);
+        if (w->text.failed) return -1;
+        *text = w->text.data;
+        *n_text = w->text.len;
+    }
+    return vocab_find_model(b->vocab, *text, *n_text);
+}
+
+/* 把词表外的字符写成字节 token。返回: 缺少其中某个则 false，不写。 */
+static bool fall_back(const Bpe *b, BpeWork *w, const char *text, size_t n, size_t *count) {
+    for (size_t i = 0; i < n; i++)
+        if (b->fallback[(uint8_t)text[i]] < 0) return false;
+    for (size_t i = 0; i < n; i++) add_symbol(w, count, b->fallback[(uint8_t)text[i]]);
+    return true;
+}
+
+/* 字符 → 符号。unk 延到下一个认得的字符之前才写（字节 token 不算），与 HF 相同。 */
+static size_t char_symbols(const Bpe *b, BpeWork *w, const char *s, size_t n) {
+    size_t count = 0, len, n_text;
+    const char *text;
+    bool unk = false;
+    for (size_t i = 0; i < n; i += len) {
+        int32_t id = char_id(b, w, s, n, i, &len, &text, &n_text);
+        if (id >= 0) {
+            if (unk) add_symbol(w, &count, b->unk_id);
+            unk = false;
+            add_symbol(w, &count, id);
+        } else if (!(b->byte_fallback && fall_back(b, w, text, n_text, &count)) && b->unk_id >= 0) {
+            if (unk && !b->fuse_unk) add_symbol(w, &count, b->unk_id);
+            unk = true;
+        }
+    }
+    if (unk) add_symbol(w, &count, b->unk_id);
     return count;
 }
 
@@ -127,108 +178,36 @@ static bool merge_all(const Bpe *b, BpeWork *w) {
     return true;
 }
 
-static bool reserve_symbols(BpeWork *w, size_t n) {
-    if (n <= w->cap_symbols) return true;
-    size_t cap = n < 256 ? 256 : n + n / 2;
-    Symbol *p = realloc(w->symbols, cap * sizeof *p);
-    if (!p) return false;
-    w->symbols = p;
-    w->cap_symbols = cap;
-    return true;
-}
-
 static bool encode_word(const Bpe *b, BpeWork *w, const char *s, size_t n, TokenIds *out, Err *e) {
-    if (n > INT32_MAX / 2)
+    size_t extra = b->byte_fallback ? b->n_prefix + b->n_suffix : 0, count = 0;
+    if (n > INT32_MAX / 2 / (1 + extra))
         return err_set(e, ERR_UNSUPPORTED, "一个不可切分的片段有 %zu 字节，过长", n);
-    bool ok = reserve_symbols(w, n);
-    size_t count = ok ? make_symbols(b, w, s, n) : 0;
+    bool ok = reserve_symbols(w, n * (1 + extra) + 1);
+    if (ok) count = b->raw_bytes ? byte_symbols(b, w, s, n) : char_symbols(b, w, s, n);
+    if (count) w->symbols[count - 1].next = -1;
     w->n_heap = 0;
+    ok = ok && !w->text.failed;
     for (size_t i = 0; ok && i + 1 < count; i++) ok = push_pair(b, w, (int32_t)i);
     if (!ok || !merge_all(b, w))
         return err_set(e, ERR_MEMORY, "内存不足：归并 %zu 字节的片段", n);
-    for (int32_t i = count ? 0 : -1; i >= 0; i = w->symbols[i].next)
-        if (!token_ids_add(out, w->symbols[i].id, e)) return false;
+    for (int32_t i = count ? 0 : -1; i >= 0; i = w->symbols[i].next) {
+        int32_t id = w->symbols[i].id;
+        if (id == UNK_MISSING)
+            return err_set(e, ERR_FORMAT, "文本中有词表外的字符，而 unk_token 不在词表中");
+        if (!token_ids_add(out, id, e)) return false;
+    }
     return true;
 }
 
 /* ignore_merges: 整个片段就是一个 token 时直接取它。返回: id 或 -1。 */
-static int32_t find_whole(const Bpe *b, const char *s, size_t n) {
-    Str text = {0};
-    for (size_t i = 0; i < n; i++) utf8_add(&text, byte_to_char((uint8_t)s[i]));
-    int32_t id = text.failed ? -1 : vocab_find(&b->vocab, text.data, text.len);
-    str_free(&text);
-    return id;
-}
-
-static bool encode_uncached(const Bpe *b, BpeWork *w, const char *s, size_t n, TokenIds *out,
-                            Err *e) {
-    int32_t whole = b->ignore_merges ? find_whole(b, s, n) : -1;
-    return whole >= 0 ? token_ids_add(out, whole, e) : encode_word(b, w, s, n, out, e);
-}
-
-/* ---- 缓存 ---- */
-
-static uint32_t hash_bytes32(const char *s, size_t n) {
-    uint32_t h = 2166136261u;
-    for (size_t i = 0; i < n; i++) h = (h ^ (uint8_t)s[i]) * 16777619u;
-    return h ^ h >> 15;
-}
-
-static bool cache_grow(BpeWork *w) {
-    size_t n = w->n_slots ? w->n_slots * 2 : CACHE_MIN;
-    CacheSlot *slots = calloc(n, sizeof *slots);
-    if (!slots) return false;
-    for (size_t i = 0; i < w->n_slots; i++) {
-        if (!w->slots[i].len) continue;
-        size_t k = w->slots[i].hash & (n - 1);
-        while (slots[k].len) k = (k + 1) & (n - 1);
-        slots[k] = w->slots[i];
-    }
-    free(w->slots);
-    w->slots = slots;
-    w->n_slots = n;
-    return true;
-}
-
-/* 返回: 片段所在的槽，或可放入的空槽。 */
-static CacheSlot *cache_slot(BpeWork *w, uint32_t hash, const char *s, size_t n) {
-    size_t i = hash & (w->n_slots - 1);
-    for (; w->slots[i].len; i = (i + 1) & (w->n_slots - 1)) {
-        CacheSlot *c = &w->slots[i];
-        if (c->hash == hash && c->len == n && memcmp(w->keys.data + c->key, s, n) == 0) break;
-    }
-    return &w->slots[i];
-}
-
-static bool encode_cached(const Bpe *b, BpeWork *w, const char *s, size_t n, TokenIds *out,
-                          Err *e) {
-    if (w->n_cached * 2 >= w->n_slots && !cache_grow(w))
-        return err_set(e, ERR_MEMORY, "内存不足：分词缓存");
-    uint32_t hash = hash_bytes32(s, n);
-    CacheSlot *c = cache_slot(w, hash, s, n);
-    if (c->len) {
-        for (size_t i = 0; i < c->n; i++)
-            if (!token_ids_add(out, w->ids.ids[c->ids + i], e)) return false;
-        return true;
-    }
-    size_t from = out->n;
-    if (!encode_uncached(b, w, s, n, out, e)) return false;
-    if (w->n_cached >= CACHE_MAX) return true;
-    CacheSlot fresh = {.hash = hash, .key = (uint32_t)w->keys.len, .ids = (uint32_t)w->ids.n,
-                       .len = (uint16_t)n, .n = (uint16_t)(out->n - from)};
-    str_addn(&w->keys, s, n);
-    if (w->keys.failed) return err_set(e, ERR_MEMORY, "内存不足：分词缓存");
-    for (size_t i = from; i < out->n; i++)
-        if (!token_ids_add(&w->ids, out->ids[i], e)) return false;
-    *c = fresh;
-    w->n_cached++;
-    return true;
+static int32_t find_whole(const Bpe *b, BpeWork *w, const char *s, size_t n) {
+    if (!b->raw_bytes) return vocab_find_model(b->vocab, s, n);
+    w->text.len = 0;
+    for (size_t i = 0; i < n; i++) utf8_add(&w->text, byte_to_char((uint8_t)s[i]));
+    return w->text.failed ? -1 : vocab_find_model(b->vocab, w->text.data, w->text.len);
 }
 
 bool bpe_encode(const Bpe *b, BpeWork *w, const char *s, size_t n, TokenIds *out, Err *e) {
-    if (n == 0) return true;
-    if (n == 1 && b->byte_ids[(uint8_t)s[0]] >= 0)
-        return token_ids_add(out, b->byte_ids[(uint8_t)s[0]], e);
-    if (n <= CACHE_KEY) return encode_cached(b, w, s, n, out, e);
-    return encode_uncached(b, w, s, n, out, e);
+    int32_t whole = b->ignore_merges ? find_whole(b, w, s, n) : -1;
+    return whole >= 0 ? token_ids_add(out, whole, e) : encode_word(b, w, s, n, out, e);
 }

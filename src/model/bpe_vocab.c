@@ -1,6 +1,7 @@
 /* bpe_vocab — 词表与合并表
  * 词表: id → 文本的数组，加一张按文本的开放寻址哈希。合并表: (左 id, 右 id) → (次序, 产物 id)。
  * 不变式: id 与文本一一对应；每条归并的产物文本恰为左右文本相接，所以归并不会循环。 */
+#include <stdio.h>
 #include <string.h>
 
 #include "model/tokenizer_internal.h"
@@ -84,7 +85,8 @@ bool vocab_init(Vocab *v, Arena *a, size_t n, Err *e) {
     return grow_ids(v, n, e) && rehash(v, slots_for(n), e);
 }
 
-bool vocab_add(Vocab *v, const char *name, const char *text, size_t len, int64_t id, Err *e) {
+static bool put(Vocab *v, const char *name, const char *text, size_t len, int64_t id, bool again,
+                Err *e) {
     int show = len > 64 ? 64 : (int)len;
     if (id < 0 || id > TOKEN_ID_MAX)
         return err_set(e, ERR_FORMAT, "%s: token \"%.*s\" 的 id %lld 超出 0 到 %d", name, show, text,
@@ -99,7 +101,7 @@ bool vocab_add(Vocab *v, const char *name, const char *text, size_t len, int64_t
                        t->len > 64 ? 64 : (int)t->len, t->text, show, text);
     uint32_t hash = hash_text(text, len);
     VocabSlot *slot = find_slot(v, hash, text, len);
-    if (slot->id1)
+    if (slot->id1 && !again)
         return err_set(e, ERR_FORMAT, "%s: token \"%.*s\" 重复：id %d 与 %lld", name, show, text,
                        slot->id1 - 1, (long long)id);
     if (!(t->text = pool_copy(v, text, len, e))) return false;
@@ -110,8 +112,21 @@ bool vocab_add(Vocab *v, const char *name, const char *text, size_t len, int64_t
     return true;
 }
 
+bool vocab_add(Vocab *v, const char *name, const char *text, size_t len, int64_t id, Err *e) {
+    return put(v, name, text, len, id, false, e);
+}
+
+bool vocab_add_again(Vocab *v, const char *name, const char *text, size_t len, int64_t id, Err *e) {
+    return put(v, name, text, len, id, true, e);
+}
+
 int32_t vocab_find(const Vocab *v, const char *text, size_t len) {
     return find_slot(v, hash_text(text, len), text, len)->id1 - 1;
+}
+
+int32_t vocab_find_model(const Vocab *v, const char *text, size_t len) {
+    int32_t id = vocab_find(v, text, len);
+    return id >= 0 && v->by_id[id].extra ? -1 : id;
 }
 
 /* ---- 合并表 ---- */
@@ -127,7 +142,7 @@ static size_t merge_slot(const Bpe *b, uint64_t pair) {
 static bool resize_merges(Bpe *b, size_t n_slots, Err *e) {
     Merge *old = b->merges;
     size_t n_old = b->n_slots;
-    b->merges = ARENA_ARRAY(b->vocab.arena, Merge, n_slots, e);
+    b->merges = ARENA_ARRAY(b->vocab->arena, Merge, n_slots, e);
     if (!b->merges) return false;
     b->n_slots = n_slots;
     for (size_t i = 0; i < n_slots; i++) b->merges[i].pair = MERGE_EMPTY;
@@ -136,14 +151,29 @@ static bool resize_merges(Bpe *b, size_t n_slots, Err *e) {
     return true;
 }
 
-bool bpe_init(Bpe *b, size_t n_merges, Err *e) {
+bool bpe_init(Bpe *b, Vocab *v, size_t n_merges, Err *e) {
+    b->vocab = v;
     for (int i = 0; i < 256; i++) {
         Str s = {0};
+        char hex[8], c = (char)i;
         utf8_add(&s, byte_to_char((uint8_t)i));
-        b->byte_ids[i] = s.failed ? -1 : vocab_find(&b->vocab, s.data, s.len);
+        if (s.failed) return err_set(e, ERR_MEMORY, "内存不足：词表");
+        b->alphabet[i] = vocab_find(v, s.data, s.len);
         str_free(&s);
+        snprintf(hex, sizeof hex, "<0x%02X>", i);
+        b->fallback[i] = vocab_find(v, hex, 6);
+        if (i < 128) b->ascii[i] = vocab_find(v, &c, 1);
     }
     return resize_merges(b, slots_for(n_merges), e);
+}
+
+bool bpe_put_merge(Bpe *b, int32_t left, int32_t right, int32_t rank, int32_t product, Err *e) {
+    if ((b->n_merges + 1) * 2 > b->n_slots && !resize_merges(b, b->n_slots * 2, e)) return false;
+    uint64_t pair = (uint64_t)(uint32_t)left << 32 | (uint32_t)right;
+    Merge *m = &b->merges[merge_slot(b, pair)]; /* 同一对出现两次时后者有效，与 HF 相同 */
+    b->n_merges += m->pair == MERGE_EMPTY;
+    *m = (Merge){.pair = pair, .rank = rank, .product = product};
+    return true;
 }
 
 const Merge *bpe_find_merge(const Bpe *b, int32_t left, int32_t right) {
@@ -157,12 +187,12 @@ static int32_t find_product(const Bpe *b, const char *left, size_t n_left, const
     if (n_left + n_right <= sizeof stack) {
         memcpy(stack, left, n_left);
         memcpy(stack + n_left, right, n_right);
-        return vocab_find(&b->vocab, stack, n_left + n_right);
+        return vocab_find(b->vocab, stack, n_left + n_right);
     }
     Str s = {0};
     str_addn(&s, left, n_left);
     str_addn(&s, right, n_right);
-    int32_t id = s.failed ? -1 : vocab_find(&b->vocab, s.data, s.len);
+    int32_t id = s.failed ? -1 : vocab_find(b->vocab, s.data, s.len);
     str_free(&s);
     return id;
 }
@@ -177,8 +207,10 @@ static bool merge_error(Err *e, const char *name, size_t index, const char *left
 bool bpe_add_merge(Bpe *b, const char *name, size_t index, const char *left, size_t n_left,
                    const char *right, size_t n_right, Err *e) {
     const char *why = NULL;
-    int32_t l = vocab_find(&b->vocab, left, n_left), r = vocab_find(&b->vocab, right, n_right);
-    int32_t product = find_product(b, left, n_left, right, n_right);
+    int32_t l = vocab_find(b->vocab, left, n_left), r = vocab_find(b->vocab, right, n_right);
+    /* 右边的前缀（如 ##）不进产物 */
+    size_t skip = n_right > b->n_prefix ? b->n_prefix : 0;
+    int32_t product = find_product(b, left, n_left, right + skip, n_right - skip);
     if (n_left == 0 || n_right == 0)
         why = "一侧为空，产物等于另一侧，归并会循环";
     else if (l < 0)
@@ -189,12 +221,7 @@ bool bpe_add_merge(Bpe *b, const char *name, size_t index, const char *left, siz
         why = "两者相接的 token 不在词表中";
     if (why) return merge_error(e, name, index, left, n_left, right, n_right, why);
     if (index > INT32_MAX) return err_set(e, ERR_FORMAT, "%s: 归并过多", name);
-    if ((b->n_merges + 1) * 2 > b->n_slots && !resize_merges(b, b->n_slots * 2, e)) return false;
-    uint64_t pair = (uint64_t)(uint32_t)l << 32 | (uint32_t)r;
-    Merge *m = &b->merges[merge_slot(b, pair)]; /* 同一对出现两次时后者有效，与 HF 相同 */
-    b->n_merges += m->pair == MERGE_EMPTY;
-    *m = (Merge){.pair = pair, .rank = (int32_t)index, .product = product};
-    return true;
+    return bpe_put_merge(b, l, r, (int32_t)index, product, e);
 }
 
 bool bpe_add_merge_text(Bpe *b, const char *name, size_t index, const char *text, size_t len,

@@ -1,14 +1,11 @@
 /* pretok — 预切分：一级级把文本切成片段
- * 每一级是一条 PCRE2（JIT）正则加一种切法，片段深度优先地送进下一级，最后一级的片段交给 emit；
- * 因此除「合并」类切法外不需要保存片段表。正则只看本片段（与 HF 相同），\A、(?!\S) 等以片段为界。 */
+ * 每一级是一种切法（正则、字符类、脚本、定长）或一种变换（前补空格、Metaspace、字节级字母表），
+ * 片段深度优先地送进下一级，最后一级的片段交给 emit；因此除「合并」类切法外不需要保存片段表。
+ * 正则只看本片段（与 HF 相同），\A、(?!\S) 等以片段为界。 */
 #include <stdlib.h>
 #include <string.h>
 
 #include "model/tokenizer_internal.h"
-
-#define JIT_STACK_MIN ((size_t)32 << 10)
-#define JIT_STACK_MAX ((size_t)16 << 20)
-#define MATCH_LIMIT 10000000u /* 回溯次数的下限；长文本按长度放宽 */
 
 const char PRETOK_GPT2[] =
     "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
@@ -18,64 +15,59 @@ const char PRETOK_LLAMA3[] =
 const char PRETOK_QWEN2[] =
     "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}|"
     " ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
-/* Digits 组件用 Rust 的 is_numeric，是 Unicode 17：比正则库多这两段 */
-const char PRETOK_DIGIT[] = "[\\p{N}\\x{11DE0}-\\x{11DE9}\\x{16FF4}-\\x{16FF6}]";
+
+/* ---- 字符类 ---- */
+
+int class_digit(int32_t cp) {
+    return unicode_numeric(cp);
+}
+
+int class_space(int32_t cp) {
+    return unicode_space(cp);
+}
+
+int class_punct(int32_t cp) {
+    return unicode_punct(cp);
+}
+
+int class_word(int32_t cp) {
+    return unicode_word(cp) ? 1 : unicode_space(cp) ? 0 : 2;
+}
 
 /* ---- 建立 ---- */
 
-static bool compile(PretokStage *s, const char *where, const Str *pattern, bool literal, Err *e) {
-    int code = 0;
-    PCRE2_SIZE at = 0;
-    uint32_t flags = PCRE2_UTF | (literal ? PCRE2_LITERAL : PCRE2_UCP | PCRE2_MULTILINE);
-    pcre2_compile_context *cc = pcre2_compile_context_create(NULL);
-    if (!cc) return err_set(e, ERR_MEMORY, "%s: 内存不足：编译正则", where);
-    pcre2_set_newline(cc, PCRE2_NEWLINE_LF);
-    s->re = pcre2_compile((PCRE2_SPTR)pattern->data, pattern->len, flags, &code, &at, cc);
-    pcre2_compile_context_free(cc);
-    if (!s->re) {
-        PCRE2_UCHAR msg[256];
-        pcre2_get_error_message(code, msg, sizeof msg);
-        return err_set(e, ERR_FORMAT, "%s: 正则无法编译：%s（第 %zu 字节：%.40s）", where,
-                       (const char *)msg, (size_t)at,
-                       at < pattern->len ? pattern->data + at : "末尾");
+PretokStage *pretok_stage(Pretok *p, PretokKind kind, const char *where, Err *e) {
+    if (p->n == PRETOK_MAX) {
+        err_set(e, ERR_UNSUPPORTED, "%s: 预切分超过 %d 级", where, PRETOK_MAX);
+        return NULL;
     }
-    pcre2_jit_compile(s->re, PCRE2_JIT_COMPLETE); /* 失败时匹配自动改用解释器 */
-    return true;
-}
-
-static PretokStage *new_stage(Pretok *p, const char *where, Err *e) {
-    if (p->n < PRETOK_MAX) return &p->stages[p->n++];
-    err_set(e, ERR_UNSUPPORTED, "%s: 预切分超过 %d 级", where, PRETOK_MAX);
-    return NULL;
+    PretokStage *s = &p->stages[p->n++];
+    *s = (PretokStage){.kind = kind};
+    return s;
 }
 
 bool pretok_add(Pretok *p, const char *where, const char *pattern, size_t len, bool literal,
                 SplitBehavior behavior, bool invert, Err *e) {
-    if (len == 0) return err_set(e, ERR_FORMAT, "%s: 切分的模式为空", where);
-    PretokStage *s = new_stage(p, where, e);
+    PretokStage *s = pretok_stage(p, PRETOK_SPLIT, where, e);
     if (!s) return false;
     s->behavior = behavior;
     s->invert = invert;
-    Str text = {0};
-    bool ok = true;
-    if (literal)
-        str_addn(&text, pattern, len);
-    else
-        ok = pretok_translate(where, pattern, len, &text, e);
-    if (ok && text.failed) ok = err_set(e, ERR_MEMORY, "%s: 内存不足：编译正则", where);
-    ok = ok && compile(s, where, &text, literal, e);
-    str_free(&text);
-    return ok;
+    return rx_open(&s->rx, where, pattern, len, literal, e);
 }
 
-bool pretok_add_prefix_space(Pretok *p, const char *where, Err *e) {
-    PretokStage *s = new_stage(p, where, e);
-    if (s) s->prefix_space = true;
-    return s != NULL;
+bool pretok_add_class(Pretok *p, const char *where, CharClass class_of, bool runs,
+                      SplitBehavior behavior, bool invert, Err *e) {
+    PretokStage *s = pretok_stage(p, PRETOK_SPLIT, where, e);
+    if (!s) return false;
+    s->behavior = behavior;
+    s->invert = invert;
+    s->class_of = class_of;
+    s->runs = runs;
+    return true;
 }
 
 void pretok_free(Pretok *p) {
-    for (size_t i = 0; i < p->n; i++) pcre2_code_free(p->stages[i].re);
+    for (size_t i = 0; i < p->n; i++) rx_close(&p->stages[i].rx);
     p->n = 0;
 }
 
@@ -87,35 +79,21 @@ typedef struct Cut {
 } Cut;
 
 struct PretokWork {
-    pcre2_match_data *data;
-    pcre2_match_context *context;
-    pcre2_jit_stack *stack;
+    RxWork rx;
     Cut *cuts; /* 各级共用的栈 */
     size_t n_cuts, cap_cuts;
-    Str padded[PRETOK_MAX]; /* 补了空格的片段 */
+    Str changed[PRETOK_MAX]; /* 变换后的片段 */
 };
 
-PretokWork *pretok_work_new(const Pretok *p) {
-    PretokWork *w = calloc(1, sizeof *w);
-    if (!w || p->n == 0) return w;
-    w->data = pcre2_match_data_create(1, NULL); /* 只要整体匹配的位置 */
-    w->context = pcre2_match_context_create(NULL);
-    w->stack = pcre2_jit_stack_create(JIT_STACK_MIN, JIT_STACK_MAX, NULL);
-    if (!w->data || !w->context) {
-        pretok_work_free(w);
-        return NULL;
-    }
-    if (w->stack) pcre2_jit_stack_assign(w->context, NULL, w->stack);
-    return w;
+PretokWork *pretok_work_new(void) {
+    return calloc(1, sizeof(PretokWork));
 }
 
 void pretok_work_free(PretokWork *w) {
     if (!w) return;
-    pcre2_match_data_free(w->data);
-    pcre2_match_context_free(w->context);
-    pcre2_jit_stack_free(w->stack);
+    rx_work_free(&w->rx);
     free(w->cuts);
-    for (size_t i = 0; i < PRETOK_MAX; i++) str_free(&w->padded[i]);
+    for (size_t i = 0; i < PRETOK_MAX; i++) str_free(&w->changed[i]);
     free(w);
 }
 
@@ -127,69 +105,53 @@ typedef struct Run {
     Err *e;
 } Run;
 
-/* 从 from 起找下一个匹配。返回: 1 找到，0 没有，-1 出错（已置 e）。 */
-static int match_from(Run *r, const PretokStage *st, const char *s, size_t n, size_t from,
-                      size_t *start, size_t *end) {
-    PretokWork *w = r->w;
-    int rc = pcre2_match(st->re, (PCRE2_SPTR)s, n, from, PCRE2_NO_UTF_CHECK, w->data, w->context);
-    if (rc == PCRE2_ERROR_JIT_STACKLIMIT)
-        rc = pcre2_match(st->re, (PCRE2_SPTR)s, n, from, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT,
-                         w->data, w->context);
-    if (rc == PCRE2_ERROR_NOMATCH) return 0;
-    if (rc < 0) {
-        PCRE2_UCHAR msg[256];
-        pcre2_get_error_message(rc, msg, sizeof msg);
-        err_set(r->e, ERR_FORMAT, "预切分的正则在文本第 %zu 字节处匹配失败：%s", from,
-                (const char *)msg);
-        return -1;
-    }
-    const PCRE2_SIZE *v = pcre2_get_ovector_pointer(w->data);
-    *start = v[0];
-    *end = v[1];
-    if (v[1] >= v[0]) return 1; /* \K 等会使终点在起点之前 */
-    err_set(r->e, ERR_UNSUPPORTED, "预切分的正则在文本第 %zu 字节处得到倒置的匹配", from);
-    return -1;
+static bool run_stage(Run *r, size_t i, NormText t);
+
+/* 把 t 的 [start, end) 送进第 i 级。 */
+static bool run_part(Run *r, size_t i, NormText t, size_t start, size_t end) {
+    size_t zero = t.zero > start ? t.zero - start : 0;
+    return run_stage(r, i, (NormText){t.s + start, end - start, zero});
 }
 
-/* 依次取匹配，与 onig 的 find_iter 相同：紧接上次匹配之后的空匹配不算。 */
-typedef struct Finder {
-    size_t from, last_end;
-    bool any;
-} Finder;
-
-static int find_next(Run *r, const PretokStage *st, const char *s, size_t n, Finder *f,
-                     size_t *start, size_t *end) {
-    while (f->from <= n) {
-        int rc = match_from(r, st, s, n, f->from, start, end);
-        if (rc <= 0) return rc;
-        if (*start == *end && f->any && f->last_end == *end) {
-            size_t len = 1;
-            if (f->from < n) utf8_next(s + f->from, n - f->from, &len);
-            f->from += len;
-            continue;
+/* 字符类的下一个匹配。 */
+static int next_class(const PretokStage *st, const char *s, size_t n, RxIter *it, size_t *start,
+                      size_t *end) {
+    size_t len;
+    int kind = 0;
+    for (size_t i = it->from; i < n; i += len) {
+        int k = st->class_of(utf8_next(s + i, n - i, &len));
+        if (kind == 0 && k == 0) continue;
+        if (kind == 0) {
+            kind = k;
+            *start = i;
+        } else if (k != kind) {
+            break;
         }
-        f->from = f->last_end = *end;
-        f->any = true;
-        return 1;
+        *end = it->from = i + len;
+        if (!st->runs) break;
     }
-    return 0;
+    return kind != 0;
 }
 
-static bool run_stage(Run *r, size_t i, const char *s, size_t n);
+static int next_match(Run *r, const PretokStage *st, NormText t, RxIter *it, size_t *start,
+                      size_t *end) {
+    if (st->class_of) return next_class(st, t.s, t.n, it, start, end);
+    return rx_next(&st->rx, &r->w->rx, t.s, t.n, it, start, end, r->e);
+}
 
-static bool split_isolated(Run *r, size_t i, const char *s, size_t n) {
+static bool split_isolated(Run *r, size_t i, NormText t) {
     const PretokStage *st = &r->p->stages[i];
     bool drop = st->behavior == SPLIT_REMOVED;
-    Finder f = {0};
+    RxIter it = {0};
     size_t done = 0, start, end;
     int rc;
-    while ((rc = find_next(r, st, s, n, &f, &start, &end)) > 0) {
-        if (!(drop && st->invert) && !run_stage(r, i + 1, s + done, start - done)) return false;
-        if (!(drop && !st->invert) && !run_stage(r, i + 1, s + start, end - start)) return false;
+    while ((rc = next_match(r, st, t, &it, &start, &end)) > 0) {
+        if (!(drop && st->invert) && !run_part(r, i + 1, t, done, start)) return false;
+        if (!(drop && !st->invert) && !run_part(r, i + 1, t, start, end)) return false;
         done = end;
     }
     if (rc < 0) return false;
-    return (drop && st->invert) || run_stage(r, i + 1, s + done, n - done);
+    return (drop && st->invert) || run_part(r, i + 1, t, done, t.n);
 }
 
 static bool push_cut(Run *r, size_t start, size_t end, bool match) {
@@ -233,52 +195,127 @@ static size_t fold_cuts(Cut *c, size_t n, SplitBehavior behavior) {
     return m;
 }
 
-static bool split_merged(Run *r, size_t i, const char *s, size_t n) {
+static bool split_merged(Run *r, size_t i, NormText t) {
     const PretokStage *st = &r->p->stages[i];
     PretokWork *w = r->w;
     size_t base = w->n_cuts, done = 0, start, end;
-    Finder f = {0};
+    RxIter it = {0};
     int rc;
-    while ((rc = find_next(r, st, s, n, &f, &start, &end)) > 0) {
+    while ((rc = next_match(r, st, t, &it, &start, &end)) > 0) {
         if (done != start && !push_cut(r, done, start, st->invert)) return false;
         if (!push_cut(r, start, end, !st->invert)) return false;
         done = end;
     }
-    if (rc < 0 || (done != n && !push_cut(r, done, n, st->invert))) return false;
+    if (rc < 0 || (done != t.n && !push_cut(r, done, t.n, st->invert))) return false;
     if (w->n_cuts == base) return true;
     w->n_cuts = base + fold_cuts(w->cuts + base, w->n_cuts - base, st->behavior);
     for (size_t k = base, to = w->n_cuts; k < to; k++) {
         Cut c = w->cuts[k];
-        if (!run_stage(r, i + 1, s + c.start, c.end - c.start)) return false;
+        if (!run_part(r, i + 1, t, c.start, c.end)) return false;
     }
     w->n_cuts = base;
     return true;
 }
 
-static bool run_stage(Run *r, size_t i, const char *s, size_t n) {
-    if (n == 0) return true;
-    if (i == r->p->n) return r->emit(r->ctx, s, n, r->e);
-    const PretokStage *st = &r->p->stages[i];
-    if (st->prefix_space && s[0] != ' ') {
-        Str *pad = &r->w->padded[i];
-        pad->len = 0;
-        str_add(pad, " ");
-        str_addn(pad, s, n);
-        if (pad->failed) return err_set(r->e, ERR_MEMORY, "内存不足：预切分");
-        s = pad->data;
-        n = pad->len;
-    }
-    if (!st->re) return run_stage(r, i + 1, s, n);
-    bool simple = st->behavior == SPLIT_ISOLATED || st->behavior == SPLIT_REMOVED;
-    return simple ? split_isolated(r, i, s, n) : split_merged(r, i, s, n);
+static bool split(Run *r, size_t i, NormText t) {
+    SplitBehavior b = r->p->stages[i].behavior;
+    bool simple = b == SPLIT_ISOLATED || b == SPLIT_REMOVED;
+    return simple ? split_isolated(r, i, t) : split_merged(r, i, t);
 }
 
-bool pretok_run(const Pretok *p, PretokWork *w, const char *s, size_t n, PretokEmit emit, void *ctx,
-                Err *e) {
+/* 脚本变换处切开；开头不属任何脚本的字符被丢弃（与 HF 相同）。 */
+static bool split_scripts(Run *r, size_t i, NormText t) {
+    size_t from = SIZE_MAX, len;
+    int last = 0;
+    for (size_t k = 0; k < t.n; k += len) {
+        int script = unicode_script(utf8_next(t.s + k, t.n - k, &len));
+        if (script == 0) continue;
+        if (script != last) {
+            if (from != SIZE_MAX && !run_part(r, i + 1, t, from, k)) return false;
+            from = k;
+        }
+        last = script;
+    }
+    return from == SIZE_MAX || run_part(r, i + 1, t, from, t.n);
+}
+
+static bool split_fixed(Run *r, size_t i, NormText t) {
+    size_t from = 0, count = 0, len;
+    for (size_t k = 0; k < t.n; k += len) {
+        if (count++ == r->p->stages[i].len) {
+            if (!run_part(r, i + 1, t, from, k)) return false;
+            from = k;
+            count = 1;
+        }
+        utf8_next(t.s + k, t.n - k, &len);
+    }
+    return run_part(r, i + 1, t, from, t.n);
+}
+
+static bool starts_with(NormText t, const char *text, size_t len) {
+    return t.n >= len && memcmp(t.s, text, len) == 0;
+}
+
+/* 空格换成替换字符，按规则补在段首。 */
+static void metaspace(const PretokStage *st, NormText *t, Str *out) {
+    bool marked = t->s[0] == ' ' || starts_with(*t, st->text, st->len);
+    bool add = !marked && (st->scheme == META_ALWAYS || (st->scheme == META_FIRST && t->zero));
+    if (add) str_addn(out, st->text, st->len);
+    if (t->s[0] == ' ' && t->zero == 1) t->zero = st->len;
+    if (add && t->zero) t->zero += st->len;
+    for (size_t i = 0; i < t->n;) {
+        const char *space = memchr(t->s + i, ' ', t->n - i);
+        size_t to = space ? (size_t)(space - t->s) : t->n;
+        str_addn(out, t->s + i, to - i);
+        if (space) str_addn(out, st->text, st->len);
+        i = to + (space != NULL);
+    }
+}
+
+static void byte_level(NormText *t, Str *out) {
+    size_t zero = 0;
+    for (size_t i = 0; i < t->n; i++) {
+        utf8_add(out, byte_to_char((uint8_t)t->s[i]));
+        if (i < t->zero) zero = out->len;
+    }
+    t->zero = zero;
+}
+
+/* 变换：把 t 换成第 i 级变换后的文本。 */
+static bool change(Run *r, size_t i, NormText *t) {
+    const PretokStage *st = &r->p->stages[i];
+    Str *out = &r->w->changed[i];
+    out->len = 0;
+    if (st->kind == PRETOK_PREFIX) {
+        if (t->s[0] == ' ') return true;
+        str_add(out, " ");
+        str_addn(out, t->s, t->n);
+        if (t->zero) t->zero++;
+    } else if (st->kind == PRETOK_METASPACE) {
+        metaspace(st, t, out);
+    } else {
+        byte_level(t, out);
+    }
+    if (out->failed) return err_set(r->e, ERR_MEMORY, "内存不足：预切分");
+    t->s = out->data;
+    t->n = out->len;
+    return true;
+}
+
+static bool run_stage(Run *r, size_t i, NormText t) {
+    if (t.n == 0) return true;
+    if (t.zero > t.n) t.zero = t.n;
+    if (i == r->p->n) return r->emit(r->ctx, t.s, t.n, r->e);
+    switch (r->p->stages[i].kind) {
+    case PRETOK_SPLIT: return split(r, i, t);
+    case PRETOK_SCRIPTS: return split_scripts(r, i, t);
+    case PRETOK_FIXED: return split_fixed(r, i, t);
+    default: return change(r, i, &t) && run_stage(r, i + 1, t);
+    }
+}
+
+bool pretok_run(const Pretok *p, PretokWork *w, NormText text, PretokEmit emit, void *ctx, Err *e) {
     Run r = {p, w, emit, ctx, e};
-    uint32_t limit = n < (UINT32_MAX - MATCH_LIMIT) / 64 ? MATCH_LIMIT + (uint32_t)n * 64
-                                                         : UINT32_MAX;
-    if (w->context) pcre2_set_match_limit(w->context, limit);
     w->n_cuts = 0;
-    return run_stage(&r, 0, s, n);
+    return run_stage(&r, 0, text);
 }

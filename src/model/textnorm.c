@@ -1,6 +1,7 @@
 /* textnorm — 文本的最底层：UTF-8、Unicode 规范化、字节级字母表
  * 规范化自己做「分解 → 按组合类稳定排序」，只把合成交给 utf8proc：
  * utf8proc 的排序是插入式的，遇到一长串组合符会变成平方时间。 */
+#include <ctype.h>
 #include <stdlib.h>
 #include <string.h>
 #include <utf8proc.h>
@@ -92,6 +93,15 @@ bool unicode_word(int32_t cp) {
                (cp >= 0x1F130 && cp <= 0x1F149) || (cp >= 0x1F150 && cp <= 0x1F169) ||
                (cp >= 0x1F170 && cp <= 0x1F189);
     }
+}
+
+bool unicode_numeric(int32_t cp) {
+    if (cp < 0x80) return cp >= '0' && cp <= '9';
+    const char *fresh = unicode_new_category(cp);
+    if (fresh) return fresh[0] == 'N';
+    utf8proc_category_t c = utf8proc_category(cp); /* 末两段是 Unicode 17 的 */
+    return (c >= UTF8PROC_CATEGORY_ND && c <= UTF8PROC_CATEGORY_NO) ||
+           (cp >= 0x11DE0 && cp <= 0x11DE9) || (cp >= 0x16FF4 && cp <= 0x16FF6);
 }
 
 /* ---- 规范化 ---- */
@@ -216,4 +226,15 @@ int byte_from_char(int32_t cp) {
     if (cp <= 0x120) return cp - 0x100;
     if (cp <= 0x142) return 0x7F + (cp - 0x121);
     return cp == 0x143 ? 0xAD : -1;
+}
+
+int byte_token_value(const char *text, size_t len) {
+    if (len != 6 || memcmp(text, "<0x", 3) != 0 || text[5] != '>') return -1;
+    int v = 0;
+    for (int i = text[3] == '+' ? 4 : 3; i < 5; i++) { /* Rust 收开头的加号 */
+        int c = text[i] | 0x20, d = c >= '0' && c <= '9' ? c - '0' : c - 'a' + 10;
+        if (!isxdigit((unsigned char)text[i])) return -1;
+        v = v * 16 + d;
+    }
+    return v;
 }

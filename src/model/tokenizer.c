@@ -1,6 +1,6 @@
 /* tokenizer — 分词器的公共接口与流水线
- * 编码: 修补 UTF-8 → 匹配不规范化的添加 token → 其余各段规范化 → 匹配其余添加 token → 预切分 → 归并；
- * 最后按模板在前后加 BOS/EOS。解码: 各 token 的文本经字节级字母表还原成字节，再按 UTF-8 修补。 */
+ * 编码: 修补 UTF-8 → 匹配不规范化的添加 token → 其余各段规范化 → 匹配其余添加 token → 预切分 → 模型；
+ * 最后按模板在前后加 BOS/EOS。解码: 各 token 的文本经 decoder 相接。 */
 #include "model/tokenizer.h"
 
 #include <stdlib.h>
@@ -32,45 +32,68 @@ void token_ids_free(TokenIds *t) {
 typedef struct Encoder {
     const Tokenizer *t;
     BpeWork *bpe;
+    UnigramWork unigram;
+    PieceCache cache;
     PretokWork *pretok;
-    Str norm[2]; /* 规范化的两个交替缓冲 */
+    NormWork norm;
     TokenIds *out;
+    const char *text; /* 原文的开头 */
 } Encoder;
+
+static bool encode_piece(Encoder *x, const char *s, size_t n, Err *e) {
+    const Tokenizer *t = x->t;
+    switch (t->kind) {
+    case MODEL_BPE: return bpe_encode(&t->bpe, x->bpe, s, n, x->out, e);
+    case MODEL_UNIGRAM: return unigram_encode(&t->unigram, &x->unigram, s, n, x->out, e);
+    case MODEL_WORDPIECE: return wordpiece_encode(&t->wordpiece, s, n, x->out, e);
+    case MODEL_WORDLEVEL: return wordlevel_encode(&t->wordpiece, s, n, x->out, e);
+    }
+    return false;
+}
 
 static bool emit_piece(void *ctx, const char *s, size_t n, Err *e) {
     Encoder *x = ctx;
-    return bpe_encode(&x->t->bpe, x->bpe, s, n, x->out, e);
+    const Tokenizer *t = x->t;
+    if (n == 1 && t->kind == MODEL_BPE && t->bpe.raw_bytes && t->bpe.alphabet[(uint8_t)s[0]] >= 0)
+        return token_ids_add(x->out, t->bpe.alphabet[(uint8_t)s[0]], e);
+    int hit = n <= PIECE_CACHE_KEY ? piece_cache_get(&x->cache, s, n, x->out, e) : 0;
+    size_t from = x->out->n;
+    if (hit) return hit > 0;
+    return encode_piece(x, s, n, e) && piece_cache_put(&x->cache, s, n, x->out, from, e);
 }
 
-typedef bool (*SegmentFn)(Encoder *x, const char *s, size_t n, Err *e);
+typedef bool (*SegmentFn)(Encoder *x, NormText t, Err *e);
 
 /* 用 trie 找出 s 中的添加 token，其余各段交给 next。 */
-static bool split_added(Encoder *x, const Trie *trie, const char *s, size_t n, SegmentFn next,
-                        Err *e) {
+static bool split_added(Encoder *x, const Trie *trie, NormText t, SegmentFn next, Err *e) {
     AddedScan scan = {0};
     AddedHit hit;
-    while (added_next(&x->t->added, trie, s, n, &scan, &hit)) {
-        if (scan.from < hit.start && !next(x, s + scan.from, hit.start - scan.from, e))
-            return false;
-        if (!token_ids_add(x->out, hit.id, e)) return false;
+    while (added_next(&x->t->added, trie, t.s, t.n, &scan, &hit)) {
+        NormText part = {t.s + scan.from, hit.start - scan.from,
+                         t.zero > scan.from ? t.zero - scan.from : 0};
+        if (scan.from < hit.start && !next(x, part, e)) return false;
+        /* 空的匹配（空白已被前一个吞掉）不算，与 HF 相同 */
+        if (hit.start < hit.end && !token_ids_add(x->out, hit.id, e)) return false;
         scan.from = hit.end;
     }
-    return scan.from == n || next(x, s + scan.from, n - scan.from, e);
+    NormText rest = {t.s + scan.from, t.n - scan.from, t.zero > scan.from ? t.zero - scan.from : 0};
+    return rest.n == 0 || next(x, rest, e);
 }
 
-static bool encode_plain(Encoder *x, const char *s, size_t n, Err *e) {
-    return pretok_run(&x->t->pretok, x->pretok, s, n, emit_piece, x, e);
+static bool encode_plain(Encoder *x, NormText t, Err *e) {
+    return pretok_run(&x->t->pretok, x->pretok, t, emit_piece, x, e);
 }
 
-static bool encode_segment(Encoder *x, const char *s, size_t n, Err *e) {
-    for (size_t i = 0; i < x->t->n_norms; i++) {
-        Str *to = &x->norm[i % 2];
-        to->len = 0;
-        if (!unicode_normalize(x->t->norms[i], s, n, to, e)) return false;
-        s = to->data;
-        n = to->len;
-    }
-    return n == 0 || split_added(x, &x->t->added.normalized, s, n, encode_plain, e);
+static bool encode_segment(Encoder *x, NormText t, Err *e) {
+    return normalizer_run(&x->t->normalizer, &x->norm, &t, e) &&
+           (t.n == 0 || split_added(x, &x->t->added.normalized, t, encode_plain, e));
+}
+
+/* 一段原文：原文开头的第一个字符要记住（NormText 的 zero）。 */
+static bool encode_raw(Encoder *x, NormText t, Err *e) {
+    t.zero = 0;
+    if (t.s == x->text) utf8_next(t.s, t.n, &t.zero);
+    return encode_segment(x, t, e);
 }
 
 static bool add_list(const TokenList *l, TokenIds *out, Err *e) {
@@ -81,7 +104,7 @@ static bool add_list(const TokenList *l, TokenIds *out, Err *e) {
 
 bool tokenizer_encode(const Tokenizer *t, const char *text, size_t len, bool add_special,
                       TokenIds *out, Err *e) {
-    Encoder x = {.t = t, .out = out, .bpe = bpe_work_new(), .pretok = pretok_work_new(&t->pretok)};
+    Encoder x = {.t = t, .out = out, .bpe = bpe_work_new(), .pretok = pretok_work_new()};
     Str fixed = {0};
     bool ok = x.bpe && x.pretok;
     if (ok && !utf8_valid(text, len)) {
@@ -92,53 +115,49 @@ bool tokenizer_encode(const Tokenizer *t, const char *text, size_t len, bool add
     }
     if (!ok) err_set(e, ERR_MEMORY, "内存不足：编码 %zu 字节的文本", len);
     size_t from = out->n;
+    x.text = text;
     ok = ok && (!add_special || add_list(&t->prefix, out, e)) &&
-         (len == 0 || split_added(&x, &t->added.raw, text, len, encode_segment, e)) &&
+         (len == 0 || split_added(&x, &t->added.raw, (NormText){text, len, 0}, encode_raw, e)) &&
          (!add_special || add_list(&t->suffix, out, e));
     if (!ok) out->n = from;
     bpe_work_free(x.bpe);
+    free(x.unigram.nodes);
+    piece_cache_free(&x.cache);
     pretok_work_free(x.pretok);
-    str_free(&x.norm[0]);
-    str_free(&x.norm[1]);
+    norm_work_free(&x.norm);
     str_free(&fixed);
     return ok;
 }
 
 /* ---- 解码 ---- */
 
-/* 追加一个 token 的字节：每个字符都在字节级字母表中则还原成字节，否则取其 UTF-8 原文。 */
-static void add_token_bytes(Str *raw, const VocabEntry *v) {
-    size_t from = raw->len, len;
-    for (size_t i = 0; i < v->len; i += len) {
-        int b = byte_from_char(utf8_next(v->text + i, v->len - i, &len));
-        if (b < 0) {
-            raw->len = from;
-            str_addn(raw, v->text, v->len);
-            return;
-        }
-        str_addn(raw, (const char[]){(char)b}, 1);
+static bool collect(const Tokenizer *t, const int32_t *ids, size_t n, bool skip_special,
+                    TokenTexts *out, Err *e) {
+    const Vocab *v = &t->vocab;
+    for (size_t i = 0; i < n; i++) {
+        if (ids[i] < 0 || ids[i] >= v->n_ids)
+            return err_set(e, ERR_FORMAT, "第 %zu 个 id %d 超出词表（0 到 %d）", i, ids[i],
+                           v->n_ids - 1);
+        const VocabEntry *k = &v->by_id[ids[i]];
+        const AddedToken *added = k->added ? &t->added.items[k->added - 1] : NULL;
+        if (!k->text || (added && added->hidden && skip_special)) continue; /* 空缺 HF 也跳过 */
+        str_addn(&out->text, added ? added->shown : k->text, added ? added->n_shown : k->len);
+        if (!token_texts_end(out, e)) return false;
     }
+    return true;
 }
 
 bool tokenizer_decode(const Tokenizer *t, const int32_t *ids, size_t n, bool skip_special, Str *out,
                       Err *e) {
-    const Vocab *v = &t->bpe.vocab;
+    TokenTexts texts = {0};
     Str raw = {0};
-    for (size_t i = 0; i < n; i++) {
-        if (ids[i] < 0 || ids[i] >= v->n_ids) {
-            str_free(&raw);
-            return err_set(e, ERR_FORMAT, "第 %zu 个 id %d 超出词表（0 到 %d）", i, ids[i],
-                           v->n_ids - 1);
-        }
-        const VocabEntry *k = &v->by_id[ids[i]];
-        bool special = k->added && t->added.items[k->added - 1].special;
-        if (k->text && !(special && skip_special)) /* 词表中的空缺，HF 也跳过 */
-            add_token_bytes(&raw, k);
-    }
-    utf8_add_lossy(out, raw.data, raw.len);
-    bool ok = !raw.failed && !out->failed;
+    bool ok = collect(t, ids, n, skip_special, &texts, e) &&
+              decoder_run(&t->decoder, &texts, &raw, e);
+    if (ok) utf8_add_lossy(out, raw.data, raw.len);
+    if (ok && out->failed) ok = err_set(e, ERR_MEMORY, "内存不足：解码 %zu 个 id", n);
+    token_texts_free(&texts);
     str_free(&raw);
-    return ok || err_set(e, ERR_MEMORY, "内存不足：解码 %zu 个 id", n);
+    return ok;
 }
 
 /* ---- 建立 ---- */
@@ -150,15 +169,17 @@ Tokenizer *tokenizer_new(Err *e) {
         return NULL;
     }
     t->bos = t->eos = t->bpe.unk_id = t->added.max_id = -1;
+    t->unigram.unk_id = t->wordpiece.unk_id = -1;
     return t;
 }
 
 bool tokenizer_add_token(Tokenizer *t, const char *name, AddedToken *token, Err *e) {
-    Vocab *v = &t->bpe.vocab;
+    Vocab *v = &t->vocab;
     token->id = vocab_find(v, token->text, token->len);
     if (token->id < 0) {
         token->id = t->added.max_id >= t->n_model ? t->added.max_id + 1 : t->n_model;
         if (!vocab_add(v, name, token->text, token->len, token->id, e)) return false;
+        v->by_id[token->id].extra = true;
     }
     VocabEntry *entry = &v->by_id[token->id];
     token->text = entry->text;
@@ -168,15 +189,25 @@ bool tokenizer_add_token(Tokenizer *t, const char *name, AddedToken *token, Err 
 /* 写 "<|begin_of_text|>(128000)"。 */
 static void describe(Str *s, const Tokenizer *t, const TokenList *l) {
     for (size_t i = 0; i < l->n; i++) {
-        const VocabEntry *v = &t->bpe.vocab.by_id[l->ids[i]];
+        const VocabEntry *v = &t->vocab.by_id[l->ids[i]];
         str_add(s, i ? "、" : "");
         utf8_add_lossy(s, v->text, v->len > 64 ? 64 : v->len);
         str_addf(s, "(%d)", l->ids[i]);
     }
 }
 
+/* 末级是字节级字母表时由 BPE 直接按字节处理，不必真的换成字母表。 */
+static void fuse_byte_level(Tokenizer *t) {
+    Bpe *b = &t->bpe;
+    bool last = t->pretok.n && t->pretok.stages[t->pretok.n - 1].kind == PRETOK_BYTES;
+    if (t->kind != MODEL_BPE || !last || b->byte_fallback || b->n_prefix || b->n_suffix) return;
+    b->raw_bytes = true;
+    t->pretok.n--;
+}
+
 bool tokenizer_finish(Tokenizer *t, const char *name, Err *e) {
-    if (!added_build(&t->added, &t->arena, t->norms, t->n_norms, e)) return err_wrap(e, "%s", name);
+    fuse_byte_level(t);
+    if (!added_build(&t->added, &t->arena, &t->vocab, &t->normalizer, e)) return err_wrap(e, "%s", name);
     Str s = {0};
     if (t->prefix.n) {
         str_add(&s, "按模型文件在开头添加 ");
@@ -195,7 +226,9 @@ bool tokenizer_finish(Tokenizer *t, const char *name, Err *e) {
 
 void tokenizer_close(Tokenizer *t) {
     if (!t) return;
+    normalizer_close(&t->normalizer);
     pretok_free(&t->pretok);
+    decoder_close(&t->decoder);
     arena_free(&t->arena);
     free(t);
 }
@@ -203,7 +236,7 @@ void tokenizer_close(Tokenizer *t) {
 /* ---- 查询 ---- */
 
 int32_t tokenizer_vocab_size(const Tokenizer *t) {
-    return t->bpe.vocab.n_ids;
+    return t->vocab.n_ids;
 }
 
 int32_t tokenizer_bos(const Tokenizer *t) {

@@ -1,5 +1,5 @@
-/* tokenizer — 字节级 BPE 分词器（tokenizer.json 或 GGUF 自带的词表）
- * 文本 → 预切分（PCRE2 JIT 正则）→ 字节级映射 → 按合并表归并 → ids；特殊 token 的规则来自模型自己的文件。
+/* tokenizer — 分词器（tokenizer.json 或 GGUF 自带的词表）
+ * 文本 → 规范化 → 预切分 → BPE、Unigram、WordPiece 或 WordLevel → ids；全部规则来自模型自己的文件。
  * 与 HF tokenizers 逐 id 相同。BOS 只在这一处添加，绝不重复。 */
 #ifndef PTQ_MODEL_TOKENIZER_H
 #define PTQ_MODEL_TOKENIZER_H
@@ -19,7 +19,7 @@ void token_ids_free(TokenIds *t);
 /* 从文件夹打开：tokenizer.json（必需），tokenizer_config.json、special_tokens_map.json（可有可无，
  * 补充特殊 token）。是否加 BOS/EOS 只看 tokenizer.json 的 post_processor，与 transformers 5 相同。错误: 缺文件、JSON 坏、合并表循环或引用不存在的 token、正则无法编译、不支持的组件（报出其名）。 */
 bool tokenizer_open_dir(Tokenizer **t, const char *dir, Err *e);
-/* 从 GGUF 元数据打开（tokenizer.ggml.model = gpt2；pre 决定预切分正则）。g 只在调用期间使用。 */
+/* 从 GGUF 元数据打开（tokenizer.ggml.model 为 gpt2、llama、t5 或 bert）。g 只在调用期间使用。 */
 bool tokenizer_open_gguf(Tokenizer **t, const Gguf *g, Err *e);
 void tokenizer_close(Tokenizer *t); /* NULL 无妨 */
 

@@ -45,8 +45,8 @@ static const json_t *token_text(const json_t *v) {
 static bool apply_special(Tokenizer *t, const char *name, const json_t *v, Err *e) {
     const json_t *s = token_text(v);
     if (!json_is_string(s) || json_string_length(s) == 0) return true;
-    int32_t id = vocab_find(&t->bpe.vocab, json_string_value(s), json_string_length(s));
-    int32_t added = id >= 0 ? t->bpe.vocab.by_id[id].added : 0;
+    int32_t id = vocab_find(&t->vocab, json_string_value(s), json_string_length(s));
+    int32_t added = id >= 0 ? t->vocab.by_id[id].added : 0;
     if (added) {
         t->added.items[added - 1].special = true;
         return true;
@@ -89,7 +89,7 @@ static bool apply_specials(Tokenizer *t, const char *name, const json_t *config,
 static int32_t find_special(const Tokenizer *t, const json_t *config, const char *key) {
     const json_t *s = token_text(json_object_get(config, key));
     if (!json_is_string(s)) return -1;
-    return vocab_find(&t->bpe.vocab, json_string_value(s), json_string_length(s));
+    return vocab_find(&t->vocab, json_string_value(s), json_string_length(s));
 }
 
 bool tokenizer_apply_config(Tokenizer *t, const char *name, const json_t *config, Err *e) {

@@ -1,11 +1,29 @@
-/* tokenizer_gguf — 从 GGUF 的元数据打开（tokenizer.ggml.model = gpt2，即字节级 BPE）
+/* tokenizer_gguf — 从 GGUF 的元数据打开：共用的部分与 gpt2 一种（字节级 BPE）
  * GGUF 只存词表、合并表与 pre 的名字；名字对应的切分规则（以及 Qwen2 的 NFC）由下表补回，
- * 使结果与转换前的 tokenizer.json 相同。各名字的含义见 llama.cpp 的 llama-vocab.cpp。 */
+ * 使结果与转换前的 tokenizer.json 相同。各名字的含义见 llama.cpp 的 llama-vocab.cpp。
+ * 另外三种（llama、t5、bert）在 tokenizer_spm.c。 */
 #include <string.h>
 
 #include "model/tokenizer_internal.h"
 
-#define PRE_REGEX_MAX 5
+#define PRE_REGEX_MAX 6
+/* Digits 组件用 Rust 的 is_numeric，是 Unicode 17：比正则库多这两段 */
+#define DIGIT "[\\p{N}\\x{11DE0}-\\x{11DE9}\\x{16FF4}-\\x{16FF6}]"
+#define ENGLISH "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+#define UPPER "[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]"
+#define LOWER "[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]"
+#define CASED(suffix)                                                                              \
+    "[^\\r\\n\\p{L}\\p{N}]?" UPPER "*" LOWER "+" suffix "|[^\\r\\n\\p{L}\\p{N}]?" UPPER "+" LOWER "*" suffix
+#define MARKS_AND_BLANKS " ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
+#define CJK_RUN "[一-龥ࠀ-一가-퟿]+"
+#define BLOOM_WORD " ?[^(\\s|.,!?…。，、।۔،)]+"
+/* DeepSeek-LLM 的字母：\p{Lu}\p{Ll} 中它所列的那些区间 */
+#define DEEPSEEK_LETTERS                                                                           \
+    "\\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚ"                    \
+    "Ḁ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-ώᾀ-ᾴᾶ-ᾼ\\x{1FBE}ῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤ\\x{2126}ℨ"                 \
+    "\\x{212A}-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ"                            \
+    "\\x{10400}-\\x{1044F}\\x{104B0}-\\x{104D3}\\x{104D8}-\\x{104FB}\\x{10C80}-\\x{10CB2}"             \
+    "\\x{10CC0}-\\x{10CF2}\\x{118A0}-\\x{118DF}\\x{1E900}-\\x{1E943}]+"
 
 typedef struct PreRule {
     const char *names; /* 空格隔开 */
@@ -14,17 +32,36 @@ typedef struct PreRule {
 } PreRule;
 
 static const PreRule RULES[] = {
-    {.names = "gpt-2 default phi-2", .regex = {PRETOK_GPT2}},
-    {.names = "llama-bpe llama3 llama-v3 falcon3",
+    {.names = "gpt-2 default phi-2 jais trillion gigachat roberta-bpe", .regex = {PRETOK_GPT2}},
+    {.names = "mpt olmo", .regex = {PRETOK_GPT2}, .nfc = true},
+    {.names = "llama-bpe llama3 llama-v3 falcon3 pixtral lfm2",
      .regex = {PRETOK_LLAMA3},
      .ignore_merges = true,
      .add_bos = true},
-    {.names = "dbrx smaug-bpe", .regex = {PRETOK_LLAMA3}},
-    {.names = "qwen2 deepseek-r1-qwen", .regex = {PRETOK_QWEN2}, .nfc = true},
-    {.names = "smollm starcoder refact", .regex = {PRETOK_DIGIT, PRETOK_GPT2}},
-    {.names = "command-r", .regex = {PRETOK_DIGIT, PRETOK_GPT2}, .nfc = true},
+    {.names = "dbrx smaug-bpe chatglm-bpe glm4", .regex = {PRETOK_LLAMA3}},
+    {.names = "qwen2 deepseek-r1-qwen megrez", .regex = {PRETOK_QWEN2}, .nfc = true},
+    {.names = "stablelm2 hunyuan", .regex = {PRETOK_QWEN2}},
+    {.names = "smollm starcoder refact codeshell exaone minerva-7b",
+     .regex = {DIGIT, PRETOK_GPT2}},
+    {.names = "command-r", .regex = {DIGIT, PRETOK_GPT2}, .nfc = true},
+    {.names = "falcon", .regex = {"[\\p{P}\\$\\+<=>\\^~\\|`]+", PRETOK_GPT2, "[0-9][0-9][0-9]"}},
+    {.names = "tekken",
+     .regex = {CASED("") "|\\p{N}|" MARKS_AND_BLANKS},
+     .ignore_merges = true,
+     .add_bos = true},
+    {.names = "gpt-4o llama4", .regex = {CASED(ENGLISH "?") "|\\p{N}{1,3}|" MARKS_AND_BLANKS}},
     {.names = "deepseek-coder",
-     .regex = {"[\r\n]", "\\s?\\p{L}+", "\\s?\\p{P}+", "[一-龥ࠀ-一가-퟿]+", PRETOK_DIGIT}},
+     .regex = {"[\r\n]", "\\s?\\p{L}+", "\\s?\\p{P}+", CJK_RUN, DIGIT}},
+    {.names = "deepseek-llm",
+     .regex = {"[\r\n]", DEEPSEEK_LETTERS, "\\s?[!-/:-~！-／：-～‘-‟　-。]+", "\\s+$", CJK_RUN,
+               "\\p{N}+"}},
+    {.names = "deepseek-v3 hunyuan-dense",
+     .regex = {"\\p{N}{1,3}", "[一-龥\\x{3040}-ゟ゠-ヿ]+",
+               "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|"
+               "[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|"
+               "\\s+(?!\\S)|\\s+"}},
+    {.names = "bloom poro-chat gpt3-finnish", .regex = {BLOOM_WORD}},
+    {.names = "viking", .regex = {BLOOM_WORD, "\\p{N}"}},
 };
 
 static bool name_in(const char *names, const GgufString *s) {
@@ -53,12 +90,12 @@ static bool find_rule(const PreRule **rule, const char *name, const Gguf *g, Err
 
 static bool load_pre(Tokenizer *t, const char *name, const PreRule *rule, Err *e) {
     t->bpe.ignore_merges = rule->ignore_merges;
-    if (rule->nfc) t->norms[t->n_norms++] = NORM_NFC;
+    if (rule->nfc && !normalizer_add_form(&t->normalizer, NORM_NFC, name, e)) return false;
     for (size_t i = 0; i < PRE_REGEX_MAX && rule->regex[i]; i++)
         if (!pretok_add(&t->pretok, name, rule->regex[i], strlen(rule->regex[i]), false,
                         SPLIT_ISOLATED, false, e))
             return false;
-    return true;
+    return decoder_add(&t->decoder, DECODE_BYTE_LEVEL, name, e) != NULL;
 }
 
 /* 取字符串数组；缺失或类型不符则报错。 */
@@ -71,14 +108,14 @@ static const GgufValue *strings_of(const char *name, const Gguf *g, const char *
 
 static bool load_tokens(Tokenizer *t, const char *name, const Gguf *g, Hash *h, Err *e) {
     const GgufValue *tokens = strings_of(name, g, "tokenizer.ggml.tokens", e);
-    if (!tokens || !vocab_init(&t->bpe.vocab, &t->arena, tokens->n, e)) return false;
+    if (!tokens || !vocab_init(&t->vocab, &t->arena, tokens->n, e)) return false;
     for (size_t i = 0; i < tokens->n; i++) {
         const GgufString *s = &tokens->strings[i];
-        if (!vocab_add(&t->bpe.vocab, name, s->data, s->len, (int64_t)i, e)) return false;
+        if (!vocab_add(&t->vocab, name, s->data, s->len, (int64_t)i, e)) return false;
         hash_add(h, s->data, s->len);
         hash_add(h, "\n", 1);
     }
-    t->n_model = t->bpe.vocab.n_ids;
+    t->n_model = t->vocab.n_ids;
     return true;
 }
 
@@ -86,7 +123,7 @@ static bool load_merges(Tokenizer *t, const char *name, const Gguf *g, Hash *h, 
     const GgufValue *merges = strings_of(name, g, "tokenizer.ggml.merges", e);
     if (!merges) return false;
     if (merges->n > INT32_MAX) return err_set(e, ERR_FORMAT, "%s: 归并过多", name);
-    if (!bpe_init(&t->bpe, merges->n, e)) return false;
+    if (!bpe_init(&t->bpe, &t->vocab, merges->n, e)) return false;
     for (size_t i = 0; i < merges->n; i++) {
         const GgufString *s = &merges->strings[i];
         if (!bpe_add_merge_text(&t->bpe, name, i, s->data, s->len, e)) return false;
@@ -96,17 +133,26 @@ static bool load_merges(Tokenizer *t, const char *name, const Gguf *g, Hash *h, 
     return true;
 }
 
-/* token_type: 3 控制（特殊），4 用户定义；其余不作添加的 token。 */
+/* 类型数组；没有则 *types 为 NULL。 */
+static bool find_types(const GgufValue **types, const char *name, const Gguf *g, int32_t n,
+                       Err *e) {
+    *types = gguf_find(g, "tokenizer.ggml.token_type");
+    if (!*types) return true;
+    bool integers = (*types)->type == GGUF_ARRAY && (*types)->item_type != GGUF_STRING &&
+                    (*types)->item_type != GGUF_F32 && (*types)->item_type != GGUF_F64;
+    return (integers && (*types)->n == (size_t)n) ||
+           err_set(e, ERR_FORMAT, "%s: tokenizer.ggml.token_type 应是 %d 个整数", name, n);
+}
+
+/* token_type: 2 unk、3 控制（特殊）、6 字节 不参与模型的匹配；3、4（用户定义）先行匹配。 */
 static bool load_types(Tokenizer *t, const char *name, const Gguf *g, Err *e) {
-    const GgufValue *types = gguf_find(g, "tokenizer.ggml.token_type");
-    const Vocab *v = &t->bpe.vocab;
-    if (!types) return true;
-    bool integers = types->type == GGUF_ARRAY && types->item_type != GGUF_STRING &&
-                    types->item_type != GGUF_F32 && types->item_type != GGUF_F64;
-    if (!integers || types->n != (size_t)v->n_ids)
-        return err_set(e, ERR_FORMAT, "%s: tokenizer.ggml.token_type 应是 %d 个整数", name, v->n_ids);
-    for (size_t i = 0; i < types->n; i++) {
+    const GgufValue *types;
+    Vocab *v = &t->vocab;
+    if (!find_types(&types, name, g, v->n_ids, e)) return false;
+    for (size_t i = 0; types && i < types->n; i++) {
         int64_t type = gguf_item_int(types, i);
+        if (t->kind != MODEL_BPE || !t->bpe.raw_bytes)
+            v->by_id[i].extra = type == 2 || type == 3 || type == 6;
         if ((type != 3 && type != 4) || v->by_id[i].len == 0) continue;
         AddedToken token = {.text = v->by_id[i].text, .len = v->by_id[i].len, .special = type == 3};
         if (!tokenizer_add_token(t, name, &token, e)) return false;
@@ -114,35 +160,56 @@ static bool load_types(Tokenizer *t, const char *name, const Gguf *g, Err *e) {
     return true;
 }
 
-static bool load_special(Tokenizer *t, const Gguf *g, const PreRule *rule, Err *e) {
-    int64_t bos = -1, eos = -1, last = t->bpe.vocab.n_ids - 1;
-    bool add_bos = rule->add_bos, add_eos = false;
+static bool load_special(Tokenizer *t, const Gguf *g, bool add_bos, bool add_eos, Err *e) {
+    int64_t bos = -1, eos = -1, sep = -1, last = t->vocab.n_ids - 1;
+    bool bert = t->kind == MODEL_WORDPIECE;
     if (!gguf_get_int(g, "tokenizer.ggml.bos_token_id", false, 0, last, &bos, e) ||
         !gguf_get_int(g, "tokenizer.ggml.eos_token_id", false, 0, last, &eos, e) ||
+        !gguf_get_int(g, "tokenizer.ggml.seperator_token_id", false, 0, last, &sep, e) ||
+        (bert && !gguf_get_int(g, "tokenizer.ggml.cls_token_id", false, 0, last, &bos, e)) ||
         !gguf_get_bool(g, "tokenizer.ggml.add_bos_token", &add_bos, e) ||
         !gguf_get_bool(g, "tokenizer.ggml.add_eos_token", &add_eos, e))
         return false;
     t->bos = (int32_t)bos;
     t->eos = (int32_t)eos;
-    if (add_bos && bos >= 0) t->prefix.ids[t->prefix.n++] = t->bos;
-    if (add_eos && eos >= 0) t->suffix.ids[t->suffix.n++] = t->eos;
+    if (bert && sep >= 0) eos = sep;
+    if ((add_bos || bert) && bos >= 0) t->prefix.ids[t->prefix.n++] = t->bos;
+    if ((add_eos || bert) && eos >= 0) t->suffix.ids[t->suffix.n++] = (int32_t)eos;
     return true;
 }
 
-static bool load_all(Tokenizer *t, const char *name, const Gguf *g, Hash *h, Err *e) {
+static bool load_gpt2(Tokenizer *t, const char *name, const Gguf *g, Hash *h, Err *e) {
     const PreRule *rule;
+    if (!find_rule(&rule, name, g, e)) return false;
+    hash_add(h, rule->names, strlen(rule->names) + 1);
+    t->bpe.raw_bytes = true;
+    return load_tokens(t, name, g, h, e) && load_merges(t, name, g, h, e) &&
+           load_types(t, name, g, e) && load_pre(t, name, rule, e) &&
+           load_special(t, g, rule->add_bos, false, e);
+}
+
+/* llama、t5、bert：词表与类型之后，模型与规范化在 tokenizer_spm.c。 */
+static bool load_spm(Tokenizer *t, const char *name, const Gguf *g, SpmKind kind, Hash *h, Err *e) {
+    static const char *const NAMES[] = {"llama", "t5", "bert"};
+    t->kind = kind == SPM_LLAMA ? MODEL_BPE : kind == SPM_T5 ? MODEL_UNIGRAM : MODEL_WORDPIECE;
+    hash_add(h, NAMES[kind], strlen(NAMES[kind]) + 1);
+    return load_tokens(t, name, g, h, e) && load_types(t, name, g, e) &&
+           tokenizer_load_spm(t, name, g, kind, h, e) &&
+           load_special(t, g, kind == SPM_LLAMA, kind == SPM_T5, e);
+}
+
+static bool load_all(Tokenizer *t, const char *name, const Gguf *g, Hash *h, Err *e) {
+    static const char *const KINDS[] = {"llama", "t5", "bert"};
     const GgufValue *model = gguf_find(g, "tokenizer.ggml.model");
     if (!model || model->type != GGUF_STRING)
         return err_set(e, ERR_MISSING, "%s: 没有 tokenizer.ggml.model，文件不带分词器", name);
-    if (model->s.len != 4 || memcmp(model->s.data, "gpt2", 4) != 0)
-        return err_set(e, ERR_UNSUPPORTED,
-                       "%s: 分词器类型 \"%.*s\" 不支持，只支持字节级 BPE（gpt2）", name,
-                       model->s.len > 64 ? 64 : (int)model->s.len, model->s.data);
-    if (!find_rule(&rule, name, g, e)) return false;
-    hash_add(h, rule->names, strlen(rule->names) + 1);
-    return load_tokens(t, name, g, h, e) && load_merges(t, name, g, h, e) &&
-           load_types(t, name, g, e) && load_pre(t, name, rule, e) &&
-           load_special(t, g, rule, e) && tokenizer_finish(t, name, e);
+    if (name_in("gpt2", &model->s))
+        return load_gpt2(t, name, g, h, e) && tokenizer_finish(t, name, e);
+    for (int i = 0; i < 3; i++)
+        if (name_in(KINDS[i], &model->s))
+            return load_spm(t, name, g, (SpmKind)i, h, e) && tokenizer_finish(t, name, e);
+    return err_set(e, ERR_UNSUPPORTED, "%s: 分词器类型 \"%.*s\" 不支持，支持 gpt2、llama、t5、bert",
+                   name, model->s.len > 64 ? 64 : (int)model->s.len, model->s.data);
 }
 
 bool tokenizer_open_gguf(Tokenizer **out, const Gguf *g, Err *e) {

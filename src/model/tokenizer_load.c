@@ -1,6 +1,6 @@
-/* tokenizer_load — 从 tokenizer.json 打开：模型（词表与合并表）、添加的 token、整体的装配
- * 词表与合并表由 tokenizer_scan.c 直接扫描，各部件的读取在 tokenizer_parts.c，transformers 的 tokenizer_config.json 规则在 tokenizer_config.c。
- * 原则: 认得的就严格照做，不认得的组件报出名字，决不跳过。 */
+/* tokenizer_load — 从 tokenizer.json 打开：添加的 token、整体的装配
+ * 模型在 tokenizer_model.c，各部件的读取在 tokenizer_parts.c 与 tokenizer_tail.c，transformers 的
+ * tokenizer_config.json 规则在 tokenizer_config.c。原则: 认得的就严格照做，不认得的组件报出名字，决不跳过。 */
 #include <stdio.h>
 #include <string.h>
 
@@ -9,60 +9,11 @@
 #include "io/json.h"
 #include "model/tokenizer_internal.h"
 
-/* ---- 模型 ---- */
-
-static bool check_model_options(const char *name, const json_t *m, Err *e) {
-    static const char *const TEXTS[] = {"continuing_subword_prefix", "end_of_word_suffix"};
-    const char *type, *text;
-    bool flag;
-    if (!json_get_str_or(m, name, "type", "BPE", &type, e)) return false;
-    if (strcmp(type, "BPE") != 0)
-        return err_set(e, ERR_UNSUPPORTED, "%s: 模型类型 %s 不支持，只支持字节级 BPE", name, type);
-    if (!json_get_bool_or(m, name, "byte_fallback", false, &flag, e)) return false;
-    if (flag)
-        return err_set(e, ERR_UNSUPPORTED,
-                       "%s: byte_fallback（SentencePiece 式 BPE，如 Llama 2）不支持，只支持字节级 BPE",
-                       name);
-    for (size_t i = 0; i < 2; i++) {
-        if (!json_get_str_or(m, name, TEXTS[i], "", &text, e)) return false;
-        if (*text) return err_set(e, ERR_UNSUPPORTED, "%s: 不支持 %s", name, TEXTS[i]);
-    }
-    double dropout;
-    if (!json_get_num_or(m, name, "dropout", 0, &dropout, e)) return false;
-    if (dropout != 0) return err_set(e, ERR_UNSUPPORTED, "%s: 不支持随机的 dropout", name);
-    return true;
-}
-
 /* 一份打开中的文件：原文、两块大数据的位置。 */
 typedef struct Source {
     const char *name, *text;
     ScanSpan vocab, merges;
 } Source;
-
-static bool load_model(Tokenizer *t, const Source *src, const json_t *m, Err *e) {
-    Bpe *b = &t->bpe;
-    const char *name = src->name;
-    const char *unk;
-    if (!json_is_object(m)) return err_set(e, ERR_FORMAT, "%s: 缺少 model", name);
-    if (!check_model_options(name, m, e) ||
-        !json_get_bool_or(m, name, "ignore_merges", false, &b->ignore_merges, e) ||
-        !json_get_bool_or(m, name, "fuse_unk", false, &b->fuse_unk, e) ||
-        !json_get_str_or(m, name, "unk_token", NULL, &unk, e))
-        return false;
-    if (src->vocab.end == 0)
-        return err_set(e, ERR_FORMAT, "%s: model 中应有对象 vocab 与数组 merges", name);
-    size_t guess = (src->vocab.end - src->vocab.start) / 16; /* 只影响初始的表有多大 */
-    if (!vocab_init(&b->vocab, &t->arena, guess, e) ||
-        !scan_vocab(&b->vocab, name, src->text, src->vocab, e) ||
-        !bpe_init(b, b->vocab.n, e) || !scan_merges(b, name, src->text, src->merges, e))
-        return false;
-    if (b->vocab.n == 0) return err_set(e, ERR_FORMAT, "%s: model.vocab 是空的", name);
-    t->n_model = (int32_t)b->vocab.n;
-    if (!unk) return true;
-    b->unk_id = vocab_find(&b->vocab, unk, strlen(unk));
-    return b->unk_id >= 0 ||
-           err_set(e, ERR_FORMAT, "%s: unk_token \"%.64s\" 不在词表中", name, unk);
-}
 
 /* ---- 添加的 token ---- */
 
@@ -93,8 +44,8 @@ static bool load_added(Tokenizer *t, const char *name, const json_t *list, Err *
             return false;
         if (token.len == 0) continue; /* HF 忽略空的添加 token */
         const char *text = token.text;
-        if (id < t->bpe.vocab.n_ids && t->bpe.vocab.by_id[id].text) {
-            const VocabEntry *old = &t->bpe.vocab.by_id[id];
+        if (id < t->vocab.n_ids && t->vocab.by_id[id].text) {
+            const VocabEntry *old = &t->vocab.by_id[id];
             if (old->added || old->len != token.len || memcmp(old->text, text, token.len) != 0)
                 return err_set(e, ERR_FORMAT, "%s: \"%.64s\" 的 id %lld 已属于 \"%.*s\"", where, text,
                                (long long)id, old->len > 64 ? 64 : (int)old->len, old->text);
@@ -113,11 +64,12 @@ static bool load_root(Tokenizer *t, const Source *src, const json_t *root, const
                       Err *e) {
     const char *name = src->name;
     if (!json_is_object(root)) return err_set(e, ERR_FORMAT, "%s: 顶层应为对象", name);
-    return load_model(t, src, json_object_get(root, "model"), e) &&
+    return tokenizer_load_model(t, name, src->text, src->vocab, src->merges,
+                                json_object_get(root, "model"), e) &&
            load_added(t, name, json_object_get(root, "added_tokens"), e) &&
            tokenizer_load_normalizer(t, name, json_object_get(root, "normalizer"), e) &&
            tokenizer_load_pretok(t, name, json_object_get(root, "pre_tokenizer"), e) &&
-           tokenizer_load_decoder(name, json_object_get(root, "decoder"), e) &&
+           tokenizer_load_decoder(t, name, json_object_get(root, "decoder"), e) &&
            tokenizer_load_post(t, name, json_object_get(root, "post_processor"), e) &&
            (!config || tokenizer_apply_config(t, name, config, e)) &&
            tokenizer_finish(t, name, e);

@@ -1,31 +1,23 @@
-/* tokenizer_parts — tokenizer.json 的四个部件：normalizer、pre_tokenizer、decoder、post_processor
- * 每个部件是带 type 的对象，Sequence 可嵌套。只接受字节级 BPE 会用到的种类，其余报出名字。 */
+/* tokenizer_parts — tokenizer.json 的前两个部件：normalizer 与 pre_tokenizer
+ * 每个部件是带 type 的对象，Sequence 可嵌套。HF 的每一种都认得；不认得的报出名字。 */
 #include <string.h>
 
+#include "io/hash.h"
 #include "io/json.h"
 #include "model/tokenizer_internal.h"
 
 #define NEST_MAX 16
 
-static bool is_null(const json_t *v) {
-    return !v || json_is_null(v);
-}
+/* ---- 各部件共用 ---- */
 
-/* 取 type；不是对象或缺失则报错。 */
-static const char *type_of(const char *name, const char *part, const json_t *v, Err *e) {
+const char *tokenizer_part_type(const char *name, const char *part, const json_t *v, Err *e) {
     const char *type = json_string_value(json_object_get(v, "type"));
     if (!type) err_set(e, ERR_FORMAT, "%s: %s 缺少 type", name, part);
     return type;
 }
 
-static bool unsupported(const char *name, const char *part, const char *type, Err *e) {
-    return err_set(e, ERR_UNSUPPORTED, "%s: 不支持的 %s 组件 %.64s（只支持字节级 BPE 的组件）", name,
-                   part, type);
-}
-
-/* Sequence 的元素数组。 */
-static const json_t *items_of(const char *name, const char *part, const char *key, const json_t *v,
-                              int depth, Err *e) {
+const json_t *tokenizer_part_items(const char *name, const char *part, const char *key,
+                                   const json_t *v, int depth, Err *e) {
     const json_t *list = json_object_get(v, key);
     if (depth >= NEST_MAX) {
         err_set(e, ERR_UNSUPPORTED, "%s: %s 嵌套超过 %d 层", name, part, NEST_MAX);
@@ -35,197 +27,245 @@ static const json_t *items_of(const char *name, const char *part, const char *ke
     return json_is_array(list) ? list : NULL;
 }
 
+bool tokenizer_get_text(Tokenizer *t, const char *name, const json_t *v, const char *key,
+                        const char *def, const char **text, size_t *len, Err *e) {
+    const json_t *s = json_object_get(v, key);
+    bool none = !s || json_is_null(s);
+    if (none ? !def : !json_is_string(s))
+        return err_set(e, ERR_FORMAT, "%s: %s 应为字符串", name, key);
+    *len = none ? strlen(def) : json_string_length(s);
+    *text = arena_strndup(&t->arena, none ? def : json_string_value(s), *len, e);
+    return *text != NULL;
+}
+
+bool tokenizer_get_pattern(Tokenizer *t, const char *name, const json_t *v, Rx *rx, Err *e) {
+    const json_t *pattern = json_object_get(v, "pattern");
+    bool regex = json_object_get(pattern, "Regex") != NULL;
+    const char *text;
+    size_t len;
+    return tokenizer_get_text(t, name, pattern, regex ? "Regex" : "String", NULL, &text, &len, e) &&
+           rx_open(rx, name, text, len, !regex, e);
+}
+
 /* ---- normalizer ---- */
+
+static bool load_bert(Tokenizer *t, const char *name, const json_t *v, Err *e) {
+    Normalizer *z = &t->normalizer;
+    bool clean, chinese, lower, accents;
+    if (!json_get_bool_or(v, name, "clean_text", true, &clean, e) ||
+        !json_get_bool_or(v, name, "handle_chinese_chars", true, &chinese, e) ||
+        !json_get_bool_or(v, name, "lowercase", true, &lower, e) ||
+        !json_get_bool_or(v, name, "strip_accents", lower, &accents, e))
+        return false;
+    return (!clean || normalizer_add_map(z, norm_map_bert_clean, name, e)) &&
+           (!chinese || normalizer_add_map(z, norm_map_bert_chinese, name, e)) &&
+           (!accents || (normalizer_add_form(z, NORM_NFD, name, e) &&
+                         normalizer_add_map(z, norm_map_bert_accents, name, e))) &&
+           (!lower || normalizer_add_map(z, norm_map_lower, name, e));
+}
+
+static bool load_strip(Tokenizer *t, const char *name, const json_t *v, Err *e) {
+    NormStep *s = normalizer_add(&t->normalizer, NORM_STRIP, name, e);
+    return s && json_get_bool_or(v, name, "strip_left", true, &s->left, e) &&
+           json_get_bool_or(v, name, "strip_right", true, &s->right, e);
+}
+
+static bool load_prepend(Tokenizer *t, const char *name, const json_t *v, Err *e) {
+    NormStep *s = normalizer_add(&t->normalizer, NORM_PREPEND, name, e);
+    return s && tokenizer_get_text(t, name, v, "prepend", NULL, &s->text, &s->len, e);
+}
+
+static bool load_replace(Tokenizer *t, const char *name, const json_t *v, Err *e) {
+    NormStep *s = normalizer_add(&t->normalizer, NORM_REPLACE, name, e);
+    return s && tokenizer_get_text(t, name, v, "content", NULL, &s->text, &s->len, e) &&
+           tokenizer_get_pattern(t, name, v, &s->rx, e);
+}
+
+static bool load_charsmap(Tokenizer *t, const char *name, const json_t *v, Err *e) {
+    const char *text;
+    size_t len, n;
+    if (!tokenizer_get_text(t, name, v, "precompiled_charsmap", NULL, &text, &len, e)) return false;
+    NormStep *s = normalizer_add(&t->normalizer, NORM_CHARSMAP, name, e);
+    uint8_t *blob = s ? arena_alloc(&t->arena, len, e) : NULL;
+    if (!blob) return false;
+    if (!base64_decode(text, len, blob, &n))
+        return err_set(e, ERR_FORMAT, "%s: precompiled_charsmap 不是 base64", name);
+    return charsmap_open(&s->charsmap, name, blob, n, e);
+}
 
 static bool load_norm(Tokenizer *t, const char *name, const json_t *v, int depth, Err *e) {
     static const char *const FORMS[] = {"NFC", "NFD", "NFKC", "NFKD"};
-    const char *type = type_of(name, "normalizer", v, e);
+    static const struct {
+        const char *type;
+        NormMap map;
+    } MAPS[] = {{"Lowercase", norm_map_lower}, {"StripAccents", norm_map_strip_accents},
+                {"Nmt", norm_map_nmt}, {"ByteLevel", norm_map_bytes}};
+    static const struct {
+        const char *type;
+        bool (*load)(Tokenizer *t, const char *name, const json_t *v, Err *e);
+    } LOADS[] = {{"BertNormalizer", load_bert}, {"Strip", load_strip}, {"Prepend", load_prepend},
+                 {"Replace", load_replace}, {"Precompiled", load_charsmap}};
+    const char *type = tokenizer_part_type(name, "normalizer", v, e);
     if (!type) return false;
-    for (int i = 0; i < 4; i++) {
-        if (strcmp(type, FORMS[i]) != 0) continue;
-        if (t->n_norms == NORM_MAX)
-            return err_set(e, ERR_UNSUPPORTED, "%s: normalizer 超过 %d 个", name, NORM_MAX);
-        t->norms[t->n_norms++] = (NormForm)i;
-        return true;
-    }
-    if (strcmp(type, "Sequence") != 0) return unsupported(name, "normalizer", type, e);
-    const json_t *list = items_of(name, "normalizer", "normalizers", v, depth, e);
+    for (int i = 0; i < 4; i++)
+        if (strcmp(type, FORMS[i]) == 0)
+            return normalizer_add_form(&t->normalizer, (NormForm)i, name, e);
+    for (size_t i = 0; i < sizeof MAPS / sizeof *MAPS; i++)
+        if (strcmp(type, MAPS[i].type) == 0)
+            return normalizer_add_map(&t->normalizer, MAPS[i].map, name, e);
+    for (size_t i = 0; i < sizeof LOADS / sizeof *LOADS; i++)
+        if (strcmp(type, LOADS[i].type) == 0) return LOADS[i].load(t, name, v, e);
+    if (strcmp(type, "Sequence") != 0)
+        return err_set(e, ERR_UNSUPPORTED, "%s: 不支持的 normalizer 组件 %.64s", name, type);
+    const json_t *list = tokenizer_part_items(name, "normalizer", "normalizers", v, depth, e);
     for (size_t i = 0; list && i < json_array_size(list); i++)
         if (!load_norm(t, name, json_array_get(list, i), depth + 1, e)) return false;
     return list != NULL;
 }
 
 bool tokenizer_load_normalizer(Tokenizer *t, const char *name, const json_t *v, Err *e) {
-    return is_null(v) || load_norm(t, name, v, 0, e);
+    return !v || json_is_null(v) || load_norm(t, name, v, 0, e);
 }
 
 /* ---- pre_tokenizer ---- */
 
-static bool load_split(Pretok *p, const char *name, const json_t *v, Err *e) {
+/* 分隔处归哪一边；def 为缺失时的值。 */
+static bool get_behavior(const char *name, const json_t *v, const char *def, SplitBehavior *b,
+                         Err *e) {
     static const char *const NAMES[] = {"Isolated", "Removed", "Contiguous", "MergedWithPrevious",
                                         "MergedWithNext"};
-    const json_t *pattern = json_object_get(v, "pattern");
-    const json_t *regex = json_object_get(pattern, "Regex");
-    const json_t *text = regex ? regex : json_object_get(pattern, "String");
-    const char *behavior;
-    bool invert;
-    if (!json_is_string(text))
-        return err_set(e, ERR_FORMAT, "%s: Split 的 pattern 应有 Regex 或 String", name);
-    if (!json_get_str_or(v, name, "behavior", "", &behavior, e) ||
-        !json_get_bool_or(v, name, "invert", false, &invert, e))
-        return false;
+    const char *text;
+    if (!json_get_str_or(v, name, "behavior", def, &text, e)) return false;
     for (int i = 0; i < 5; i++)
-        if (strcmp(behavior, NAMES[i]) == 0)
-            return pretok_add(p, name, json_string_value(text), json_string_length(text), !regex,
-                              (SplitBehavior)i, invert, e);
-    return err_set(e, ERR_FORMAT, "%s: Split 的 behavior \"%.64s\" 未知", name, behavior);
+        if (strcmp(text, NAMES[i]) == 0) {
+            *b = (SplitBehavior)i;
+            return true;
+        }
+    return err_set(e, ERR_FORMAT, "%s: behavior \"%.64s\" 未知", name, text);
 }
 
-static bool load_digits(Pretok *p, const char *name, const json_t *v, Err *e) {
+static bool load_split(Tokenizer *t, const char *name, const json_t *v, Err *e) {
+    PretokStage *s = pretok_stage(&t->pretok, PRETOK_SPLIT, name, e);
+    return s && get_behavior(name, v, "", &s->behavior, e) &&
+           json_get_bool_or(v, name, "invert", false, &s->invert, e) &&
+           tokenizer_get_pattern(t, name, v, &s->rx, e);
+}
+
+static bool load_punctuation(Tokenizer *t, const char *name, const json_t *v, Err *e) {
+    SplitBehavior b;
+    return get_behavior(name, v, "Isolated", &b, e) &&
+           pretok_add_class(&t->pretok, name, class_punct, false, b, false, e);
+}
+
+static bool load_digits(Tokenizer *t, const char *name, const json_t *v, Err *e) {
     bool individual;
     return json_get_bool_or(v, name, "individual_digits", false, &individual, e) &&
-           pretok_add(p, name, PRETOK_DIGIT, strlen(PRETOK_DIGIT), false,
-                      individual ? SPLIT_ISOLATED : SPLIT_CONTIGUOUS, false, e);
+           pretok_add_class(&t->pretok, name, class_digit, false,
+                            individual ? SPLIT_ISOLATED : SPLIT_CONTIGUOUS, false, e);
 }
 
-static bool load_byte_level(Pretok *p, const char *name, const json_t *v, Err *e) {
+static bool load_byte_level(Tokenizer *t, const char *name, const json_t *v, Err *e) {
+    Pretok *p = &t->pretok;
     bool space, regex;
     if (!json_get_bool_or(v, name, "add_prefix_space", true, &space, e) ||
         !json_get_bool_or(v, name, "use_regex", true, &regex, e))
         return false;
-    if (space && !pretok_add_prefix_space(p, name, e)) return false;
-    return !regex || pretok_add(p, name, PRETOK_GPT2, strlen(PRETOK_GPT2), false, SPLIT_ISOLATED,
-                                false, e);
+    return (!space || pretok_stage(p, PRETOK_PREFIX, name, e)) &&
+           (!regex || pretok_add(p, name, PRETOK_GPT2, strlen(PRETOK_GPT2), false, SPLIT_ISOLATED,
+                                 false, e)) &&
+           pretok_stage(p, PRETOK_BYTES, name, e);
 }
 
-/* *byte_level 记下是否已到 ByteLevel；它把文本变成字节级字母表，其后不能再有别的组件。 */
-static bool load_pre(Tokenizer *t, const char *name, const json_t *v, int depth, bool *byte_level,
-                     Err *e) {
-    const char *type = type_of(name, "pre_tokenizer", v, e);
-    if (!type) return false;
-    if (strcmp(type, "Sequence") == 0) {
-        const json_t *list = items_of(name, "pre_tokenizer", "pretokenizers", v, depth, e);
-        for (size_t i = 0; list && i < json_array_size(list); i++)
-            if (!load_pre(t, name, json_array_get(list, i), depth + 1, byte_level, e)) return false;
-        return list != NULL;
-    }
-    if (*byte_level)
-        return err_set(e, ERR_UNSUPPORTED, "%s: pre_tokenizer 中 ByteLevel 之后还有 %.64s", name,
-                       type);
-    if (strcmp(type, "Split") == 0) return load_split(&t->pretok, name, v, e);
-    if (strcmp(type, "Digits") == 0) return load_digits(&t->pretok, name, v, e);
-    if (strcmp(type, "ByteLevel") != 0) return unsupported(name, "pre_tokenizer", type, e);
-    *byte_level = true;
-    return load_byte_level(&t->pretok, name, v, e);
+/* 一个字符的字段。 */
+static bool get_char(Tokenizer *t, const char *name, const json_t *v, const char *key,
+                     const char **text, size_t *len, Err *e) {
+    size_t first;
+    if (!tokenizer_get_text(t, name, v, key, NULL, text, len, e)) return false;
+    if (*len && utf8_next(*text, *len, &first) >= 0 && first == *len) return true;
+    return err_set(e, ERR_FORMAT, "%s: %s 应是一个字符", name, key);
 }
 
-bool tokenizer_load_pretok(Tokenizer *t, const char *name, const json_t *v, Err *e) {
-    bool byte_level = false;
-    if (!is_null(v) && !load_pre(t, name, v, 0, &byte_level, e)) return false;
-    return byte_level || err_set(e, ERR_UNSUPPORTED,
-                                 "%s: pre_tokenizer 中没有 ByteLevel，不是字节级 BPE，不支持", name);
-}
-
-/* ---- decoder ---- */
-
-static bool load_dec(const char *name, const json_t *v, int depth, bool *byte_level, Err *e) {
-    const char *type = type_of(name, "decoder", v, e);
-    if (!type) return false;
-    if (strcmp(type, "Sequence") == 0) {
-        const json_t *list = items_of(name, "decoder", "decoders", v, depth, e);
-        for (size_t i = 0; list && i < json_array_size(list); i++)
-            if (!load_dec(name, json_array_get(list, i), depth + 1, byte_level, e)) return false;
-        return list != NULL;
-    }
-    if (strcmp(type, "Fuse") == 0 && *byte_level) return true; /* ByteLevel 已经相接 */
-    if (strcmp(type, "ByteLevel") != 0) return unsupported(name, "decoder", type, e);
-    *byte_level = true;
-    return true;
-}
-
-bool tokenizer_load_decoder(const char *name, const json_t *v, Err *e) {
-    bool byte_level = false;
-    if (!is_null(v) && !load_dec(name, v, 0, &byte_level, e)) return false;
-    return byte_level || err_set(e, ERR_UNSUPPORTED, "%s: decoder 不是 ByteLevel，不支持", name);
-}
-
-/* ---- post_processor ---- */
-
-static bool push_id(TokenList *l, const Tokenizer *t, const char *name, const json_t *id, Err *e) {
-    int64_t k = json_is_integer(id) ? json_integer_value(id) : -1;
-    const Vocab *v = &t->bpe.vocab;
-    if (k < 0 || k >= v->n_ids || !v->by_id[k].text)
-        return err_set(e, ERR_FORMAT, "%s: post_processor 的 id %lld 不在词表中", name, (long long)k);
-    if (l->n == TEMPLATE_MAX)
-        return err_set(e, ERR_UNSUPPORTED, "%s: post_processor 添加的 token 超过 %d 个", name,
-                       TEMPLATE_MAX);
-    l->ids[l->n++] = (int32_t)k;
-    return true;
-}
-
-/* 模板中的一个特殊 token → 它的各 id。 */
-static bool push_special(TokenList *l, const Tokenizer *t, const char *name, const json_t *v,
-                         const json_t *special, Err *e) {
-    const char *key = json_string_value(json_object_get(special, "id"));
-    const json_t *def = key ? json_object_get(json_object_get(v, "special_tokens"), key) : NULL;
-    const json_t *ids = json_object_get(def, "ids");
-    if (!json_is_array(ids))
-        return err_set(e, ERR_FORMAT, "%s: post_processor 的 \"%.64s\" 没有在 special_tokens 中定义",
-                       name, key ? key : "");
-    for (size_t i = 0; i < json_array_size(ids); i++)
-        if (!push_id(l, t, name, json_array_get(ids, i), e)) return false;
-    return true;
-}
-
-/* 把新的列表接到旧的外侧：后一个处理器包住前一个的结果。 */
-static bool wrap(TokenList *l, const TokenList *before, const TokenList *after, const char *name,
-                 Err *e) {
-    if (before->n + l->n + after->n > TEMPLATE_MAX)
-        return err_set(e, ERR_UNSUPPORTED, "%s: post_processor 添加的 token 超过 %d 个", name,
-                       TEMPLATE_MAX);
-    memmove(l->ids + before->n, l->ids, l->n * sizeof *l->ids);
-    memcpy(l->ids, before->ids, before->n * sizeof *l->ids);
-    memcpy(l->ids + before->n + l->n, after->ids, after->n * sizeof *l->ids);
-    l->n += before->n + after->n;
-    return true;
-}
-
-static bool load_template(Tokenizer *t, const char *name, const json_t *v, Err *e) {
-    const json_t *single = json_object_get(v, "single");
-    TokenList part[2] = {0}; /* 文本之前、之后 */
-    static const TokenList NONE;
-    int side = 0;
-    if (!json_is_array(single))
-        return err_set(e, ERR_FORMAT, "%s: post_processor 的 single 应为数组", name);
-    for (size_t i = 0; i < json_array_size(single); i++) {
-        const json_t *piece = json_array_get(single, i);
-        const json_t *special = json_object_get(piece, "SpecialToken");
-        const char *seq =
-            json_string_value(json_object_get(json_object_get(piece, "Sequence"), "id"));
-        if (special) {
-            if (!push_special(&part[side], t, name, v, special, e)) return false;
-        } else if (seq && strcmp(seq, "A") == 0 && side == 0) {
-            side = 1;
-        } else {
-            return err_set(e, ERR_UNSUPPORTED, "%s: post_processor 的模板第 %zu 项不支持", name, i);
+bool tokenizer_get_metaspace(Tokenizer *t, const char *name, const json_t *v, const char **text,
+                             size_t *len, MetaScheme *scheme, Err *e) {
+    static const char *const SCHEMES[] = {"first", "never", "always"};
+    const char *how;
+    bool space;
+    if (!get_char(t, name, v, "replacement", text, len, e) ||
+        !json_get_str_or(v, name, "prepend_scheme", "always", &how, e) ||
+        !json_get_bool_or(v, name, "add_prefix_space", true, &space, e))
+        return false;
+    for (int i = 0; i < 3; i++)
+        if (strcmp(how, SCHEMES[i]) == 0) {
+            *scheme = space ? (MetaScheme)i : META_NEVER;
+            return true;
         }
-    }
-    if (side == 0) return err_set(e, ERR_UNSUPPORTED, "%s: post_processor 的模板没有文本", name);
-    return wrap(&t->prefix, &part[0], &NONE, name, e) && wrap(&t->suffix, &NONE, &part[1], name, e);
+    return err_set(e, ERR_FORMAT, "%s: prepend_scheme \"%.64s\" 未知", name, how);
 }
 
-static bool load_one_post(Tokenizer *t, const char *name, const json_t *v, int depth, Err *e) {
-    const char *type = type_of(name, "post_processor", v, e);
+static bool load_metaspace(Tokenizer *t, const char *name, const json_t *v, Err *e) {
+    PretokStage *s = pretok_stage(&t->pretok, PRETOK_METASPACE, name, e);
+    bool split;
+    return s && tokenizer_get_metaspace(t, name, v, &s->text, &s->len, &s->scheme, e) &&
+           json_get_bool_or(v, name, "split", true, &split, e) &&
+           (!split || pretok_add(&t->pretok, name, s->text, s->len, true, SPLIT_MERGED_NEXT, false, e));
+}
+
+static bool load_delimiter(Tokenizer *t, const char *name, const json_t *v, Err *e) {
+    const char *text;
+    size_t len;
+    return get_char(t, name, v, "delimiter", &text, &len, e) &&
+           pretok_add(&t->pretok, name, text, len, true, SPLIT_REMOVED, false, e);
+}
+
+static bool load_fixed(Tokenizer *t, const char *name, const json_t *v, Err *e) {
+    int64_t length;
+    if (!json_get_int_or(v, name, "length", 5, 1, INT32_MAX, &length, e)) return false;
+    PretokStage *s = pretok_stage(&t->pretok, PRETOK_FIXED, name, e);
+    if (s) s->len = (size_t)length;
+    return s != NULL;
+}
+
+static bool load_words(Tokenizer *t, const char *name, const json_t *v, Err *e) {
+    (void)v;
+    return pretok_add_class(&t->pretok, name, class_word, true, SPLIT_REMOVED, true, e);
+}
+
+static bool load_spaces(Tokenizer *t, const char *name, const json_t *v, Err *e) {
+    (void)v;
+    return pretok_add_class(&t->pretok, name, class_space, false, SPLIT_REMOVED, false, e);
+}
+
+static bool load_bert_pre(Tokenizer *t, const char *name, const json_t *v, Err *e) {
+    return load_spaces(t, name, v, e) &&
+           pretok_add_class(&t->pretok, name, class_punct, false, SPLIT_ISOLATED, false, e);
+}
+
+static bool load_scripts(Tokenizer *t, const char *name, const json_t *v, Err *e) {
+    (void)v;
+    return pretok_stage(&t->pretok, PRETOK_SCRIPTS, name, e) != NULL;
+}
+
+static bool load_pre(Tokenizer *t, const char *name, const json_t *v, int depth, Err *e) {
+    static const struct {
+        const char *type;
+        bool (*load)(Tokenizer *t, const char *name, const json_t *v, Err *e);
+    } LOADS[] = {{"ByteLevel", load_byte_level}, {"Split", load_split}, {"Digits", load_digits},
+                 {"Metaspace", load_metaspace}, {"Punctuation", load_punctuation},
+                 {"Whitespace", load_words}, {"WhitespaceSplit", load_spaces},
+                 {"BertPreTokenizer", load_bert_pre}, {"CharDelimiterSplit", load_delimiter},
+                 {"UnicodeScripts", load_scripts}, {"FixedLength", load_fixed}};
+    const char *type = tokenizer_part_type(name, "pre_tokenizer", v, e);
     if (!type) return false;
-    if (strcmp(type, "ByteLevel") == 0) return true; /* 只改偏移，不改 id */
-    if (strcmp(type, "TemplateProcessing") == 0) return load_template(t, name, v, e);
-    if (strcmp(type, "Sequence") != 0) return unsupported(name, "post_processor", type, e);
-    const json_t *list = items_of(name, "post_processor", "processors", v, depth, e);
+    for (size_t i = 0; i < sizeof LOADS / sizeof *LOADS; i++)
+        if (strcmp(type, LOADS[i].type) == 0) return LOADS[i].load(t, name, v, e);
+    if (strcmp(type, "Sequence") != 0)
+        return err_set(e, ERR_UNSUPPORTED, "%s: 不支持的 pre_tokenizer 组件 %.64s", name, type);
+    const json_t *list = tokenizer_part_items(name, "pre_tokenizer", "pretokenizers", v, depth, e);
     for (size_t i = 0; list && i < json_array_size(list); i++)
-        if (!load_one_post(t, name, json_array_get(list, i), depth + 1, e)) return false;
+        if (!load_pre(t, name, json_array_get(list, i), depth + 1, e)) return false;
     return list != NULL;
 }
 
-bool tokenizer_load_post(Tokenizer *t, const char *name, const json_t *v, Err *e) {
-    return is_null(v) || load_one_post(t, name, v, 0, e);
+bool tokenizer_load_pretok(Tokenizer *t, const char *name, const json_t *v, Err *e) {
+    return !v || json_is_null(v) || load_pre(t, name, v, 0, e);
 }

@@ -2,6 +2,7 @@
  * 通用的 JSON 库为十几万个条目各建一个对象，打开 Llama 3 的分词器要半秒；这里只扫一遍文本。
  * 做法: 找到两块的位置；其余部分（两块换成空的 {} 与 []，行数不变）交给通用库严格解析；
  * 两块由这里的小解析器严格解析，语法与 RFC 8259 相同，错误带 文件:行。 */
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -81,12 +82,14 @@ static ScanSpan span_of(Cursor model, const char *key) {
     return (ScanSpan){start, c.i};
 }
 
-/* 抄下 text 的 [from, to)，把 span 换成 open、同样多的换行、close。 */
-static void add_blank(Str *out, const char *text, ScanSpan s, const char *open, const char *close) {
-    str_add(out, open);
+/* 把 s 换成空的括号与同样多的换行。 */
+static void add_blank(Str *out, const char *text, ScanSpan s) {
+    if (s.start == s.end) return;
+    bool object = text[s.start] == '{';
+    str_add(out, object ? "{" : "[");
     for (size_t i = s.start; i < s.end; i++)
         if (text[i] == '\n') str_addn(out, "\n", 1);
-    str_add(out, close);
+    str_add(out, object ? "}" : "]");
 }
 
 json_t *scan_skeleton(const char *name, const char *text, size_t len, ScanSpan *vocab,
@@ -99,19 +102,24 @@ json_t *scan_skeleton(const char *name, const char *text, size_t len, ScanSpan *
         *vocab = span_of(model, "vocab");
         *merges = span_of(model, "merges");
     }
-    bool vocab_ok = vocab->end > vocab->start && text[vocab->start] == '{';
+    bool vocab_ok = vocab->end > vocab->start && strchr("{[", text[vocab->start]);
     bool merges_ok = merges->end > merges->start && text[merges->start] == '[';
-    if (!vocab_ok || !merges_ok) { /* 不是这种文件：由通用库指出语法错误，或由调用者指出缺什么 */
+    if (!merges_ok) *merges = (ScanSpan){0};
+    if (!vocab_ok) { /* 不是这种文件：由通用库指出语法错误，或由调用者指出缺什么 */
         *vocab = *merges = (ScanSpan){0};
         return json_parse(name, text, len, e);
     }
     bool swap = vocab->start > merges->start;
     ScanSpan a = swap ? *merges : *vocab, b = swap ? *vocab : *merges;
     Str s = {0};
-    str_addn(&s, text, a.start);
-    add_blank(&s, text, a, swap ? "[" : "{", swap ? "]" : "}");
-    str_addn(&s, text + a.end, b.start - a.end);
-    add_blank(&s, text, b, swap ? "{" : "[", swap ? "}" : "]");
+    size_t done = 0;
+    if (a.end) { /* 只有词表时 a 是空的 */
+        str_addn(&s, text, a.start);
+        add_blank(&s, text, a);
+        done = a.end;
+    }
+    str_addn(&s, text + done, b.start - done);
+    add_blank(&s, text, b);
     str_addn(&s, text + b.end, len - b.end);
     json_t *root = s.failed ? NULL : json_parse(name, s.data, s.len, e);
     if (s.failed) err_set(e, ERR_MEMORY, "%s: 内存不足", name);
@@ -160,7 +168,6 @@ static bool unicode_escape(Scanner *s, Str *buf) {
     Cursor *c = &s->c;
     int hi = hex4(c, c->i + 2), lo;
     if (hi < 0) return bad(s, "\\u 之后应是四位十六进制数");
-    if (hi == 0) return bad(s, "token 中不能有 NUL");
     c->i += 6;
     if (hi >= 0xD800 && hi < 0xDC00) {
         bool pair = c->i + 6 <= c->n && c->p[c->i] == '\\' && c->p[c->i + 1] == 'u';
@@ -267,6 +274,82 @@ bool scan_vocab(Vocab *v, const char *name, const char *text, ScanSpan span, Err
                   read_id(&s, &id) && vocab_add(v, name, key, len, id, e);
         more = ok ? separator(&s, '}') : -1;
     }
+    str_free(&buf);
+    return more == 0;
+}
+
+/* JSON 的数。取值同 serde_json 的快速算法：有效数字（u64）乘或除以 10 的幂。 */
+static bool read_number(Scanner *s, double *out) {
+    Cursor *c = &s->c;
+    uint64_t digits = 0;
+    int64_t exponent = 0, written = 0;
+    size_t n = 0;
+    bool minus, point = false, full = false;
+    skip_space(c);
+    if ((minus = look(c) == '-')) c->i++;
+    for (; c->i < c->n; c->i++) {
+        char ch = c->p[c->i];
+        if (ch == '.' && !point && n > 0) {
+            point = true;
+            continue;
+        }
+        if (ch < '0' || ch > '9') break;
+        n++;
+        full = full || digits > (UINT64_MAX - 9) / 10;
+        if (!full) digits = digits * 10 + (uint64_t)(ch - '0');
+        exponent += full ? !point : -(int64_t)point;
+    }
+    if (n == 0) return bad(s, "token 的分数不是数");
+    if (c->i < c->n && (look(c) | 0x20) == 'e') {
+        c->i++;
+        bool negative = look(c) == '-';
+        if (c->i < c->n && (negative || look(c) == '+')) c->i++;
+        size_t from = c->i;
+        for (; c->i < c->n && c->p[c->i] >= '0' && c->p[c->i] <= '9'; c->i++)
+            if (written < 100000) written = written * 10 + (c->p[c->i] - '0');
+        if (c->i == from) return bad(s, "token 的分数不是数");
+        exponent += negative ? -written : written;
+    }
+    double v = (double)digits;
+    for (; exponent < -308; exponent += 308) v /= 1e308;
+    if (exponent > 308 && v != 0) return bad(s, "token 的分数过大");
+    double power = pow(10, (double)(exponent < 0 ? -exponent : exponent > 308 ? 0 : exponent));
+    v = exponent < 0 ? v / power : v * power;
+    if (!isfinite(v)) return bad(s, "token 的分数过大");
+    *out = minus ? -v : v;
+    return true;
+}
+
+/* 一项 [文本, 分数]。 */
+static bool scan_pair(Scanner *s, Vocab *v, Str *buf, double **scores, size_t *cap) {
+    const char *text;
+    size_t len;
+    double score = 0;
+    if (!expect(s, '[', "应是 [文本, 分数]") || !read_string(s, buf, &text, &len) ||
+        !expect(s, ',', "应是 [文本, 分数]") || !read_number(s, &score) ||
+        !expect(s, ']', "应是 [文本, 分数]"))
+        return false;
+    size_t id = (size_t)v->n_ids;
+    if (id == *cap) {
+        *cap = *cap ? *cap * 2 : 1024;
+        double *p = ARENA_ARRAY(v->arena, double, *cap, s->e);
+        if (!p) return false;
+        if (id) memcpy(p, *scores, id * sizeof *p);
+        *scores = p;
+    }
+    (*scores)[id] = score;
+    return vocab_add_again(v, s->name, text, len, (int64_t)id, s->e);
+}
+
+bool scan_scored(Vocab *v, double **scores, const char *name, const char *text, ScanSpan span,
+                 Err *e) {
+    Scanner s = {{text, span.end, span.start}, name, e};
+    Str buf = {0};
+    size_t cap = 0;
+    *scores = NULL;
+    int more = expect(&s, '[', "model.vocab 应为数组") ? 1 : -1;
+    if (more > 0 && at_close(&s, ']')) more = 0;
+    while (more > 0) more = scan_pair(&s, v, &buf, scores, &cap) ? separator(&s, ']') : -1;
     str_free(&buf);
     return more == 0;
 }

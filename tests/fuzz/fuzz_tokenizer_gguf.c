@@ -10,7 +10,10 @@ static void use(const Tokenizer *t) {
     TokenIds ids = {0};
     Str out = {0};
     Err e = {0};
-    if (!tokenizer_encode(t, SAMPLE, sizeof SAMPLE - 1, true, &ids, &e)) abort();
+    if (!tokenizer_encode(t, SAMPLE, sizeof SAMPLE - 1, true, &ids, &e)) { /* 没有 unk 等 */
+        if (e.code == ERR_NONE || ids.n) abort();
+        return token_ids_free(&ids);
+    }
     for (size_t i = 0; i < ids.n; i++)
         if (ids.ids[i] < 0 || ids.ids[i] >= tokenizer_vocab_size(t)) abort();
     if (!tokenizer_decode(t, ids.ids, ids.n, false, &out, &e) || !utf8_valid(out.data, out.len))

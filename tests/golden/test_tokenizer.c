@@ -116,18 +116,9 @@ static void test_smol(void **state) {
     check_goldens("smol");
 }
 
-/* SentencePiece 式的 BPE 尚不支持：须明说，不能猜。 */
-static void test_llama2_unsupported(void **state) {
+static void test_llama2(void **state) {
     (void)state;
-    if (!find_shared()) skip();
-    char dir[4300];
-    Err e = {0};
-    Tokenizer *t = NULL;
-    snprintf(dir, sizeof dir, "%s/goldens/tokenizers/llama2", shared);
-    assert_false(tokenizer_open_dir(&t, dir, &e));
-    assert_int_equal(e.code, ERR_UNSUPPORTED);
-    assert_non_null(strstr(e.msg, "byte_fallback"));
-    assert_null(t);
+    check_goldens("llama2");
 }
 
 /* 公布的 wikitext2 测试文本在 SmolLM2 的分词下是 303,415 个 token。 */
@@ -154,7 +145,7 @@ int main(void) {
         cmocka_unit_test(test_gpt2),
         cmocka_unit_test(test_llama3),
         cmocka_unit_test(test_smol),
-        cmocka_unit_test(test_llama2_unsupported),
+        cmocka_unit_test(test_llama2),
         cmocka_unit_test(test_wikitext2_count),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

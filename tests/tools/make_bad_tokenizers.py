@@ -66,8 +66,9 @@ def bad_json():
     bad("truncated", json.dumps(base())[:-40], "内容不完整")
     bad("array", "[1, 2]", "顶层应为对象")
     bad("no_model", {"version": "1.0"}, "缺少 model")
-    bad("no_vocab", {**base(), "model": {"type": "BPE", "merges": []}}, "应有对象 vocab 与数组 merges")
-    bad("vocab_array", {**base(), "model": {"type": "BPE", "vocab": [], "merges": []}}, "应有对象 vocab 与数组 merges")
+    bad("no_vocab", {**base(), "model": {"type": "BPE", "merges": []}}, "应有对象 vocab")
+    bad("no_merges", {**base(), "model": {"type": "BPE", "vocab": {"a": 0}}}, "应有数组 merges")
+    bad("vocab_array", {**base(), "model": {"type": "BPE", "vocab": [], "merges": []}}, "应有对象 vocab")
     bad("vocab_empty", base({}, []), "model.vocab 是空的")
     bad("deep", '{"model": ' + "[" * 3000 + "]" * 3000 + "}", "嵌套过深")
     bad("deep_pretok", base(pre_tokenizer=deep("pretokenizers", GPT2)), "pre_tokenizer 嵌套超过 16 层", "unsupported")
@@ -87,7 +88,6 @@ def bad_json():
     bad("bad_escape", raw(vocab='{"\\q": 0}', merges="[]"), ":3: 字符串中的转义不合法")
     bad("lone_surrogate", raw(vocab='{"\\ud83d": 0}', merges="[]"), "不成对的代理")
     bad("lone_low_surrogate", raw(vocab='{"\\ude00": 0}', merges="[]"), "不成对的代理")
-    bad("nul_token", raw(vocab='{"a\\u0000": 0}', merges="[]"), "不能有 NUL")
     bad("control_char", raw(vocab='{"a\x01": 0}', merges="[]"), "控制字符")
     bad("control_char_escaped", raw(vocab='{"\\n\x01": 0}', merges="[]"), "控制字符")
     bad("invalid_utf8", raw().encode().replace(b'"ab": 2', b'"a\xff": 2'), "不是合法的 UTF-8")
@@ -101,11 +101,10 @@ def bad_json():
     bad("merge_triple", base(merges=[["a", "b", "c"]]), "归并应有两项")
     bad("merge_number", base(merges=[1]), "归并应是")
     bad("merges_unclosed", raw(merges='["a b"'), "内容不完整")
-    bad("type", model(type="WordPiece"), "模型类型 WordPiece 不支持", "unsupported")
-    bad("byte_fallback", model(byte_fallback=True), "byte_fallback", "unsupported")
+    bad("type", model(type="Markov"), "不支持的模型类型 Markov", "unsupported")
     bad("dropout", model(dropout=0.1), "dropout", "unsupported")
-    bad("prefix", model(continuing_subword_prefix="##"), "continuing_subword_prefix", "unsupported")
-    bad("unk", model(unk_token="<unk>"), 'unk_token "<unk>" 不在词表中')
+    bad("prefix", model(continuing_subword_prefix="#" * 65), "continuing_subword_prefix 长于 64 字节", "unsupported")
+    bad("suffix_type", model(end_of_word_suffix=1), "end_of_word_suffix 应为字符串")
     bad("ignore_merges", model(ignore_merges="yes"), '"ignore_merges" 应为')
     bad("added_no_content", base(added_tokens=[{"id": 5}]), "added_tokens 第 0 项: 添加的 token 缺少 content")
     bad("added_no_id", base(added_tokens=[{"content": "<s>"}]), 'added_tokens 第 0 项')
@@ -115,14 +114,20 @@ def bad_json():
     bad("added_flag", base(added_tokens=[token(5, "<s>", lstrip=1)]), '"lstrip" 应为')
     bad("added_same_normal", base(normalizer={"type": "NFC"}, added_tokens=[
         token(5, "\u00e9", normalized=True), token(6, "e\u0301", normalized=True)]), "规范化后同为")
-    bad("normalizer", base(normalizer={"type": "Lowercase"}), "不支持的 normalizer 组件 Lowercase", "unsupported")
-    bad("normalizer_many", base(normalizer={"type": "Sequence", "normalizers": [{"type": "NFC"}] * 5}), "超过 4 个",
+    bad("normalizer", base(normalizer={"type": "Uppercase"}), "不支持的 normalizer 组件 Uppercase", "unsupported")
+    bad("normalizer_many", base(normalizer={"type": "Sequence", "normalizers": [{"type": "NFC"}] * 33}), "超过 32 步",
         "unsupported")
-    bad("pretok_none", base(pre_tokenizer=None), "没有 ByteLevel", "unsupported")
-    bad("pretok_unknown", base(pre_tokenizer={"type": "Metaspace"}), "不支持的 pre_tokenizer 组件 Metaspace", "unsupported")
+    bad("replace_content", base(normalizer={"type": "Replace", "pattern": {"String": "a"}}), "content 应为字符串")
+    bad("replace_empty", base(normalizer={"type": "Replace", "pattern": {"String": ""}, "content": "b"}), "模式为空")
+    for name, blob, text in [("base64", "AAA", "不是 base64"), ("short", "AAA=", "不足 4 字节"), ("tree", "EAAAAAAA", "树长 16 不对"),
+                             ("utf8", "AAAAAP8=", "不是合法的 UTF-8")]:
+        bad("charsmap_" + name, base(normalizer={"type": "Precompiled", "precompiled_charsmap": blob}), text)
+    bad("pretok_unknown", base(pre_tokenizer={"type": "Whispace"}), "不支持的 pre_tokenizer 组件 Whispace", "unsupported")
+    bad("metaspace_char", base(pre_tokenizer={"type": "Metaspace", "replacement": "ab"}), "replacement 应是一个字符")
+    bad("metaspace_scheme", base(pre_tokenizer={"type": "Metaspace", "replacement": "_", "prepend_scheme": "x"}), 'prepend_scheme "x" 未知')
+    bad("fixed_zero", base(pre_tokenizer={"type": "FixedLength", "length": 0}), '"length"')
     bad("pretok_no_type", base(pre_tokenizer={}), "pre_tokenizer 缺少 type")
-    bad("pretok_after", base(pre_tokenizer=seq(GPT2, {"type": "Digits"})), "ByteLevel 之后还有 Digits", "unsupported")
-    bad("pretok_many", base(pre_tokenizer=seq(*[SPLIT] * 17, GPT2)), "预切分超过 16 级", "unsupported")
+    bad("pretok_many", base(pre_tokenizer=seq(*[SPLIT] * 25, GPT2)), "预切分超过 24 级", "unsupported")
     for name, pattern, text, code in [
             ("regex_open", "(a", "正则无法编译", "format"), ("regex_class", "[a", "正则无法编译", "format"),
             ("regex_repeat", "a{2,1}", "正则无法编译", "format"), ("regex_empty", "", "模式为空", "format"),
@@ -134,10 +139,18 @@ def bad_json():
             ("regex_posix", "[[:graph:]]", "[:…:]", "unsupported")]:
         bad(name, base(pre_tokenizer=seq({**SPLIT, "pattern": {"Regex": pattern}}, GPT2)), text, code)
     bad("split_behavior", base(pre_tokenizer=seq({**SPLIT, "behavior": "Sideways"}, GPT2)), 'behavior "Sideways" 未知')
-    bad("split_pattern", base(pre_tokenizer=seq({**SPLIT, "pattern": 3}, GPT2)), "应有 Regex 或 String")
-    bad("decoder_none", base(decoder=None), "decoder 不是 ByteLevel", "unsupported")
-    bad("decoder", base(decoder={"type": "WordPiece"}), "不支持的 decoder 组件 WordPiece", "unsupported")
-    bad("post", base(post_processor={"type": "BertProcessing"}), "不支持的 post_processor 组件", "unsupported")
+    bad("split_pattern", base(pre_tokenizer=seq({**SPLIT, "pattern": 3}, GPT2)), "String 应为字符串")
+    bad("decoder", base(decoder={"type": "WordPieces"}), "不支持的 decoder 组件 WordPieces", "unsupported")
+    bad("decoder_many", base(decoder={"type": "Sequence", "decoders": [{"type": "Fuse"}] * 17}), "decoder 超过 16 步", "unsupported")
+    bad("decoder_strip", base(decoder={"type": "Strip", "content": "ab", "start": 0, "stop": 0}), "Strip 的 content 应是一个字符")
+    bad("post", base(post_processor={"type": "Bert"}), "不支持的 post_processor 组件", "unsupported")
+    bad("post_cls", base(post_processor={"type": "BertProcessing", "cls": ["a", 9], "sep": ["b", 1]}), "id 9 不在词表中")
+    for name, vocab, text in [("pair", '[["a"]]', ":3: 应是 [文本, 分数]"), ("score", '[["a", "b"]]', ":3: token 的分数不是数"),
+                              ("huge", '[["a", 1e999]]', "分数过大"), ("open", '[["a", 1]', "内容不完整"), ("empty", "[]", "model.vocab 是空的"),
+                              ("object", "{}", "应有数组 vocab")]:
+        bad("unigram_" + name, raw(vocab=vocab).replace('"BPE"', '"Unigram"'), text)
+    bad("unigram_unk", base() | {"model": {"type": "Unigram", "unk_id": 3, "vocab": [["a", 0]]}}, "unk_id 3 不在词表中")
+    bad("wordpiece_max", base() | {"model": {"type": "WordPiece", "vocab": {"a": 0}, "max_input_chars_per_word": -1}}, '"max_input_chars_per_word"')
     bad("post_undefined", base(post_processor=template(["<s>", None], {})), '"<s>" 没有在 special_tokens 中定义')
     bad("post_id", base(post_processor=template(["<s>", None], {"<s>": [99]})), "id 99 不在词表中")
     bad("post_many", base(post_processor=template(["<s>", None], {"<s>": [0] * 17})), "超过 16 个", "unsupported")
@@ -185,6 +198,47 @@ def ok_json():
     put("ok", "tokenizer", "version_line.json", json.dumps(base(merges=["#version: 0.2", "a b"])), "5")
     put("ok", "tokenizer", "merges_first.json", '{"model": {"merges": ["a b"], "vocab": {"b": 1, "ab": 2, "\\u0061": 0}, '
         '"type": "BPE"}, "decoder": %s, "pre_tokenizer": %s}' % (json.dumps(GPT2), json.dumps(GPT2)), "3")
+    put("ok", "tokenizer", "spm.json", json.dumps(spm_json(), ensure_ascii=False), str(len(SPM)))
+    put("ok", "tokenizer", "unigram.json", json.dumps(unigram_json(), ensure_ascii=False), str(len(SPM)))
+    put("ok", "tokenizer", "wordpiece.json", json.dumps(wordpiece_json(), ensure_ascii=False), str(len(WORDS)))
+    put("ok", "tokenizer", "wordlevel.json", json.dumps(base() | {
+        "pre_tokenizer": {"type": "Whitespace"}, "decoder": None,
+        "model": {"type": "WordLevel", "unk_token": "<unk>", "vocab": {"<unk>": 0, "the": 1, ",": 2, "the\x00": 3}}}), "4")
+
+
+# SentencePiece 式的词表：控制、字节、字与词（文本、分数、GGUF 的类型）
+SPM = ([("<unk>", 0, 2), ("<s>", 0, 3), ("</s>", 0, 3)] + [(f"<0x{i:02X}>", 0, 6) for i in range(256)]
+       + [(t, -i - 1.5, 1) for i, t in enumerate(["▁t", "he", "▁the", "in", "▁a", "aa", "▁aa", "▁", "t", "h", "e", "i", "n", "a", "é"])])
+SPM_DECODER = {"type": "Sequence", "decoders": [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"},
+                                                {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]}
+
+
+def spm_json():
+    special = [token(i, SPM[i][0]) for i in range(3)]
+    norm = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]}
+    return base() | {"added_tokens": special, "normalizer": norm, "pre_tokenizer": None, "decoder": SPM_DECODER,
+                     "post_processor": template(["<s>", None], {"<s>": [1]}),
+                     "model": {"type": "BPE", "unk_token": "<unk>", "byte_fallback": True, "fuse_unk": True,
+                               "vocab": {t: i for i, (t, _, _) in enumerate(SPM)},
+                               "merges": ["▁ t", "h e", "▁t he", "i n", "▁ a", "a a", "▁a a", "▁ aa"]}}
+
+
+def unigram_json():
+    z = [{"type": "Nmt"}, {"type": "NFKC"}, {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}]
+    return base() | {"added_tokens": [token(i, SPM[i][0]) for i in range(3)], "normalizer": {"type": "Sequence", "normalizers": z},
+                     "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True},
+                     "decoder": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always"},
+                     "model": {"type": "Unigram", "unk_id": 0, "vocab": [[t, s] for t, s, _ in SPM]}}
+
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "in", "##in", "##g", "t", "##h", "##e", "cafe", ",", "中"]
+
+
+def wordpiece_json():
+    return base() | {"added_tokens": [token(i, WORDS[i]) for i in range(4)], "normalizer": {"type": "BertNormalizer"},
+                     "pre_tokenizer": {"type": "BertPreTokenizer"}, "decoder": {"type": "WordPiece"},
+                     "post_processor": {"type": "BertProcessing", "cls": ["[CLS]", 2], "sep": ["[SEP]", 3]},
+                     "model": {"type": "WordPiece", "vocab": {t: i for i, t in enumerate(WORDS)}}}
 
 
 # ---- GGUF ----
@@ -214,6 +268,10 @@ def kv_ints(key, values):
     return g_str(key) + struct.pack("<IIQ", 9, 5, len(values)) + struct.pack(f"<{len(values)}i", *values)
 
 
+def kv_floats(key, values):
+    return g_str(key) + struct.pack("<IIQ", 9, 6, len(values)) + struct.pack(f"<{len(values)}f", *values)
+
+
 def gguf(*kvs):
     return b"GGUF" + struct.pack("<IQQ", 3, 0, len(kvs)) + b"".join(kvs)
 
@@ -226,7 +284,10 @@ def gguf_files():
     gpt2, pre = kv_str(T + "model", "gpt2"), kv_str(T + "pre", "gpt-2")
     tokens, merges = kv_strs(T + "tokens", ["a", "b", "ab"]), kv_strs(T + "merges", ["a b"])
     bad_g("none", [], "没有 tokenizer.ggml.model", "missing")
-    bad_g("model", [kv_str(T + "model", "llama")], '分词器类型 "llama" 不支持', "unsupported")
+    bad_g("model", [kv_str(T + "model", "rwkv")], '分词器类型 "rwkv" 不支持', "unsupported")
+    bad_g("no_scores", [kv_str(T + "model", "llama"), tokens], "tokenizer.ggml.scores 应是 3 个 f32")
+    bad_g("nan_score", [kv_str(T + "model", "t5"), tokens, kv_floats(T + "scores", [0, float("nan"), 0])], "scores 第 1 项不是数")
+    bad_g("charsmap", [kv_str(T + "model", "t5"), tokens, kv_ints(T + "precompiled_charsmap", [1])], "应是字节数组")
     bad_g("model_type", [kv_u32(T + "model", 1)], "没有 tokenizer.ggml.model", "missing")
     bad_g("pre", [gpt2, kv_str(T + "pre", "klingon"), tokens, merges], 'tokenizer.ggml.pre = "klingon"', "unsupported")
     bad_g("pre_type", [gpt2, kv_u32(T + "pre", 1), tokens, merges], "tokenizer.ggml.pre 应为字符串")
@@ -250,6 +311,15 @@ def gguf_files():
     put("ok", "tokenizer_gguf", "qwen2.gguf", gguf(*full, kv_str(T + "pre", "qwen2"), kv_bool(T + "add_eos_token", 1)), str(n + 2))
     put("ok", "tokenizer_gguf", "llama3.gguf", gguf(*full, kv_str(T + "pre", "llama-bpe")), str(n + 2))
     put("ok", "tokenizer_gguf", "no_pre.gguf", gguf(*full), str(n + 2))
+    spm = [kv_strs(T + "tokens", [t for t, _, _ in SPM]), kv_floats(T + "scores", [s for _, s, _ in SPM]),
+           kv_ints(T + "token_type", [k for _, _, k in SPM]), kv_u32(T + "bos_token_id", 1), kv_u32(T + "eos_token_id", 2),
+           kv_u32(T + "unknown_token_id", 0)]
+    put("ok", "tokenizer_gguf", "llama.gguf", gguf(kv_str(T + "model", "llama"), *spm), str(len(SPM)))
+    put("ok", "tokenizer_gguf", "t5.gguf", gguf(kv_str(T + "model", "t5"), *spm, kv_bool(T + "remove_extra_whitespaces", 1)), str(len(SPM)))
+    bert = [w[2:] if w.startswith("##") else w if w.startswith("[") else "▁" + w for w in WORDS]
+    put("ok", "tokenizer_gguf", "bert.gguf", gguf(
+        kv_str(T + "model", "bert"), kv_strs(T + "tokens", bert), kv_ints(T + "token_type", [3] * 4 + [1] * (len(bert) - 4)),
+        kv_u32(T + "cls_token_id", 2), kv_u32(T + "seperator_token_id", 3), kv_u32(T + "unknown_token_id", 1)), str(len(WORDS)))
 
 
 def write_table(folder):

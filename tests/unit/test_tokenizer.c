@@ -59,7 +59,7 @@ static void check_pieces(const Tokenizer *t, const char *text, bool special, con
     TokenIds ids = encode(t, text, strlen(text), special);
     Str s = {0};
     for (size_t i = 0; i < ids.n; i++) {
-        const VocabEntry *v = &t->bpe.vocab.by_id[ids.ids[i]];
+        const VocabEntry *v = &t->vocab.by_id[ids.ids[i]];
         if (i) str_add(&s, "|");
         str_addn(&s, v->text, v->len);
     }
@@ -157,18 +157,24 @@ static bool collect(void *ctx, const char *s, size_t n, Err *e) {
     return true;
 }
 
-static void check_split(const char *pattern, SplitBehavior how, bool invert, const char *text,
-                        const char *want) {
-    Pretok p = {0};
+static void check_stages(const Pretok *p, const char *text, size_t zero, const char *want) {
     Pieces got = {{0}};
     Err e = {0};
-    if (!pretok_add(&p, "re", pattern, strlen(pattern), false, how, invert, &e)) fail_msg("%s", e.msg);
-    PretokWork *w = pretok_work_new(&p);
+    PretokWork *w = pretok_work_new();
     assert_non_null(w);
-    if (!pretok_run(&p, w, text, strlen(text), collect, &got, &e)) fail_msg("%s", e.msg);
+    if (!pretok_run(p, w, (NormText){text, strlen(text), zero}, collect, &got, &e))
+        fail_msg("%s", e.msg);
     assert_string_equal(got.text.data ? got.text.data : "", want);
     str_free(&got.text);
     pretok_work_free(w);
+}
+
+static void check_split(const char *pattern, SplitBehavior how, bool invert, const char *text,
+                        const char *want) {
+    Pretok p = {0};
+    Err e = {0};
+    if (!pretok_add(&p, "re", pattern, strlen(pattern), false, how, invert, &e)) fail_msg("%s", e.msg);
+    check_stages(&p, text, 0, want);
     pretok_free(&p);
 }
 
@@ -347,6 +353,94 @@ static void test_gguf(void **state) {
     tokenizer_close(t);
 }
 
+/* ---- 其余三种模型 ---- */
+
+static void check_decoded(const Tokenizer *t, const char *text, bool special, const char *want) {
+    TokenIds ids = encode(t, text, strlen(text), special);
+    Str s = {0};
+    Err e = {0};
+    assert_true(tokenizer_decode(t, ids.ids, ids.n, true, &s, &e));
+    assert_string_equal(s.data ? s.data : "", want);
+    str_free(&s);
+    token_ids_free(&ids);
+}
+
+/* SentencePiece 式的 BPE：段首补 ▁，词表外的字符写成字节；GGUF 由分数推出的归并与 merges 相同。 */
+static void test_spm(void **state) {
+    (void)state;
+    static const char *const FILES[] = {OK "tokenizer/spm.json", OK "tokenizer_gguf/llama.gguf"};
+    for (int i = 0; i < 2; i++) {
+        Tokenizer *t = i ? open_gguf(FILES[i]) : open_json(FILES[i], NULL);
+        check_pieces(t, "the the", true, "<s>|▁the|▁the");
+        check_pieces(t, "aaaaa", false, "▁a|aa|aa");
+        check_pieces(t, "tx\n</s>é", false, "▁t|<0x78>|<0x0A>|</s>|▁|é");
+        check_decoded(t, " the  \xE4\xBD\xA0", true, " the  \xE4\xBD\xA0");
+        const int32_t bad[] = {3 + 0xE4, 3 + 0xBD};
+        Str s = {0};
+        Err e = {0};
+        assert_true(tokenizer_decode(t, bad, 2, false, &s, &e));
+        assert_string_equal(s.data, "\xEF\xBF\xBD\xEF\xBF\xBD"); /* 不成字符的字节各写一个 U+FFFD */
+        str_free(&s);
+        tokenizer_close(t);
+    }
+}
+
+static void test_unigram(void **state) {
+    (void)state;
+    Tokenizer *t = open_json(OK "tokenizer/unigram.json", NULL);
+    check_pieces(t, "the  in", false, "▁the|▁|in");
+    check_pieces(t, "txyz\xEF\xBC\xA1" "a", false, "▁t|<unk>|a"); /* 相邻的 unk 合成一个 */
+    check_decoded(t, "the in", false, "the in");
+    tokenizer_close(t);
+    t = open_gguf(OK "tokenizer_gguf/t5.gguf");
+    check_pieces(t, "  the  in ", true, "▁the|▁|in|</s>");
+    check_decoded(t, " the  in ", true, "the in");
+    tokenizer_close(t);
+}
+
+static void test_wordpiece(void **state) {
+    (void)state;
+    Tokenizer *t = open_json(OK "tokenizer/wordpiece.json", NULL);
+    check_pieces(t, "Ining,The CAF\xC3\x89\x07\tx", true, "[CLS]|in|##in|##g|,|the|cafe|[UNK]|[SEP]");
+    check_decoded(t, "ining , the", true, "ining, the");
+    tokenizer_close(t);
+    t = open_gguf(OK "tokenizer_gguf/bert.gguf");
+    check_pieces(t, "Ining,The CAF\xC3\x89 x", true, "[CLS]|▁in|in|g|▁,|▁the|▁cafe|[UNK]|[SEP]");
+    check_decoded(t, "ining the", true, "ining the");
+    tokenizer_close(t);
+    t = open_json(OK "tokenizer/wordlevel.json", NULL);
+    check_pieces(t, "the, cat", false, "the|,|<unk>");
+    TokenIds ids = encode(t, "the\0", 4, false); /* NUL 不是单词字符 */
+    assert_int_equal(ids.n, 2);
+    token_ids_free(&ids);
+    tokenizer_close(t);
+}
+
+/* Metaspace 的 first 只补在原文的开头；字符类与脚本的切分。 */
+static void test_more_splits(void **state) {
+    (void)state;
+    Err e = {0};
+    Pretok p = {0};
+    PretokStage *s = pretok_stage(&p, PRETOK_METASPACE, "m", &e);
+    s->text = "_";
+    s->len = 1;
+    s->scheme = META_FIRST;
+    assert_true(pretok_add(&p, "m", "_", 1, true, SPLIT_MERGED_NEXT, false, &e));
+    check_stages(&p, "a b", 1, "_a|_b");
+    check_stages(&p, "a b", 0, "a|_b");
+    pretok_free(&p);
+    assert_non_null(pretok_stage(&p, PRETOK_SCRIPTS, "s", &e));
+    check_stages(&p, "  ab \xE4\xB8\xAD\xE3\x81\x82 x1", 1, "ab |\xE4\xB8\xAD\xE3\x81\x82 |x|1");
+    pretok_free(&p);
+    assert_true(pretok_add_class(&p, "w", class_word, true, SPLIT_REMOVED, true, &e));
+    check_stages(&p, "ab, \xE4\xB8\xAD!? 1", 1, "ab|,|\xE4\xB8\xAD|!?|1");
+    pretok_free(&p);
+    s = pretok_stage(&p, PRETOK_FIXED, "f", &e);
+    s->len = 2;
+    check_stages(&p, "a\xC3\xA9" "bcd", 1, "a\xC3\xA9|bc|d");
+    pretok_free(&p);
+}
+
 /* ---- 线程与时间 ---- */
 
 typedef struct Job {
@@ -422,7 +516,8 @@ int main(void) {
         cmocka_unit_test(test_demo),             cmocka_unit_test(test_append_and_nul),
         cmocka_unit_test(test_template),         cmocka_unit_test(test_config_rules),
         cmocka_unit_test(test_config_tokens),    cmocka_unit_test(test_special_map_file),
-        cmocka_unit_test(test_gguf),             cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_gguf), cmocka_unit_test(test_spm), cmocka_unit_test(test_unigram),
+        cmocka_unit_test(test_wordpiece), cmocka_unit_test(test_more_splits),            cmocka_unit_test(test_threads),
         cmocka_unit_test(test_long_runs),
     };
     return cmocka_run_group_tests(tests, tmp_make, tmp_done);

@@ -187,22 +187,22 @@ static bool read_values(Cursor *c, Gguf *g, uint64_t n) {
     return true;
 }
 
-/* ggml 的张量类型号。dtype 为 DT_NONE 的是合法但尚不支持的。 */
+/* ggml 的张量类型号；空缺的是已废弃的。 */
 static const struct {
     const char *name;
     DType dtype;
 } GGML_TYPES[] = {
     [0] = {"F32", DT_F32},    [1] = {"F16", DT_F16},    [2] = {"Q4_0", DT_Q4_0},
     [3] = {"Q4_1", DT_Q4_1},  [6] = {"Q5_0", DT_Q5_0},  [7] = {"Q5_1", DT_Q5_1},
-    [8] = {"Q8_0", DT_Q8_0},  [9] = {"Q8_1", DT_NONE},  [10] = {"Q2_K", DT_NONE},
-    [11] = {"Q3_K", DT_NONE}, [12] = {"Q4_K", DT_Q4_K}, [13] = {"Q5_K", DT_Q5_K},
-    [14] = {"Q6_K", DT_Q6_K}, [15] = {"Q8_K", DT_NONE}, [16] = {"IQ2_XXS", DT_NONE},
-    [17] = {"IQ2_XS", DT_NONE}, [18] = {"IQ3_XXS", DT_NONE}, [19] = {"IQ1_S", DT_NONE},
-    [20] = {"IQ4_NL", DT_NONE}, [21] = {"IQ3_S", DT_NONE}, [22] = {"IQ2_S", DT_NONE},
-    [23] = {"IQ4_XS", DT_NONE}, [24] = {"I8", DT_I8},   [25] = {"I16", DT_I16},
+    [8] = {"Q8_0", DT_Q8_0},  [9] = {"Q8_1", DT_Q8_1},  [10] = {"Q2_K", DT_Q2_K},
+    [11] = {"Q3_K", DT_Q3_K}, [12] = {"Q4_K", DT_Q4_K}, [13] = {"Q5_K", DT_Q5_K},
+    [14] = {"Q6_K", DT_Q6_K}, [15] = {"Q8_K", DT_Q8_K}, [16] = {"IQ2_XXS", DT_IQ2_XXS},
+    [17] = {"IQ2_XS", DT_IQ2_XS}, [18] = {"IQ3_XXS", DT_IQ3_XXS}, [19] = {"IQ1_S", DT_IQ1_S},
+    [20] = {"IQ4_NL", DT_IQ4_NL}, [21] = {"IQ3_S", DT_IQ3_S}, [22] = {"IQ2_S", DT_IQ2_S},
+    [23] = {"IQ4_XS", DT_IQ4_XS}, [24] = {"I8", DT_I8},   [25] = {"I16", DT_I16},
     [26] = {"I32", DT_I32},   [27] = {"I64", DT_I64},   [28] = {"F64", DT_F64},
-    [29] = {"IQ1_M", DT_NONE}, [30] = {"BF16", DT_BF16}, [34] = {"TQ1_0", DT_NONE},
-    [35] = {"TQ2_0", DT_NONE}, [39] = {"MXFP4", DT_NONE},
+    [29] = {"IQ1_M", DT_IQ1_M}, [30] = {"BF16", DT_BF16}, [34] = {"TQ1_0", DT_TQ1_0},
+    [35] = {"TQ2_0", DT_TQ2_0}, [39] = {"MXFP4", DT_MXFP4}, [40] = {"NVFP4", DT_NVFP4},
 };
 
 static bool read_dtype(Cursor *c, FileTensor *t) {
@@ -213,11 +213,6 @@ static bool read_dtype(Cursor *c, FileTensor *t) {
         return err_set(c->e, ERR_FORMAT, "%s: 张量 %.200s 的类型号 %u 未知", c->path, t->name,
                        type);
     t->dtype = GGML_TYPES[type].dtype;
-    if (t->dtype == DT_NONE)
-        return err_set(c->e, ERR_UNSUPPORTED,
-                       "%s: 张量 %.200s 的类型 %s 尚不支持；请换用 F32、F16、BF16、Q8_0、Q4_0、"
-                       "Q4_1、Q5_0、Q5_1、Q4_K、Q5_K 或 Q6_K 的文件",
-                       c->path, t->name, GGML_TYPES[type].name);
     return true;
 }
 

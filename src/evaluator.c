@@ -92,7 +92,7 @@ static json_t *kv_json(const Evaluation *v, const Protocol *p, const PplResult *
     double values = (double)(2 * c->n_layers * c->n_kv_heads * c->head_dim);
     return json_pack("{s:b, s:s?, s:s, s:f, s:f, s:{s:f, s:f, s:f, s:f}}", "quantized", m->kv != NULL,
                      "mode", m->kv ? KV_MODES[m->kv_mode] : NULL, "dtype",
-                     dtype_name(m->kv_dtype == DT_F16 ? DT_F16 : DT_F32), "bytes_per_token", total,
+                     dtype_name(kv_near_dtype(m)), "bytes_per_token", total,
                      "bits_per_value", 8 * total / values, "bytes", "codes", codes, "params",
                      params, "outliers", outliers, "unquantized", dense);
 }

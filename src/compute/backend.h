@@ -34,7 +34,7 @@ typedef enum { FAR_NONE, FAR_ALL, FAR_STEP, FAR_SLIDE } FarRule;
 
 /* 注意力的一侧（键或值）的来源。 */
 typedef struct AttnSide {
-    const KvStore *near; /* DENSE；须含一切查询要读的近的位置 */
+    const KvStore *near; /* DENSE 或 TILES（两侧相同，且没有远的、不旋转）；须含一切查询要读的近的位置 */
     const KvStore *far;  /* 量化的，从位置 0 起；rule 为 NONE 时可为 NULL */
     FarRule rule;
     int64_t residual;
@@ -134,7 +134,7 @@ typedef struct BackendOps {
     /* out(n,heads·dim)、q 同；k、v 须存有位置 [0, first+n) 中查询要读的 */
     void (*attention)(Backend *b, float *out, const float *q, const AttnSide *k, const AttnSide *v,
                       int64_t n, const AttnSpec *s);
-    /* DENSE 的末尾添 n 行 x(n, heads·dim) */
+    /* DENSE、TILES 的末尾添 n 行 x(n, heads·dim) */
     void (*kv_write)(Backend *b, KvStore *s, const float *x, int64_t n);
     /* 把 near（DENSE）的位置 [pos, pos+n) 量化进 s，之后 s->length = pos+n。参数逐通道时 pos 是组宽的倍数 */
     void (*kv_quantize)(Backend *b, KvStore *s, const KvStore *near, int64_t pos, int64_t n);
@@ -235,6 +235,7 @@ struct Backend {
     int n_threads;
     Allocator *memory; /* 后端的内存 */
     bool separate;     /* 主机不能直接读写它 */
+    bool kv_tiles;     /* 未量化的键值可用 KV_TILES 存（CPU 的 bf16 计算） */
     void (*guard)(Backend *b, bool open); /* 每次派发前后调用（严格模式）；NULL 即无 */
     Err err;              /* 粘滞 */
     void *impl;

@@ -9,9 +9,9 @@ static bool check_format(const KvFormat *f, int64_t heads, int64_t dim, int64_t 
     if (heads < 1 || dim < 1 || heads > MAX_WIDTH / dim || capacity < 1)
         return err_set(e, ERR_UNSUPPORTED, "键值缓存的形状 %lld×%lld×%lld 非法（键值总宽至多 %d）",
                        (long long)capacity, (long long)heads, (long long)dim, MAX_WIDTH);
-    if (f->dtype != DT_F32 && f->dtype != DT_F16)
+    if (f->form == KV_TILES ? f->dtype != DT_BF16 : f->dtype != DT_F32 && f->dtype != DT_F16)
         return err_set(e, ERR_UNSUPPORTED, "键值缓存的类型 %s 不支持", dtype_name(f->dtype));
-    if (f->form == KV_DENSE) return true;
+    if (f->form == KV_DENSE || f->form == KV_TILES) return true;
     int max_bits = f->form == KV_LUT ? KV_MAX_LUT_BITS : 8;
     if (f->bits < 1 || f->bits > max_bits)
         return err_set(e, ERR_CONFIG, "键值缓存的位宽 %d 须在 1 到 %d 之间", f->bits, max_bits);
@@ -27,7 +27,7 @@ static bool check_format(const KvFormat *f, int64_t heads, int64_t dim, int64_t 
 
 /* n 个 token 的参数个数。 */
 static int64_t n_params(const KvStore *s, int64_t n) {
-    if (s->f.form == KV_DENSE) return 0;
+    if (s->f.form == KV_DENSE || s->f.form == KV_TILES) return 0;
     if (s->f.form == KV_LUT) return s->f.per_channel ? 0 : 2 * n;
     if (!s->f.per_channel) return 2 * n * s->heads * s->n_groups;
     return (n + s->f.group - 1) / s->f.group * 2 * s->heads * s->vecs * KV_LANES;
@@ -42,6 +42,10 @@ bool kvstore_new(KvStore *s, Arena *a, const KvFormat *f, int64_t heads, int64_t
     size_t item = kvstore_item(s), width = (size_t)(heads * dim);
     if (f->form == KV_DENSE) {
         s->data = arena_array(a, (size_t)capacity, width * item, e);
+        return s->data != NULL;
+    }
+    if (f->form == KV_TILES) {
+        s->data = arena_array(a, (size_t)kvstore_tile_block(s, heads, 0), item, e);
         return s->data != NULL;
     }
     if (f->form == KV_AFFINE && !f->per_channel) {
@@ -99,7 +103,7 @@ bool kvstore_reserve(KvStore *s, int64_t n) {
 
 KvBytes kvstore_bytes(const KvStore *s, int64_t n) {
     size_t item = kvstore_item(s), row = (size_t)(s->heads * s->dim) * item;
-    if (s->f.form == KV_DENSE) return (KvBytes){.dense = (size_t)n * row};
+    if (s->f.form == KV_DENSE || s->f.form == KV_TILES) return (KvBytes){.dense = (size_t)n * row};
     int64_t sink = s->f.sink < n ? s->f.sink : n;
     KvBytes b = {.codes = (size_t)(n * kvstore_code_words(s)) * 2,
                  .params = (size_t)n_params(s, n) * item, .dense = (size_t)sink * row};
@@ -129,6 +133,8 @@ float kvstore_at(const KvStore *s, int64_t pos, int64_t head, int64_t d) {
     CHECK(d >= 0 && d < s->dim);
     int64_t col = head * s->dim + d;
     if (s->f.form == KV_DENSE) return item_at(s, s->data, (pos - s->first) * s->heads * s->dim + col);
+    if (s->f.form == KV_TILES)
+        return bf16_to_f32(((const uint16_t *)s->data)[kvstore_tile_index(s, head, pos, d)]);
     if (pos < s->f.sink) return item_at(s, s->sink_rows, pos * s->heads * s->dim + col);
     for (int64_t i = n_outliers(s, pos); i < n_outliers(s, pos + 1); i++)
         if (s->columns[i] == col) return item_at(s, s->values, i);

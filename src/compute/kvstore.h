@@ -1,7 +1,10 @@
 /* kvstore — 键值缓存的一份存放：一层、一侧（键或值）、一条时间线上的一段连续位置
  *
- * 三种形式：
+ * 四种形式：
  *   DENSE   逐元素原样，F32 或 F16，行 (heads·dim)
+ *   TILES   逐元素舍入到 BF16，按注意力内核的操作数排好，解码时不必每步重排；只有 CPU 的 bf16 计算用（那里注意力的
+ *           输入本来就舍入到 bf16，所以结果与 DENSE 的 F32 逐位相同）。[头][64 个位置一块]，块内：
+ *           键（keys）[16 个位置][维度对][位置][2]，值 [位置对][维，补到 16 的倍数][2]
  *   AFFINE  x = min + scale·code；参数每「token × 通道组」一对，或（per_channel）每「token 组 × 通道」一对
  *   LUT     x = offset + range·values[code]；offset、range 逐通道固定（lower、upper 的中点与半距），或每 token 一对；
  *           sparse 时离群值按 CSR 原样另存
@@ -17,12 +20,15 @@
 
 enum { KV_LANES = 16, KV_MAX_LUT_BITS = 4 };
 
-typedef enum { KV_DENSE, KV_AFFINE, KV_LUT } KvForm;
+typedef enum { KV_DENSE, KV_AFFINE, KV_LUT, KV_TILES } KvForm;
+
+enum { KV_TILE_BLOCK = 64 /* TILES 一块的位置数 */ };
 
 /* 存放的规格；其中的指针归调用者，须比 KvStore 长寿。 */
 typedef struct KvFormat {
     KvForm form;
-    DType dtype;         /* DENSE 的元素、其余的参数与原值（sink、离群值）：DT_F32 或 DT_F16 */
+    DType dtype;         /* DENSE 的元素、其余的参数与原值（sink、离群值）：DT_F32 或 DT_F16；TILES 恒为 DT_BF16 */
+    bool keys;           /* TILES：键的排法，否则是值的 */
     int bits;            /* AFFINE 1..8，LUT 1..4 */
     bool per_channel;    /* 参数沿 token 共用（每通道），否则沿通道共用（每 token） */
     int64_t group;       /* AFFINE：per_channel 时每组的 token 数，否则头内每组的通道数（>= dim 即整头） */
@@ -71,7 +77,20 @@ KvBytes kvstore_bytes(const KvStore *s, int64_t n);
 float kvstore_at(const KvStore *s, int64_t pos, int64_t head, int64_t d);
 
 static inline size_t kvstore_item(const KvStore *s) {
-    return s->f.dtype == DT_F16 ? 2 : 4;
+    return s->f.dtype == DT_F32 ? 4 : 2;
+}
+/* TILES：一个头的一块的元素数；头 head、位置 pos 的第 d 维在 data（u16）中的下标。 */
+static inline int64_t kvstore_tile_items(const KvStore *s) {
+    return KV_TILE_BLOCK * (s->f.keys ? (s->dim + 1) / 2 * 2 : s->vecs * KV_LANES);
+}
+static inline int64_t kvstore_tile_block(const KvStore *s, int64_t head, int64_t pos) {
+    int64_t blocks = (s->capacity + KV_TILE_BLOCK - 1) / KV_TILE_BLOCK;
+    return (head * blocks + pos / KV_TILE_BLOCK) * kvstore_tile_items(s);
+}
+static inline int64_t kvstore_tile_index(const KvStore *s, int64_t head, int64_t pos, int64_t d) {
+    int64_t at = kvstore_tile_block(s, head, pos), i = pos % KV_TILE_BLOCK;
+    return s->f.keys ? at + ((i / 16 * ((s->dim + 1) / 2) + d / 2) * 16 + i % 16) * 2 + d % 2
+                     : at + (i / 2 * s->vecs * KV_LANES + d) * 2 + i % 2;
 }
 /* 一个 token 的编码的 u16 个数。 */
 static inline int64_t kvstore_code_words(const KvStore *s) {

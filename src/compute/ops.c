@@ -99,7 +99,8 @@ void op_rope(Backend *b, Tensor x, Tensor cos_table, Tensor sin_table, int64_t f
 }
 
 static void check_side(const AttnSide *side, const AttnSpec *s, int64_t n) {
-    CHECK(side->near && side->near->f.form == KV_DENSE && side->near->data);
+    CHECK(side->near && side->near->data);
+    CHECK(side->near->f.form == KV_DENSE || (side->rule == FAR_NONE && !side->cos_table));
     CHECK(side->near->heads == s->n_kv_heads && side->near->dim == s->head_dim);
     CHECK(side->near->first + side->near->length >= s->first + n || side->rule == FAR_ALL);
     CHECK(side->near->first <= attn_far_end(side, s->first) || s->window > 0);
@@ -121,6 +122,8 @@ void op_attention_kv(Backend *b, Tensor out, Tensor q, const AttnSide *k, const 
     if (failed(b) || q.shape[0] == 0) return;
     check_side(k, s, q.shape[0]);
     check_side(v, s, q.shape[0]);
+    const KvFormat *kf = &k->near->f, *vf = &v->near->f;
+    CHECK(kf->form == vf->form && (kf->form == KV_DENSE || (b->kv_tiles && kf->keys && !vf->keys)));
     CALL(b, attention, out.data, q.data, k, v, q.shape[0], s);
 }
 
@@ -135,7 +138,7 @@ void op_attention(Backend *b, Tensor out, Tensor q, Tensor k, Tensor v, const At
 }
 
 void op_kv_write(Backend *b, KvStore *s, Tensor x) {
-    CHECK(s && s->f.form == KV_DENSE && x.n_dims >= 1);
+    CHECK(s && (s->f.form == KV_DENSE || s->f.form == KV_TILES) && x.n_dims >= 1);
     check_2d(x, x.shape[0], s->heads * s->dim);
     CHECK(s->length + x.shape[0] <= s->capacity);
     if (failed(b) || x.shape[0] == 0) return;

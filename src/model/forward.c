@@ -180,7 +180,8 @@ static void attend(Model *m, int64_t layer, Workspace *w, const Segment *s) {
                      .scale = (float)(1.0 / sqrt((double)c->head_dim))};
     if (layer == 0) w->kv_tokens += s->kv ? 0 : s->n;
     if (is_alone(m, w, s)) {
-        count_kv(w, (KvBytes){.dense = (size_t)(2 * s->n * kv) * sizeof *ks});
+        size_t item = kv_near_dtype(m) == DT_F32 ? sizeof(float) : sizeof(uint16_t);
+        count_kv(w, (KvBytes){.dense = (size_t)(2 * s->n * kv) * item});
         op_attention(m->backend, out_t, q_t, tensor_f32_3d(ks, s->n, c->n_kv_heads, c->head_dim),
                      tensor_f32_3d(vs, s->n, c->n_kv_heads, c->head_dim), &spec);
         return;

@@ -3,8 +3,9 @@
 
 #include "model/model.h"
 
-static DType near_dtype(const Model *m) {
-    return m->kv_dtype == DT_NONE ? DT_F32 : m->kv_dtype;
+DType kv_near_dtype(const Model *m) {
+    if (m->kv_dtype == DT_F16) return DT_F16;
+    return m->backend->kv_tiles && !m->kv ? DT_BF16 : DT_F32;
 }
 
 static bool is_grouped(const KvFormat *f) {
@@ -64,7 +65,8 @@ bool kv_layer_open(KvLayer *kv, Arena *a, const Model *m, int64_t layer, int64_t
     *kv = (KvLayer){0};
     for (int i = 0; i < 2; i++) {
         const KvFormat *f = s ? i ? &s->v : &s->k : NULL;
-        KvFormat dense = {.form = KV_DENSE, .dtype = near_dtype(m)};
+        KvFormat dense = {.dtype = kv_near_dtype(m), .keys = i == 0};
+        dense.form = dense.dtype == DT_BF16 ? KV_TILES : KV_DENSE;
         int64_t rows = near_capacity(m, s, f, capacity, max_rows);
         if (!kvstore_new(near[i], a, &dense, c->n_kv_heads, c->head_dim, rows, e)) return false;
         if (f && f->form != KV_DENSE &&

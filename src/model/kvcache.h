@@ -41,6 +41,8 @@ void kv_layer_sides(const Model *m, int64_t layer, const KvLayer *kv, int64_t fi
                     AttnSide *v);
 /* 这一层存了 n 个位置时的字节数（会话里真正要留的：远的编码，与不在其中的近的行）。 */
 KvBytes kv_layer_bytes(const Model *m, const KvLayer *kv, int64_t n);
+/* 未量化的键值实际的存放类型（CPU 的 bf16 计算里 F32 存成注意力反正要舍入到的 BF16）。 */
+DType kv_near_dtype(const Model *m);
 /* 该层的键是否存 RoPE 之前的。 */
 bool kv_pre_rope(const Model *m, int64_t layer);
 #endif

@@ -5,7 +5,7 @@
 #include "base/log.h"
 
 size_t session_kv_bytes_per_token(const ModelConfig *c, DType dtype) {
-    return (size_t)(2 * c->n_layers * c->n_kv_heads * c->head_dim) * (dtype == DT_F16 ? 2 : 4);
+    return (size_t)(2 * c->n_layers * c->n_kv_heads * c->head_dim) * (dtype == DT_F32 ? 4 : 2);
 }
 
 KvBytes session_kv_bytes(const Session *s) {

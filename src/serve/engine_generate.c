@@ -7,9 +7,8 @@
 
 static double kv_bytes(const Engine *g, const Sequence *s) {
     const Model *m = g->o.model;
-    DType dtype = m->kv_dtype == DT_F16 ? DT_F16 : DT_F32;
     return (double)(s->n + s->request->max_tokens) *
-           (double)session_kv_bytes_per_token(&m->config, dtype);
+           (double)session_kv_bytes_per_token(&m->config, kv_near_dtype(m));
 }
 
 static void leave(Engine *g, size_t i) {

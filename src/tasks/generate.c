@@ -146,7 +146,7 @@ static int slots_for(const Model *m, const GenerateRequest *r, size_t n) {
     for (size_t i = 0; i < n; i++)
         if (r[i].n + r[i].max_new > longest) longest = r[i].n + r[i].max_new;
     double one = (double)longest *
-                 (double)session_kv_bytes_per_token(&m->config, m->kv_dtype == DT_F16 ? DT_F16 : DT_F32);
+                 (double)session_kv_bytes_per_token(&m->config, kv_near_dtype(m));
     double fit = KV_BUDGET / one;
     int slots = fit < 1 ? 1 : fit > MAX_SLOTS ? MAX_SLOTS : (int)fit;
     return (size_t)slots < n ? slots : n ? (int)n : 1;

@@ -378,6 +378,62 @@ static void test_mixed(void **state) {
 }
 
 /* 逐 token 追加、补齐末组，与一次量化相同 */
+/* TILES 与 DENSE 的 F32：逐位置添入、各种分段与窗口，注意力逐位相同；存的就是舍入到 bf16 的值。 */
+static void check_tiles(const RefTarget *t, int64_t n, int64_t kv_heads, int64_t group, int64_t dim,
+                        int64_t window) {
+    static const int64_t STEPS[] = {1, 5, 33, 64};
+    int64_t kv_width = kv_heads * dim, heads = kv_heads * group, width = heads * dim;
+    float *x[2] = {ref_random(n * kv_width, 700, 1), ref_random(n * kv_width, 701, 1)};
+    float *q = ref_random(n * width, 702, 1), *want = ref_zeros(n * width), *got = ref_zeros(n * width);
+    Arena a = {0};
+    Backend b = ref_open(t, 2);
+    AttnSpec spec = {.n_heads = heads, .n_kv_heads = kv_heads, .head_dim = dim, .window = window, .scale = 0.2f};
+    op_attention(&b, tensor_f32_3d(want, n, heads, dim), tensor_f32_3d(q, n, heads, dim),
+                 tensor_f32_3d(x[0], n, kv_heads, dim), tensor_f32_3d(x[1], n, kv_heads, dim), &spec);
+    for (size_t s = 0; s < sizeof STEPS / sizeof *STEPS && b.kv_tiles; s++) {
+        KvStore store[2];
+        AttnSide side[2];
+        for (int i = 0; i < 2; i++) {
+            KvFormat f = {.form = KV_TILES, .dtype = DT_BF16, .keys = i == 0};
+            assert_true(kvstore_new(&store[i], &a, &f, kv_heads, dim, n, NULL));
+            side[i] = (AttnSide){.near = &store[i]};
+        }
+        for (int64_t i = 0, step; i < n; i += step) {
+            step = n - i < STEPS[s] ? n - i : STEPS[s];
+            for (int k = 0; k < 2; k++)
+                op_kv_write(&b, &store[k], tensor_f32(x[k] + i * kv_width, step, kv_width));
+            spec.first = i;
+            op_attention_kv(&b, tensor_f32_3d(got + i * width, step, heads, dim),
+                            tensor_f32_3d(q + i * width, step, heads, dim), &side[0], &side[1], &spec);
+        }
+        ref_check(&b);
+        ref_same(got, want, n * width, t->name, "TILES");
+        for (int64_t i = 0; i < n * kv_width; i++)
+            for (int k = 0; k < 2; k++)
+                assert_true(kvstore_at(&store[k], i / kv_width, i % kv_width / dim, i % dim) ==
+                            bf16_to_f32(f32_to_bf16(x[k][i])));
+    }
+    backend_close(&b);
+    arena_free(&a);
+    free(x[0]);
+    free(x[1]);
+    free(q);
+    free(want);
+    free(got);
+}
+
+static void test_tiles(void **state) {
+    (void)state;
+    RefTarget targets[REF_MAX_TARGETS];
+    int n_targets = ref_targets(targets);
+    for (int t = 0; t < n_targets; t++) {
+        check_tiles(&targets[t], 150, 3, 3, 64, 0);
+        check_tiles(&targets[t], 131, 1, 4, 40, 20);
+        check_tiles(&targets[t], 70, 2, 1, 17, 0);
+        check_tiles(&targets[t], 16, 1, 1, 1, 3);
+    }
+}
+
 static void test_append(void **state) {
     (void)state;
     RefTarget target = {.isa = "generic"};
@@ -435,6 +491,7 @@ int main(void) {
         cmocka_unit_test(test_quantize), cmocka_unit_test(test_expand),
         cmocka_unit_test(test_bias_apart), cmocka_unit_test(test_mixed),
         cmocka_unit_test(test_append), cmocka_unit_test(test_format),
+        cmocka_unit_test(test_tiles),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

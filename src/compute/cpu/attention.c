@@ -79,7 +79,7 @@ static bool reserve(Backend *b, AttnJob *j) {
     j->n_blocks = (s->first + j->n + ATTN_BLOCK - 1) / ATTN_BLOCK;
     j->block_floats = j->kernels->packed_floats(s->head_dim, far);
     bool fits = s->n_kv_heads * j->block_floats <= MAX_PACKED_FLOATS / j->n_blocks;
-    bool whole = j->n_tiles > 1 && first_seen < ATTN_BLOCK && fits;
+    bool whole = j->k->near->f.form != KV_TILES && j->n_tiles > 1 && first_seen < ATTN_BLOCK && fits;
     size_t extra = whole ? (size_t)(s->n_kv_heads * j->n_blocks * j->block_floats) * 4 : 0;
     for (int t = 0; t < b->n_threads; t++)
         if (!cpu_scratch(b, t, bytes + (t == 0 ? extra : 0))) return false;

@@ -156,7 +156,7 @@ bool backend_open_cpu(Backend *b, int n_threads, ComputeMode compute, const char
     if (!c) return err_set(e, ERR_MEMORY, "打开 CPU 后端时内存不足");
     *b = (Backend){.ops = &CPU_OPS, .name = "cpu", .isa = kernels->isa, .compute = compute,
                    .n_threads = n, .memory = allocator_default(), .impl = c,
-                   .close = cpu_close};
+                   .kv_tiles = compute == COMPUTE_BF16, .close = cpu_close};
     c->kernels = kernels;
     c->block_bytes = block_bytes();
     c->n_slots = 2 * n + 3;

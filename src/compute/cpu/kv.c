@@ -306,14 +306,21 @@ typedef struct WriteJob {
     const KvKernels *kernels;
     const KvStore *s;
     const float *x;
-    int64_t row, n, width;
+    int64_t row, n, width; /* 从 s 的第 row 行起写 n 行 */
 } WriteJob;
 
 static void write_task(void *ctx, int64_t task, int thread) {
     (void)thread;
     const WriteJob *j = ctx;
-    int64_t i = task * TOKENS_PER_TASK, n = min64(TOKENS_PER_TASK, j->n - i) * j->width;
-    int64_t at = (j->row + i) * j->width;
+    /* 任务按绝对的行号对齐：TILES 里成对的两行因而总在一个任务里 */
+    int64_t first = (j->row / TOKENS_PER_TASK + task) * TOKENS_PER_TASK;
+    int64_t row = first > j->row ? first : j->row, i = row - j->row;
+    int64_t rows = min64(first + TOKENS_PER_TASK, j->row + j->n) - row;
+    int64_t at = row * j->width, n = rows * j->width;
+    if (j->s->f.form == KV_TILES) {
+        j->kernels->write_tiles(j->s, row, rows, j->x + i * j->width);
+        return;
+    }
     if (j->s->f.dtype == DT_F16)
         j->kernels->to_f16((uint16_t *)j->s->data + at, j->x + i * j->width, n);
     else
@@ -324,6 +331,8 @@ void cpu_kv_write(Backend *b, KvStore *s, const float *x, int64_t n) {
     CpuBackend *cpu = b->impl;
     WriteJob j = {.kernels = cpu->kernels->kv, .s = s, .x = x, .row = s->length, .n = n,
                   .width = s->heads * s->dim};
-    pool_run(cpu->pool, (n + TOKENS_PER_TASK - 1) / TOKENS_PER_TASK, write_task, &j);
+    int64_t last = (j.row + n - 1) / TOKENS_PER_TASK;
+    CHECK(s->f.form != KV_TILES || (s->first == 0 && j.kernels->write_tiles));
+    pool_run(cpu->pool, last - j.row / TOKENS_PER_TASK + 1, write_task, &j);
     s->length += n;
 }

@@ -10,5 +10,7 @@ struct KvKernels {
                    int64_t stride);
     /* n 个 f32 → f16，就近取偶。 */
     void (*to_f16)(uint16_t *dst, const float *x, int64_t n);
+    /* TILES：写入位置 [pos, pos+n) 的行 x(n, heads·dim)。没有原生 bf16 的指令集为 NULL。 */
+    void (*write_tiles)(const KvStore *s, int64_t pos, int64_t n, const float *x);
 };
 #endif

@@ -68,7 +68,7 @@ VEC_INLINE void qk_tile(const int rows, const int vecs, float *s, const uint32_t
         VEC_UNROLL for (int p = 0; p < vecs; p++) acc[r][p] = _mm512_setzero_ps();
     for (int64_t d = 0; d < pairs; d++) {
         VEC_UNROLL for (int p = 0; p < vecs; p++)
-            kv[p] = _mm512_loadu_si512(k + (p * dq + d) * 16);
+            kv[p] = _mm512_loadu_si512(k + (p * pairs + d) * 16);
         VEC_UNROLL for (int r = 0; r < rows; r++) {
             __m512i x = pair(q + r * dq + d);
             VEC_UNROLL for (int p = 0; p < vecs; p++) acc[r][p] = dot(acc[r][p], kv[p], x);
@@ -83,8 +83,8 @@ static void qk(float *s, const float *q, const float *k, int rows, int p0, int p
     int64_t dq = attn_q_floats(dim);
     for (int p = p0, n; p < p1; p += n) {
         n = attn_step(p1 - p);
-        ATTN_DISPATCH(qk_tile, rows, n, s + p * 16, (const uint32_t *)q, dq, k + p * 16 * dq,
-                      (dim + 1) / 2)
+        ATTN_DISPATCH(qk_tile, rows, n, s + p * 16, (const uint32_t *)q, dq, k + p * 8 * dq,
+                      dq / 2)
     }
 }
 
@@ -135,5 +135,47 @@ static void pv(float *o, int64_t dv, const float *alpha, const float *p, const f
     }
 }
 
-const AttnCore KERNEL_NAME(attn_core_bf16) = {pack_q, pack_k, pack_v, qk, pv};
+/* 键：一个位置的各对散在面板的一路；整面板的 16 个位置一起转置。 */
+static void write_keys(const KvStore *s, int64_t head, int64_t pos, int64_t n, const float *x) {
+    int64_t stride = s->heads * s->dim;
+    for (int64_t i = 0, step; i < n; i += step, x += step * stride) {
+        uint16_t *at = (uint16_t *)s->data + kvstore_tile_index(s, head, pos + i, 0);
+        step = (pos + i) % 16 == 0 && n - i >= 16 ? 16 : 1;
+        if (step == 16) {
+            pack_k((float *)(void *)at, x, stride, 16, s->dim);
+            continue;
+        }
+        uint32_t row[KV_LANES];
+        for (int64_t d = 0; d < s->dim; d += 32) {
+            _mm512_storeu_si512(row, load_bf16(x + d, s->dim - d));
+            for (int64_t c = 0; c < 16 && d + 2 * c < s->dim; c++)
+                memcpy(at + (d / 2 + c) * 32, row + c, sizeof *row);
+        }
+    }
+}
+
+/* 值：一个位置占各字的低半或高半。 */
+static void write_values(const KvStore *s, int64_t head, int64_t pos, int64_t n, const float *x) {
+    for (int64_t i = 0; i < n; i++, x += s->heads * s->dim) {
+        int64_t even = (pos + i) / 2 * 2;
+        bool high = (pos + i) % 2;
+        uint32_t *at = (uint32_t *)s->data + kvstore_tile_index(s, head, even, 0) / 2;
+        for (int64_t d = 0; d < s->dim; d += 16) {
+            __m512i v = _mm512_cvtepu16_epi32(
+                (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(attn_mask(s->dim - d), x + d)));
+            __m512i old = _mm512_loadu_si512(at + d);
+            v = high ? _mm512_or_si512(_mm512_and_si512(old, _mm512_set1_epi32(0xFFFF)),
+                                       _mm512_slli_epi32(v, 16))
+                     : _mm512_or_si512(_mm512_andnot_si512(_mm512_set1_epi32(0xFFFF), old), v);
+            _mm512_storeu_si512(at + d, v);
+        }
+    }
+}
+
+void KERNEL_NAME(attn_write_tiles)(const KvStore *s, int64_t pos, int64_t n, const float *x) {
+    for (int64_t h = 0; h < s->heads; h++)
+        (s->f.keys ? write_keys : write_values)(s, h, pos, n, x + h * s->dim);
+}
+
+const AttnCore KERNEL_NAME(attn_core_bf16) = {2, pack_q, pack_k, pack_v, qk, pv};
 #endif

@@ -1,6 +1,6 @@
 /* attn_core — 注意力块的公共骨架与两种精度（f32、bf16）之间的接口
  * 骨架（attn_kernels.c）管键块的次序、可见范围与在线 softmax；打包与两个乘积由 AttnCore 给出。
- * 布局：k 为 [16 键一面板][维度（或成对）][16]；v 为 [键（或成对）][dv 路]；s、p 为 [行][ATTN_BLOCK]。 */
+ * 布局：k 为 [16 键一面板][维度（或成对）][16]，面板间距 16·attn_q_floats(dim)/pair；v 为 [键（或成对）][dv 路]；s、p 为 [行][ATTN_BLOCK]。 */
 #ifndef PTQ_COMPUTE_CPU_ATTN_CORE_H
 #define PTQ_COMPUTE_CPU_ATTN_CORE_H
 #include "compute/cpu/attn_kernels.h"
@@ -17,6 +17,7 @@ enum { ATTN_ROWS = 2, ATTN_VECS = 1 };
 #endif
 
 struct AttnCore {
+    int pair; /* 一个 float 的地方放几个数：f32 为 1，bf16 为 2 */
     /* 一行查询 → dst（每行 attn_q_floats(dim) 个 float 的地方） */
     void (*pack_q)(float *dst, const float *q, int64_t dim);
     /* n_keys（1..16）行键 → 一个面板，其余键补零 */
@@ -38,6 +39,7 @@ static inline int64_t attn_v_floats(int64_t dim) {
 }
 
 extern const AttnCore KERNEL_NAME(attn_core_bf16);
+void KERNEL_NAME(attn_write_tiles)(const KvStore *s, int64_t pos, int64_t n, const float *x);
 
 /* 把运行时的 (行数, 向量数) 变成编译期常数：f(行, 向量, ...) */
 #define ATTN_CASE(f, r, v, ...)                                                                    \

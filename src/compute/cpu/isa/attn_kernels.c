@@ -18,7 +18,7 @@ typedef struct Run {
     const AttnTile *t;
     const AttnCore *core;
     Work w;
-    const float *kv; /* 当前的键块：近的 k、v，远的 k、v */
+    const float *k[2], *v[2]; /* 当前的键块：近的、远的 */
     int64_t dq, dv;
     bool far;
     float log2_scale; /* scale·log2(e) */
@@ -103,7 +103,7 @@ static float softmax_row(float *s, float *row_sum, float *row_max, float c, int 
 static void score_rows(Run *run, const float *q, int rows, const int *lo, const int *hi,
                        const int *mid) {
     Work *w = &run->w;
-    const float *near = run->kv, *far = near + ATTN_BLOCK * (run->dq + run->dv);
+    const float *near = run->k[0], *far = run->k[1];
     int64_t dim = run->t->dim;
     int min_lo = ATTN_BLOCK, max_hi = 0, min_mid = ATTN_BLOCK, max_mid = 0;
     for (int r = 0; r < rows; r++) {
@@ -147,8 +147,7 @@ static void step_rows(Run *run, int64_t row, int rows, int64_t base) {
     for (int r = 0; r < rows; r++)
         w->alpha[r] = softmax_row(w->s + r * ATTN_BLOCK, w->sum + (row + r) * 16,
                                   w->max + row + r, run->log2_scale, lo[r], hi[r]);
-    const float *near = run->kv + ATTN_BLOCK * run->dq;
-    const float *far = near + ATTN_BLOCK * (run->dq + run->dv);
+    const float *near = run->v[0], *far = run->v[1];
     for (int r = 0, n; r < rows; r += n) { /* 可见范围与界都相同的连续几行一起 */
         for (n = 1; r + n < rows && lo[r + n] == lo[r] && hi[r + n] == hi[r] &&
                     mid_v[r + n] == mid_v[r];)
@@ -196,7 +195,7 @@ static void pack_keys(const AttnCore *core, const AttnTile *t, const KvStore *s,
             rows = padded;
             stride = attn_v_floats(t->dim);
         }
-        core->pack_k(dst + p * 16 * dq, rows, stride, n, t->dim);
+        core->pack_k(dst + p * 16 * dq / core->pair, rows, stride, n, t->dim);
     }
 }
 
@@ -241,6 +240,24 @@ static int64_t packed_floats(int64_t dim, bool far) {
     return ATTN_BLOCK * (attn_q_floats(dim) + attn_v_floats(dim)) * (far ? 2 : 1);
 }
 
+/* base 起的一块的键值在哪里：已排好的、已打包的，或现在打包。 */
+static void take_block(Run *run, int64_t base, int64_t from) {
+    const AttnTile *t = run->t;
+    if (t->k->near->f.form == KV_TILES) {
+        const KvStore *s[2] = {t->k->near, t->v->near};
+        run->k[0] = (const float *)s[0]->data + kvstore_tile_block(s[0], t->kv_head, base) / 2;
+        run->v[0] = (const float *)s[1]->data + kvstore_tile_block(s[1], t->kv_head, base) / 2;
+        return;
+    }
+    if (!t->packed) pack_range(run->core, t, base, from, run->far, run->w.kv, run->w.rows);
+    const float *kv = t->packed ? t->packed + base / ATTN_BLOCK * packed_floats(t->dim, run->far)
+                                : run->w.kv;
+    for (int i = 0; i < 2; i++, kv += ATTN_BLOCK * (run->dq + run->dv)) {
+        run->k[i] = kv;
+        run->v[i] = kv + ATTN_BLOCK * run->dq;
+    }
+}
+
 static void start_rows(Run *run, int64_t rows) {
     const AttnTile *t = run->t;
     Work *w = &run->w;
@@ -271,9 +288,7 @@ static void tile(const AttnCore *core, const AttnTile *t, void *work) {
     start_rows(&run, rows);
     int64_t from = t->window > 0 ? max64(0, t->first - t->window + 1) : 0;
     for (int64_t base = from / ATTN_BLOCK * ATTN_BLOCK; base < end; base += ATTN_BLOCK) {
-        if (!t->packed) pack_range(core, t, base, from, run.far, run.w.kv, run.w.rows);
-        run.kv = t->packed ? t->packed + base / ATTN_BLOCK * packed_floats(t->dim, run.far)
-                           : run.w.kv;
+        take_block(&run, base, from);
         int64_t i0 = max64(0, base - t->first), i1 = t->n; /* 看得见这一块的查询 */
         if (t->window > 0) i1 = min64(i1, base + ATTN_BLOCK - 1 + t->window - t->first);
         for (int64_t r = i0 * t->group; r < i1 * t->group; r += ATTN_ROWS)
@@ -361,7 +376,7 @@ static void pv_f32(float *o, int64_t dv, const float *alpha, const float *p, con
     }
 }
 
-static const AttnCore CORE_F32 = {pack_q_f32, pack_k_f32, pack_v_f32, qk_f32, pv_f32};
+static const AttnCore CORE_F32 = {1, pack_q_f32, pack_k_f32, pack_v_f32, qk_f32, pv_f32};
 
 const AttnKernels KERNEL_NAME(attn_kernels) = {
     .f32 = &CORE_F32,

@@ -2,7 +2,7 @@
  * 一次 16 个通道：由位面拼出编码，查表或乘加。离群值与开头的原值最后盖上去。 */
 #include "compute/cpu/kv_kernels.h"
 
-#include "compute/cpu/isa/vec_math.h"
+#include "compute/cpu/isa/attn_core.h"
 #include "compute/cpu/kernels.h"
 
 static float item_at(const KvStore *s, const void *array, int64_t i) {
@@ -161,4 +161,10 @@ static void to_f16(uint16_t *dst, const float *x, int64_t n) {
     for (; i < n; i++) dst[i] = f32_to_f16(x[i]);
 }
 
-const KvKernels KERNEL_NAME(kv_kernels) = {.expand = expand, .to_f16 = to_f16};
+const KvKernels KERNEL_NAME(kv_kernels) = {
+    .expand = expand,
+    .to_f16 = to_f16,
+#if defined(KERNEL_ISA_avx512_bf16)
+    .write_tiles = KERNEL_NAME(attn_write_tiles),
+#endif
+};

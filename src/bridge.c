@@ -20,23 +20,23 @@ enum { ARGS_MAX = 64, CONNECTIONS = 80, CONCURRENT = 64 };
 
 /* ---------- 分出任务 ---------- */
 
-/* 命令能不能运行：带斜杠的看文件，否则逐个找 PATH。 */
-static bool command_exists(const char *command) {
+/* 命令的文件：带斜杠的就是它，否则逐个找 PATH。不能运行为 NULL。 */
+static const char *find_command(const char *command, char *full, size_t cap) {
     const char *path = getenv("PATH");
-    if (!*command) return false;
-    if (strchr(command, '/')) return access(command, X_OK) == 0;
+    if (!*command) return NULL;
+    if (strchr(command, '/')) return access(command, X_OK) == 0 ? command : NULL;
     for (const char *p = path ? path : ""; *p;) {
         size_t n = strcspn(p, ":");
-        char full[4096];
-        snprintf(full, sizeof full, "%.*s/%s", (int)n, p, command);
-        if (n && access(full, X_OK) == 0) return true;
+        snprintf(full, cap, "%.*s/%s", (int)n, p, command);
+        if (n && access(full, X_OK) == 0) return full;
         p += n + (p[n] == ':');
     }
-    return false;
+    return NULL;
 }
 
 bool bridge_available(const RunOptions *o) {
-    return o->lm_eval_command && command_exists(o->lm_eval_command);
+    char full[4096];
+    return o->lm_eval_command && find_command(o->lm_eval_command, full, sizeof full);
 }
 
 static bool is_native(const TaskIndex *index, const char *name) {
@@ -47,6 +47,43 @@ static bool is_native(const TaskIndex *index, const char *name) {
     task_select_free(&s);
     arena_free(&a);
     return found;
+}
+
+static pid_t spawn(char *const *argv, const char *log);
+
+/* lm_eval 的脚本首行（#!）写着的 Python，拆成 argv；不是 Python 的脚本返回 0。 */
+static int interpreter(const char *file, char *line, size_t cap, char *argv[3]) {
+    FILE *f = fopen(file, "r");
+    bool ok = f && fgets(line, (int)cap, f) && str_starts(line, "#!") && strstr(line, "python");
+    int n = 0;
+    if (f) fclose(f);
+    char *rest = ok ? line + 2 : NULL, *save;
+    for (char *w = rest ? strtok_r(rest, " \t\r\n", &save) : NULL; w && n < 2;
+         w = strtok_r(NULL, " \t\r\n", &save))
+        argv[n++] = w;
+    argv[n] = NULL;
+    return n;
+}
+
+/* 量化之前先看 lm_eval 用得了 local-completions：它要 [api] 那几个包，缺了要到评测时才报。 */
+static bool check_extras(const RunOptions *o, Err *e) {
+    static const char CHECK[] =
+        "import sys, importlib.util as u\n"
+        "missing = [m for m in ('lm_eval', 'aiohttp', 'requests', 'tenacity', 'tqdm') if u.find_spec(m) is None]\n"
+        "sys.exit(3 if missing else 0)\n";
+    char full[4096], line[1024], *argv[5];
+    const char *file = find_command(o->lm_eval_command, full, sizeof full);
+    int n = file ? interpreter(file, line, sizeof line, argv) : 0, status = 0;
+    if (n == 0) return true;
+    argv[n] = "-c";
+    argv[n + 1] = (char *)(uintptr_t)CHECK;
+    argv[n + 2] = NULL;
+    pid_t pid = spawn(argv, "/dev/null");
+    while (pid > 0 && waitpid(pid, &status, 0) < 0 && errno == EINTR) continue;
+    if (pid > 0 && WIFEXITED(status) && WEXITSTATUS(status) == 0) return true;
+    return err_set(e, ERR_MISSING,
+                   "%s 不能经 HTTP 评测：%s 里缺 lm_eval 或它的 [api] 依赖。安装: %s -m pip install \"lm_eval[api]\"", file,
+                   argv[n - 1], argv[n - 1]);
 }
 
 /* lm_eval 用的分词器：HF 文件夹。 */
@@ -77,7 +114,8 @@ bool bridge_split(Experiment *x, const char *tasks_dir, const char ***native, si
         else x->bridge_tasks[x->n_bridge_tasks++] = o->lm_eval_tasks[i];
     }
     task_index_close(&index);
-    return !x->n_bridge_tasks || (x->bridge_tokenizer = tokenizer_dir(x, e)) != NULL;
+    if (!x->n_bridge_tasks) return true;
+    return (x->bridge_tokenizer = tokenizer_dir(x, e)) != NULL && check_extras(o, e);
 }
 
 /* ---------- 运行 ---------- */

@@ -37,8 +37,11 @@ typedef struct RunOptions {
     const char *lm_eval_args;    /* 加给它的参数，空格分开 */
     int64_t task_limit;    /* 每个任务最多多少份文档，0 = 全部 */
     int64_t num_fewshot;   /* 少样本数，-1 = 各任务自己的 */
+    int baseline;          /* 下标: auto off */
+    double equivalence_delta; /* 任务的等价界 δ（准确率之差） */
     bool log_samples;      /* 写出逐文档的样本文件 */
 } RunOptions;
+enum { BASELINE_AUTO, BASELINE_OFF };
 extern const char *const KV_MODES[]; /* kv_mode 的取值 */
 /* 不量化的键值的存放类型。 */
 static inline DType run_kv_dtype(const RunOptions *o) {

@@ -15,6 +15,7 @@ static const char *const COMPUTES[] = {"auto", "float32", "bfloat16", NULL};
 const char *const KV_MODES[] = {"decode", "all", "prefill_fp", NULL};
 static const char *const KV_DTYPES[] = {"float16", "float32", NULL};
 static const char *const HEADS[] = {"none", "int8", NULL};
+static const char *const BASELINES[] = {"auto", "off", NULL};
 static const char *const DTYPES[] = {"auto", "float32", "float16", "bfloat16", NULL};
 
 #define MAX_COUNT 1e9
@@ -43,6 +44,10 @@ const Option RUN_OPTIONS[] = {
             "lm-eval 任务的少样本数，-1 为各任务自己的；同 lm_eval 的 --num_fewshot"),
     OPT_BOOL(RunOptions, log_samples, "eval.log_samples", 0,
              "把每份文档的请求、对数似然与得分写到 results/samples/；同 lm_eval 的 --log_samples"),
+    OPT_ENUM(RunOptions, baseline, "eval.baseline", BASELINES, 0,
+             "与 fp16 的比较缺它的存档时：auto 先跑一次同样数据与设置的 fp16（只算一次），off 不补算"),
+    OPT_FLOAT(RunOptions, equivalence_delta, "eval.equivalence_delta", 0.01, 0.0001, 0.5,
+              "任务对 fp16 的等价界 δ：准确率之差在 ±δ 内算等价（TOST），低不过 δ 算不差"),
     OPT_INT(RunOptions, kl_windows, "eval.kl_windows", 8, 0, MAX_COUNT,
             "与 fp16 基线逐 token 比 KL 与 top-1 的窗口数（从头数），0 为不算"),
     OPT_BOOL(RunOptions, speed, "eval.speed", 1, "是否测 prefill / decode 速度"),
@@ -388,4 +393,18 @@ void schema_markdown(Str *out) {
     for (size_t i = 0; i < N_IDENTITIES; i++)
         str_addf(out, "| `%s` | `%s` | %s |\n", LAYERS[IDENTITIES[i].layer], IDENTITIES[i].key,
                  IDENTITIES[i].help);
+}
+
+bool schema_applies(const char *setting, const Method *m) {
+    char key[128];
+    size_t len = strcspn(setting, "="), n;
+    if (!m || len >= sizeof key) return true;
+    memcpy(key, setting, len);
+    key[len] = '\0';
+    if (option_find(m->options, key)) return true;
+    if (option_find(CALIB_OPTIONS, key)) return m->calibrated;
+    const Method *const *all = registry_methods(&n);
+    for (size_t i = 0; i < n; i++)
+        if (option_find(all[i]->options, key)) return false;
+    return true;
 }

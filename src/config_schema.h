@@ -43,6 +43,9 @@ bool schema_check_leaf(ConfigLayer layer, const Method *method, const char *key,
 /* key 本身是否是某个叶子（而不是一段前缀）。 */
 bool schema_is_leaf(ConfigLayer layer, const char *key);
 
+/* 一个设置（"键=值"）可否用于方法 m：只有别的方法才有的键不可；m 为 NULL（没有登记的方法）恒可。 */
+bool schema_applies(const char *setting, const Method *m);
+
 /* 全部设置的 Markdown 表（docs/config.md 的主体由它生成）。 */
 void schema_markdown(Str *out);
 #endif

@@ -123,7 +123,8 @@ json_t *config_merged_json(const Config *c) {
 static bool influences_numbers(const char *key) {
     static const char *const NOT[] = {"threads",  "max_memory", "results_dir",       "data_dir", "model_id",
                                       "revision", "trust_remote_code", "adapter", "eval.log_samples",
-                                      "eval.lm_eval_command"};
+                                      "eval.lm_eval_command", "eval.baseline",
+                                      "eval.equivalence_delta"};
     for (size_t i = 0; i < sizeof NOT / sizeof *NOT; i++)
         if (strcmp(key, NOT[i]) == 0) return false;
     return true;

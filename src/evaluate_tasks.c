@@ -10,6 +10,7 @@
 #include "evaluator.h"
 #include "io/file.h"
 #include "result_writer.h"
+#include "tasks/paired.h"
 #include "tasks/stats.h"
 
 static const DocValue *values_of(const Task *t, const DocValue *all, size_t metric, size_t filter) {
@@ -167,18 +168,34 @@ static json_t *load_archive(const Evaluation *v, const Task *t) {
     return o;
 }
 
+bool evaluate_has_task_scores(const Evaluation *v) {
+    bool have = true;
+    for (size_t i = 0; have && i < v->tasks->n; i++) {
+        json_t *old = load_archive(v, &v->tasks->tasks[i]);
+        have = old != NULL;
+        json_decref(old);
+    }
+    return have;
+}
+
 typedef struct Flips {
     int64_t right_to_wrong, wrong_to_right, n;
 } Flips;
 
-static json_t *flips_json(Flips f) {
-    return json_pack("{s:I, s:I, s:I, s:f}", "n", (json_int_t)f.n, "right_to_wrong",
+static json_t *flips_json(const Evaluation *v, Flips f) {
+    double delta = v->options->equivalence_delta;
+    Equivalence q = paired_equivalence(f.n, f.right_to_wrong, f.wrong_to_right, delta);
+    return json_pack("{s:I, s:f, s:I, s:I, s:f, s:f, s:f, s:f}", "n", (json_int_t)f.n, "delta",
+                     (double)(f.wrong_to_right - f.right_to_wrong) / (double)f.n, "right_to_wrong",
                      (json_int_t)f.right_to_wrong, "wrong_to_right", (json_int_t)f.wrong_to_right,
-                     "mcnemar_p", mcnemar_exact(f.right_to_wrong, f.wrong_to_right));
+                     "mcnemar_p", mcnemar_exact(f.right_to_wrong, f.wrong_to_right),
+                     "equivalence_delta", delta, "noninferior_p", q.noninferior_p, "tost_p",
+                     q.tost_p);
 }
 
 /* 一个指标的逐文档比较；存档里没有这一列（或长度不同）为 NULL。 */
-static json_t *compare_metric(const Task *t, const DocValue *x, const json_t *old) {
+static json_t *compare_metric(const Evaluation *v, const Task *t, const DocValue *x,
+                              const json_t *old) {
     if (json_array_size(old) != t->n_docs) return NULL;
     Arena a = {0};
     double *diff = ARENA_ARRAY(&a, double, t->n_docs, NULL);
@@ -191,7 +208,7 @@ static json_t *compare_metric(const Task *t, const DocValue *x, const json_t *ol
         f.wrong_to_right += now > was;
         diff[i] = now - was;
     }
-    json_t *o = !diff ? NULL : binary ? flips_json(f) : json_pack("{s:I}", "n", (json_int_t)f.n);
+    json_t *o = !diff ? NULL : binary ? flips_json(v, f) : json_pack("{s:I}", "n", (json_int_t)f.n);
     if (o) {
         double se = stats_stderr(diff, t->n_docs);
         json_object_set_new(o, "delta", json_real(stats_mean(diff, t->n_docs)));
@@ -211,7 +228,7 @@ static json_t *compare_task(const Evaluation *v, const Task *t, const DocValue *
         for (size_t f = 0; f < t->n_filters; f++) {
             char key[256];
             key_name(key, sizeof key, t, m, f);
-            json_t *one = compare_metric(t, values_of(t, values, m, f), json_object_get(lists, key));
+            json_t *one = compare_metric(v, t, values_of(t, values, m, f), json_object_get(lists, key));
             if (one) json_object_set_new(o, key, one);
         }
     json_decref(old);
@@ -219,7 +236,8 @@ static json_t *compare_task(const Evaluation *v, const Task *t, const DocValue *
 }
 
 /* 组：各叶子的翻转数相加；有叶子没有基线就不比。 */
-static void compare_group(const TaskSet *s, const GroupChoice *g, json_t *all) {
+static void compare_group(const Evaluation *v, const GroupChoice *g, json_t *all) {
+    const TaskSet *s = v->tasks;
     json_t *into = json_object_get(all, g->name), *base = json_object();
     const char *key;
     json_t *value;
@@ -234,7 +252,7 @@ static void compare_group(const TaskSet *s, const GroupChoice *g, json_t *all) {
             sum.right_to_wrong += json_integer_value(json_object_get(b, "right_to_wrong"));
             sum.wrong_to_right += json_integer_value(json_object_get(b, "wrong_to_right"));
         }
-        if (complete) json_object_set_new(base, key, flips_json(sum));
+        if (complete) json_object_set_new(base, key, flips_json(v, sum));
     }
     json_object_set_new(into, "baseline", json_object_size(base) ? json_incref(base) : json_null());
     json_decref(base);
@@ -259,9 +277,34 @@ static void print_result(const char *name, const json_t *r) {
     str_free(&s);
 }
 
+/* 0/1 的指标：每份文档的得分，一个字符一份（"0110…"），供排行榜成对检验；别的指标不存。 */
+static bool add_scores(const Task *t, const DocValue *values, json_t *result, Err *e) {
+    Arena a = {0};
+    json_t *all = json_object();
+    char *text = arena_alloc(&a, t->n_docs + 1, e);
+    bool ok = text && all;
+    for (size_t m = 0; ok && m < t->n_metrics; m++)
+        for (size_t f = 0; ok && f < t->n_filters; f++) {
+            const DocValue *x = values_of(t, values, m, f);
+            char key[256];
+            bool binary = true;
+            for (size_t i = 0; i < t->n_docs; i++) {
+                binary = binary && (x[i].value == 0 || x[i].value == 1);
+                text[i] = x[i].value == 0 ? '0' : '1';
+            }
+            key_name(key, sizeof key, t, m, f);
+            ok = !binary || json_object_set_new(all, key, json_stringn(text, t->n_docs)) == 0;
+        }
+    ok = ok && json_object_set(result, "doc_scores", all) == 0;
+    json_decref(all);
+    arena_free(&a);
+    return ok || err_set(e, ERR_MEMORY, "内存不足");
+}
+
 static bool finish_task(const Evaluation *v, const Task *t, const DocValue *values, json_t *result,
                         Err *e) {
     if (v->options->log_samples && !write_samples(v, t, values, result, e)) return false;
+    if (!add_scores(t, values, result, e)) return false;
     if (v->is_baseline && !save_archive(v, t, values, e)) return false;
     json_t *base = v->is_baseline ? NULL : compare_task(v, t, values);
     return json_object_set_new(result, "baseline", base ? base : json_null()) == 0 ||
@@ -291,7 +334,7 @@ json_t *evaluate_tasks(const Evaluation *v, ScoreCost *cost, Err *e) {
         const char *name;
         json_t *r;
         for (size_t i = 0; i < s->selection.n_groups; i++)
-            compare_group(s, &s->selection.groups[i], all);
+            compare_group(v, &s->selection.groups[i], all);
         json_object_foreach(all, name, r) print_result(name, r);
     }
     arena_free(&a);

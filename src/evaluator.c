@@ -146,6 +146,32 @@ static bool begin_archive(const Evaluation *v, const EvalText *t, const Protocol
                            v->model->config.hidden, e);
 }
 
+static bool has_reference(const Evaluation *v, const EvalText *t, const Protocol *p, bool *have,
+                          Err *e) {
+    TokenIds ids = {0};
+    bool ok = tokenize_text(v, &t->text, &ids, e);
+    int64_t n = ok ? protocol_windows(p, (int64_t)ids.n) : 0, limit = v->options->limit;
+    token_ids_free(&ids);
+    if (!ok) return false;
+    if (limit && limit < n) n = limit;
+    int64_t hidden = v->options->kl_windows < n ? v->options->kl_windows : n;
+    Reference ref;
+    *have = reference_open(&ref, v->reference_dir, t->reference_key, protocol_scored(p),
+                           v->model->config.hidden) &&
+            ref.n_windows >= n && ref.hidden_windows >= hidden;
+    reference_close(&ref);
+    return true;
+}
+
+bool evaluate_has_reference(const Evaluation *v, bool *have, Err *e) {
+    Protocol p;
+    *have = true;
+    if (!protocol_parse(&p, v->protocol, e)) return false;
+    for (size_t i = 0; *have && i < v->n_texts; i++)
+        if (!has_reference(v, &v->texts[i], &p, have, e)) return false;
+    return true;
+}
+
 static json_t *evaluate_text(const Evaluation *v, const EvalText *t, const Protocol *p, Arena *a,
                              TokenIds *ids, Err *e) {
     if (!tokenize_text(v, &t->text, ids, e)) return NULL;

@@ -35,6 +35,10 @@ typedef struct Evaluation {
 json_t *evaluate_ppl(const Evaluation *v, Err *e);
 /* 全部 lm-eval 任务。返回: results.lm_eval（新引用，没有任务为空对象）；失败为 NULL。cost 是打分的用量。 */
 json_t *evaluate_tasks(const Evaluation *v, ScoreCost *cost, Err *e);
+/* 全部文本的 fp16 存档是否够用（窗口数、算 KL 的隐藏状态）。错误: 分词失败、协议不对。 */
+bool evaluate_has_reference(const Evaluation *v, bool *have, Err *e);
+/* 全部原生任务的 fp16 逐文档得分是否都在。 */
+bool evaluate_has_task_scores(const Evaluation *v);
 /* 基线的结果文件名（不含目录）；找不到为 null。新引用。 */
 json_t *baseline_file(const Evaluation *v, const char *run_key);
 /* 速度（token/秒，批大小 1），量不了为 0。 */

@@ -14,6 +14,16 @@ bool experiment_is_baseline(const Experiment *x) {
     return strcmp(x->config.method->name, "fp16") == 0 && !x->model.head_int8;
 }
 
+Evaluation experiment_evaluation(const Experiment *x) {
+    return (Evaluation){.options = &x->config.run, .model = (Model *)&x->model,
+                        .tokenizer = x->tokenizer, .texts = x->texts, .n_texts = x->n_texts,
+                        .protocol = x->protocol, .reference_dir = x->reference_dir,
+                        .run_key = x->run_key, .results_dir = x->results_dir,
+                        .tasks = (TaskSet *)&x->tasks, .task_key = x->task_key,
+                        .max_length = x->max_length, .is_baseline = experiment_is_baseline(x),
+                        .warnings = x->warnings, .fallbacks = x->fallbacks};
+}
+
 static void fall_back(Experiment *x, const char *text) {
     log_line(LOG_WARN, "%s", text);
     json_array_append_new(x->fallbacks, json_string(text));
@@ -128,9 +138,7 @@ static bool open_tasks(Experiment *x, Err *e) {
     size_t n;
     return dir && ((bridge_split(x, dir, &native, &n, e) &&
                     taskset_open(&x->tasks, dir, native, n, &options, e)) ||
-                   err_wrap(e, bridge_available(o)
-                                   ? "eval.lm_eval_tasks"
-                                   : "eval.lm_eval_tasks（没有 lm_eval 命令，只能评测原生的任务）"));
+                   err_wrap(e, "eval.lm_eval_tasks"));
 }
 
 /* 需要校准的方法：抽出样本，并查它与评测文本是否为同一份。 */

@@ -41,4 +41,6 @@ bool experiment_quantize(Experiment *x, QuantJob *job, Err *e);
 void experiment_describe(const Experiment *x);
 void experiment_close(Experiment *x);
 bool experiment_is_baseline(const Experiment *x);
+/* 评测要的各样东西（借自 x）。 */
+Evaluation experiment_evaluation(const Experiment *x);
 #endif

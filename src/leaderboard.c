@@ -342,6 +342,7 @@ bool leaderboard_build(Leaderboard *lb, const ResultFile *files, size_t n, Err *
         fill_deltas(b);
         ok = rank_board(b, e);
     }
+    ok = ok && leaderboard_build_tasks(lb, files, n, e);
     if (ok && lb->n_boards) qsort(lb->boards, lb->n_boards, sizeof *lb->boards, by_board);
     if (!ok) leaderboard_free(lb);
     return ok;

@@ -185,16 +185,15 @@ bool leaderboard_markdown(const Leaderboard *lb, Str *out, Err *e) {
         track = b->track;
         markdown_board(b, out);
     }
-    size_t before = out->len;
-    if (!leaderboard_tasks_markdown(lb->files, lb->n_results, out, e)) return false;
-    if (!lb->n_boards && out->len == before) str_add(out, "\n还没有成功的结果。\n");
+    leaderboard_tasks_markdown(lb, out);
+    if (!lb->n_boards && !lb->n_task_boards) str_add(out, "\n还没有成功的结果。\n");
     markdown_failed(lb, out);
     return !out->failed || err_set(e, ERR_MEMORY, "内存不足：生成排行榜");
 }
 
 /* ---------- CSV（RFC 4180） ---------- */
 
-static void csv_text(Str *out, const char *s) {
+void csv_text(Str *out, const char *s) {
     bool quote = strpbrk(s, ",\"\r\n") != NULL;
     if (quote) str_add(out, "\"");
     for (; *s; s++) {
@@ -225,7 +224,10 @@ static void csv_row(const Board *b, const BoardRow *r, Str *out) {
     csv_text(out, b->text_sha256);
     str_add(out, ",");
     csv_text(out, slash ? slash + 1 : r->file->path);
-    str_add(out, "\n");
+    double average = json_number_at(r->file->json, "results.lm_eval._avg_accuracy");
+    str_add(out, ",,,,,,"); /* 任务的列：只有平均准确率 */
+    if (isfinite(average)) str_addf(out, "%.17g", average);
+    str_add(out, ",,,,,,,\n");
 }
 
 bool leaderboard_csv(const Leaderboard *lb, Str *out, Err *e) {
@@ -233,10 +235,13 @@ bool leaderboard_csv(const Leaderboard *lb, Str *out, Err *e) {
                  "n_windows_total,rank_group,ppl,ppl_stderr,delta_ppl,delta_nll,delta_nll_ci_low,"
                  "delta_nll_ci_high,kl_mean,kl_p99,same_top1,bits_linear,bits_model,weights_mb,"
                  "rss_peak_mb,prefill_tok_s,decode_tok_s,quant_time_seconds,text_sha256,"
-                 "result_file\n");
+                 "result_file,metric,value,value_stderr,n_docs,num_fewshot,avg_accuracy,"
+                 "right_to_wrong,wrong_to_right,mcnemar_p,mcnemar_p_holm,equivalence_delta,"
+                 "noninferior_p,tost_p\n");
     for (size_t i = 0; i < lb->n_boards; i++)
         for (size_t j = 0; j < lb->boards[i].n_rows; j++)
             csv_row(&lb->boards[i], &lb->boards[i].rows[j], out);
+    leaderboard_tasks_csv(lb, out);
     return !out->failed || err_set(e, ERR_MEMORY, "内存不足：生成排行榜");
 }
 
@@ -283,7 +288,8 @@ static void screen_board(const Board *b, Str *out) {
 
 void leaderboard_screen(const Leaderboard *lb, Str *out) {
     for (size_t i = 0; i < lb->n_boards; i++) screen_board(&lb->boards[i], out);
-    if (!lb->n_boards) str_add(out, "还没有成功的结果。\n");
+    leaderboard_tasks_screen(lb, out);
+    if (!lb->n_boards && !lb->n_task_boards) str_add(out, "还没有成功的结果。\n");
     if (!lb->n_failed) return;
     str_add(out, "\n失败的运行\n");
     for (size_t i = 0; i < lb->n_failed; i++) {

@@ -1,29 +1,64 @@
-/* leaderboard_tasks — 榜上 lm-eval 任务的一节：准确率，与困惑度的排名分开
- * 一个表 = 同一轨道、模型（权重与 dtype）、计算类型、同样的一组任务（请求的 SHA-256 相同）；一行一个方法与设置的最新结果，
- * 一列一个直接点名的任务或组。按平均准确率排，不给排名组：差别够不够大看 ± 标准误与 McNemar 的 p。 */
+/* leaderboard_tasks — 任务的榜：分表、选主指标、对 fp16 的 p 的校正、排名组
+ * 排名组：平均准确率之差的分层符号检验（逐文档的 0/1 得分，paired.h），两两作，整表 Holm 校正；
+ * 从最好的一行起，与组长在 0.05 上分不开的同组。 */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "io/hash.h"
 #include "leaderboard.h"
 #include "markdown.h"
+#include "tasks/paired.h"
+#include "tasks/stats.h"
 
-typedef struct TaskRow {
-    const ResultFile *file;
-    const char *method, *settings;
-    char key[HASH_HEX]; /* 表的身份 */
-    double average;
-} TaskRow;
+#define ALPHA 0.05
+#define SEED 0
+enum { MAX_ROWS = 2000 }; /* 再多就不两两检验 */
 
 static json_t *tasks_of(const ResultFile *f) {
     return json_object_get(json_object_get(f->json, "results"), "lm_eval");
 }
 
-/* 列：不在组里的任务，和不在别的组里的组。 */
-static bool is_column(const char *name, const json_t *t) {
-    return name[0] != '_' && json_is_object(t) && !json_is_true(json_object_get(t, "in_group"));
+/* ---------- 列与主指标 ---------- */
+
+/* 主指标：acc_norm，没有则 acc，再没有则第一个。 */
+static const char *main_metric(json_t *t) {
+    static const char *const FIRST[] = {"acc_norm,none", "acc,none"};
+    for (size_t i = 0; i < 2; i++)
+        if (json_is_number(json_object_get(t, FIRST[i]))) return FIRST[i];
+    const char *key;
+    json_t *v;
+    json_object_foreach(t, key, v)
+        if (strchr(key, ',') && !strstr(key, "_stderr,") && json_is_number(v)) return key;
+    return NULL;
 }
+
+static bool is_accuracy(const char *metric) {
+    return metric && (strcmp(metric, "acc_norm,none") == 0 || strcmp(metric, "acc,none") == 0);
+}
+
+static bool lists(const json_t *names, const char *name) {
+    for (size_t i = 0; i < json_array_size(names); i++) {
+        const char *one = json_string_value(json_array_get(names, i));
+        if (one && strcmp(one, name) == 0) return true;
+    }
+    return false;
+}
+
+/* 列：直接点名而有指标的组；不在这样的组里的任务。 */
+static bool is_column(json_t *lm, const char *name, json_t *t) {
+    const char *other;
+    json_t *g;
+    if (name[0] == '_' || !json_is_object(t) || !main_metric(t)) return false;
+    if (json_is_true(json_object_get(t, "group"))) return !json_is_true(json_object_get(t, "in_group"));
+    if (!json_is_true(json_object_get(t, "in_group"))) return true;
+    json_object_foreach(lm, other, g)
+        if (json_is_true(json_object_get(g, "group")) && main_metric(g) &&
+            (!json_object_get(g, "tasks") || lists(json_object_get(g, "tasks"), name)))
+            return false;
+    return true;
+}
+
+/* ---------- 分表 ---------- */
 
 static void hash_text(Hash *h, const char *s) {
     hash_add(h, s, strlen(s) + 1);
@@ -55,13 +90,13 @@ static int by_table(const void *a, const void *b) {
     }
     int c = strcmp(x->key, y->key);
     if (c) return c;
-    if (x->average != y->average && !isnan(x->average) && !isnan(y->average))
-        return x->average > y->average ? -1 : 1;
+    if (isnan(x->average) != isnan(y->average)) return isnan(x->average) ? 1 : -1;
+    if (x->average != y->average && !isnan(x->average)) return x->average > y->average ? -1 : 1;
     c = strcmp(x->method, y->method);
     return c ? c : strcmp(x->settings, y->settings);
 }
 
-/* 收集有任务的结果；同一表里同方法同设置只留最新的。 */
+/* 收集有任务的结果（文件从新到旧）；同一表里同方法同设置只留最新的。 */
 static bool collect(const ResultFile *files, size_t n, TaskRow *rows, size_t *n_rows, Arena *a, Err *e) {
     for (size_t i = n; i-- > 0;) {
         const json_t *r = files[i].json;
@@ -79,92 +114,169 @@ static bool collect(const ResultFile *files, size_t n, TaskRow *rows, size_t *n_
     return true;
 }
 
-/* 一个任务的主指标：acc_norm，没有则 acc，再没有则第一个。 */
-static const char *main_metric(json_t *t) {
-    static const char *const FIRST[] = {"acc_norm,none", "acc,none"};
-    for (size_t i = 0; i < 2; i++)
-        if (json_is_number(json_object_get(t, FIRST[i]))) return FIRST[i];
-    const char *key;
-    json_t *v;
-    json_object_foreach(t, key, v)
-        if (strchr(key, ',') && !strstr(key, "_stderr,") && json_is_number(v)) return key;
-    return NULL;
-}
+/* ---------- 各格 ---------- */
 
-static void add_cell(Str *out, json_t *t) {
-    const char *key = main_metric(t), *comma = key ? strchr(key, ',') : NULL;
+static void fill_cell(TaskCell *c, json_t *t) {
+    *c = (TaskCell){.task = t, .metric = main_metric(t), .value = NAN, .error = NAN, .p_holm = NAN};
+    if (!c->metric) return;
     char se[256];
-    if (!key) {
-        str_add(out, " — |");
-        return;
-    }
-    snprintf(se, sizeof se, "%.*s_stderr%s", (int)(comma - key), key, comma);
-    str_add(out, " ");
-    md_number(out, "%.4f", json_object_get(t, key));
-    if (json_is_number(json_object_get(t, se))) md_number(out, " ±%.4f", json_object_get(t, se));
-    const json_t *b = json_object_get(json_object_get(t, "baseline"), key);
-    if (json_object_get(b, "mcnemar_p")) {
-        str_add(out, "（");
-        md_value(out, json_object_get(b, "right_to_wrong"));
-        str_add(out, "↓ ");
-        md_value(out, json_object_get(b, "wrong_to_right"));
-        md_number(out, "↑ p=%.2g）", json_object_get(b, "mcnemar_p"));
-    }
-    str_add(out, " |");
+    const char *comma = strchr(c->metric, ',');
+    snprintf(se, sizeof se, "%.*s_stderr%s", (int)(comma - c->metric), c->metric, comma);
+    const json_t *v = json_object_get(t, c->metric), *d = json_object_get(t, se);
+    if (json_is_number(v)) c->value = json_number_value(v);
+    if (json_is_number(d)) c->error = json_number_value(d);
+    const json_t *b = json_object_get(json_object_get(t, "baseline"), c->metric);
+    if (json_is_object(b)) c->paired = b;
 }
 
-static void add_table(Str *out, const TaskRow *rows, size_t n) {
-    const json_t *first = rows[0].file->json;
+static bool fill_cells(TaskBoard *b, Arena *a, Err *e) {
+    json_t *first = tasks_of(b->rows[0].file), *t;
     const char *name;
-    json_t *t;
-    size_t columns = 0;
-    str_addf(out, "\n### 轨道 %.1s · ", json_text_at(first, "config.track", "?"));
-    md_text(out, json_text_at(first, "config.model", ""));
-    str_addf(out, " · 权重 %s · 计算 %s\n\n| 方法 | 设置 | 平均准确率 |",
-             json_text_at(first, "model.dtype", ""), json_text_at(first, "compute.mode", ""));
-    json_object_foreach(tasks_of(rows[0].file), name, t) {
-        if (!is_column(name, t)) continue;
-        const char *key = main_metric(t);
-        str_add(out, " ");
-        md_text(out, name);
-        str_addf(out, "（%s", key ? key : "—");
-        str_add(out, "，");
-        md_value(out, json_object_get(t, "sample_len"));
-        str_add(out, " 份） |");
-        columns++;
+    b->columns = ARENA_ARRAY(a, const char *, json_object_size(first), e);
+    if (!b->columns) return false;
+    json_object_foreach(first, name, t)
+        if (is_column(first, name, t)) b->columns[b->n_columns++] = name;
+    for (size_t i = 0; i < b->n_rows; i++) {
+        b->rows[i].cells = ARENA_ARRAY(a, TaskCell, b->n_columns, e);
+        if (!b->rows[i].cells) return false;
+        for (size_t k = 0; k < b->n_columns; k++)
+            fill_cell(&b->rows[i].cells[k], json_object_get(tasks_of(b->rows[i].file), b->columns[k]));
     }
-    str_add(out, "\n|---|---|---:|");
-    for (size_t i = 0; i < columns; i++) str_add(out, "---:|");
-    for (size_t i = 0; i < n; i++) {
-        json_t *lm = tasks_of(rows[i].file);
-        str_add(out, "\n| ");
-        md_text(out, rows[i].method);
-        str_add(out, " | ");
-        md_text(out, rows[i].settings);
-        str_add(out, " | ");
-        md_number(out, "%.4f", json_object_get(lm, "_avg_accuracy"));
-        str_add(out, " |");
-        json_object_foreach(lm, name, t) {
-            if (is_column(name, t)) add_cell(out, t);
-        }
-    }
-    str_add(out, "\n");
+    return true;
 }
 
-bool leaderboard_tasks_markdown(const ResultFile *files, size_t n, Str *out, Err *e) {
+/* 表里全部对 fp16 的 McNemar 的 p 一起校正。 */
+static bool adjust_cells(TaskBoard *b, Err *e) {
     Arena a = {0};
-    size_t n_rows = 0;
-    TaskRow *rows = ARENA_ARRAY(&a, TaskRow, n, e);
-    bool ok = rows && collect(files, n, rows, &n_rows, &a, e);
-    if (ok && n_rows) {
-        qsort(rows, n_rows, sizeof *rows, by_table);
-        str_add(out, "\n## lm-eval 任务\n\n准确率与困惑度各自排列，互不影响。括号里是对同样文档的 fp16 的翻转数（↓ 对变错，↑ 错变对）与 "
-                     "McNemar 精确检验的 p。\n");
-        for (size_t i = 0, k; i < n_rows; i = k) {
-            for (k = i + 1; k < n_rows && strcmp(rows[k].key, rows[i].key) == 0;) k++;
-            add_table(out, rows + i, k - i);
-        }
+    size_t n = 0, k = 0;
+    double *p = ARENA_ARRAY(&a, double, 2 * b->n_rows * b->n_columns, e);
+    double *q = p ? p + b->n_rows * b->n_columns : NULL;
+    for (int pass = 0; p && pass < 2; pass++) {
+        for (size_t i = 0; i < b->n_rows; i++)
+            for (size_t c = 0; c < b->n_columns; c++) {
+                TaskCell *cell = &b->rows[i].cells[c];
+                const json_t *v = json_object_get(cell->paired, "mcnemar_p");
+                if (!json_is_number(v)) continue;
+                if (pass == 0) p[n++] = json_number_value(v);
+                else cell->p_holm = q[k++];
+            }
+        if (pass == 0 && !stats_holm(p, n, q)) p = NULL;
     }
     arena_free(&a);
-    return ok && (!out->failed || err_set(e, ERR_MEMORY, "内存不足：排行榜的任务一节"));
+    return p || err_set(e, ERR_MEMORY, "内存不足：任务的检验");
+}
+
+/* ---------- 排名组 ---------- */
+
+typedef struct Stratum { /* 一个任务：两行共有的文档 */
+    const char *task, *metric;
+    double weight; /* 每份文档在平均准确率里的权重 */
+} Stratum;
+
+static const char *scores_of(const TaskRow *r, const Stratum *s, size_t *n) {
+    const json_t *t = json_object_get(tasks_of(r->file), s->task);
+    const json_t *v = json_object_get(json_object_get(t, "doc_scores"), s->metric);
+    *n = json_string_length(v);
+    return json_string_value(v);
+}
+
+/* 平均准确率由哪些文档各以多大的权重组成。返回: 层数；有任务没有逐文档的得分为 0。 */
+static size_t strata_of(const TaskBoard *b, const TaskRow *r, Stratum *out) {
+    size_t n = 0, counted = 0;
+    for (size_t c = 0; c < b->n_columns; c++) counted += is_accuracy(r->cells[c].metric);
+    for (size_t c = 0; c < b->n_columns; c++) {
+        const TaskCell *cell = &r->cells[c];
+        if (!is_accuracy(cell->metric)) continue;
+        const json_t *leaves = json_object_get(cell->task, "tasks");
+        const json_t *equal = json_object_get(cell->task, "equal_weights");
+        char plain[32];
+        snprintf(plain, sizeof plain, "%.*s", (int)strcspn(cell->metric, ","), cell->metric);
+        size_t first = n, k = json_array_size(leaves), docs, total = 0;
+        if (!k) out[n++] = (Stratum){b->columns[c], cell->metric, 0};
+        for (size_t i = 0; i < k; i++) {
+            const char *leaf = json_string_value(json_array_get(leaves, i));
+            out[n++] = (Stratum){leaf ? leaf : "", cell->metric, 0};
+        }
+        for (size_t i = first; i < n; i++) {
+            if (!scores_of(r, &out[i], &docs) || docs == 0) return 0;
+            total += docs;
+        }
+        for (size_t i = first; i < n; i++) {
+            scores_of(r, &out[i], &docs);
+            double share = lists(equal, plain) ? 1 / (double)((n - first) * docs) : 1 / (double)total;
+            out[i].weight = share / (double)counted;
+        }
+    }
+    return n;
+}
+
+/* 两行之差的双侧 p；得分对不上（份数不同）为 NAN。 */
+static double pair_p(const TaskRow *x, const TaskRow *y, const Stratum *s, size_t n,
+                     PairedStratum *work) {
+    for (size_t i = 0; i < n; i++) {
+        size_t nx, ny;
+        const char *a = scores_of(x, &s[i], &nx), *b = scores_of(y, &s[i], &ny);
+        if (!a || !b || nx != ny) return NAN;
+        work[i] = (PairedStratum){.weight = s[i].weight};
+        for (size_t d = 0; d < nx; d++) {
+            work[i].worse += a[d] > b[d];
+            work[i].better += a[d] < b[d];
+        }
+    }
+    return paired_stratified_p(work, n, SEED);
+}
+
+/* 与各组长相比：分不开的同组，分得开的另立一组。 */
+static void assign_groups(TaskRow **rows, size_t n, const double *adjusted) {
+    int group = 0;
+    size_t leader = 0;
+    for (size_t j = 0; j < n; j++) {
+        size_t at = leader * n - leader * (leader + 1) / 2 + (j - leader - 1); /* 上三角中的 (leader, j) */
+        if (j == 0 || adjusted[at] < ALPHA) group++, leader = j;
+        rows[j]->group = group;
+    }
+}
+
+static bool rank_board(TaskBoard *b, Err *e) {
+    Arena a = {0};
+    size_t cap = json_object_size(tasks_of(b->rows[0].file)) * (b->n_columns + 1), n = 0, k = 0;
+    if (b->n_rows > MAX_ROWS) return true;
+    TaskRow **rows = ARENA_ARRAY(&a, TaskRow *, b->n_rows, e);
+    Stratum *strata = ARENA_ARRAY(&a, Stratum, cap, e);
+    PairedStratum *work = ARENA_ARRAY(&a, PairedStratum, cap, e);
+    bool ok = rows && strata && work;
+    for (size_t i = 0; ok && i < b->n_rows; i++)
+        if (!isnan(b->rows[i].average) && strata_of(b, &b->rows[i], strata)) rows[n++] = &b->rows[i];
+    size_t pairs = n * (n ? n - 1 : 0) / 2;
+    double *p = ok ? ARENA_ARRAY(&a, double, 2 * pairs, e) : NULL;
+    size_t m = p && n ? strata_of(b, rows[0], strata) : 0;
+    for (size_t i = 0; p && i < n; i++)
+        for (size_t j = i + 1; j < n; j++) {
+            double v = pair_p(rows[i], rows[j], strata, m, work);
+            p[k++] = isnan(v) ? 1 : v;
+        }
+    ok = p && stats_holm(p, pairs, p + pairs);
+    if (ok) assign_groups(rows, n, p + pairs);
+    arena_free(&a);
+    return ok || err_set(e, ERR_MEMORY, "内存不足：任务的排名检验");
+}
+
+bool leaderboard_build_tasks(Leaderboard *lb, const ResultFile *files, size_t n, Err *e) {
+    size_t n_rows = 0;
+    TaskRow *rows = ARENA_ARRAY(&lb->arena, TaskRow, n, e);
+    lb->task_boards = ARENA_ARRAY(&lb->arena, TaskBoard, n, e);
+    if (!rows || !lb->task_boards || !collect(files, n, rows, &n_rows, &lb->arena, e)) return false;
+    if (n_rows) qsort(rows, n_rows, sizeof *rows, by_table);
+    for (size_t i = 0, k; i < n_rows; i = k) {
+        for (k = i + 1; k < n_rows && strcmp(rows[k].key, rows[i].key) == 0;) k++;
+        const json_t *r = rows[i].file->json;
+        TaskBoard *b = &lb->task_boards[lb->n_task_boards++];
+        *b = (TaskBoard){.track = json_text_at(r, "config.track", "?")[0],
+                         .model = json_text_at(r, "config.model", ""),
+                         .dtype = json_text_at(r, "model.dtype", ""),
+                         .compute = json_text_at(r, "compute.mode", ""),
+                         .rows = rows + i, .n_rows = k - i};
+        if (!fill_cells(b, &lb->arena, e) || !adjust_cells(b, e) || !rank_board(b, e)) return false;
+    }
+    return true;
 }

@@ -88,21 +88,6 @@ static bool collect(Arena *a, Strings *out, const char *prefix, const YamlNode *
     return true;
 }
 
-/* 公共设置里，只有别的方法才有的键不用于本方法。 */
-static bool applies(const char *setting, const Method *m) {
-    char key[128];
-    size_t len = strcspn(setting, "="), n;
-    if (!m || len >= sizeof key) return true;
-    memcpy(key, setting, len);
-    key[len] = '\0';
-    if (option_find(m->options, key)) return true;
-    if (option_find(CALIB_OPTIONS, key)) return m->calibrated;
-    const Method *const *all = registry_methods(&n);
-    for (size_t i = 0; i < n; i++)
-        if (option_find(all[i]->options, key)) return false;
-    return true;
-}
-
 /* ---------- 读 YAML ---------- */
 
 typedef struct Entry { /* methods 列表的一项 */
@@ -195,12 +180,12 @@ static bool fill_cell(Arena *a, Cell *c, const Entry *m, const Strings *common,
     c->method = m->name;
     c->label = m->label;
     for (size_t i = 0; i < common->n; i++)
-        if (applies(common->items[i], known) && !push(a, &all, common->items[i], e)) return false;
+        if (schema_applies(common->items[i], known) && !push(a, &all, common->items[i], e)) return false;
     for (size_t i = 0; i < m->overrides.n; i++)
         if (!push(a, &all, m->overrides.items[i], e)) return false;
     for (size_t i = 0; i < n_extra; i++) {
         char *copy = arena_strdup(a, extra[i], e);
-        if (!copy || (applies(copy, known) && !push(a, &all, copy, e))) return false;
+        if (!copy || (schema_applies(copy, known) && !push(a, &all, copy, e))) return false;
     }
     c->overrides = all.items;
     c->n_overrides = all.n;

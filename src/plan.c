@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "baseline.h"
 #include "experiment.h"
 #include "io/file.h"
 #include "model/session.h"
@@ -194,6 +195,17 @@ static void print_files(const Experiment *x) {
     }
 }
 
+static bool print_baseline(const Experiment *x, Err *e) {
+    bool missing;
+    if (experiment_is_baseline(x)) return true;
+    if (!baseline_missing(x, &missing, e)) return false;
+    log_line(LOG_INFO, "fp16 基线：%s", !missing ? "已有同样数据与设置的存档"
+                                        : x->config.run.baseline == BASELINE_OFF
+                                            ? "没有，eval.baseline=off，不作比较"
+                                            : "没有，将先跑一次 fp16（时间与内存另计）");
+    return true;
+}
+
 bool run_plan(const RunRequest *r, Err *e) {
     Experiment x;
     bool ok = experiment_open(&x, &r->config, e);
@@ -217,6 +229,7 @@ bool run_plan(const RunRequest *r, Err *e) {
         ok = protocol_parse(&p, x.protocol, e) && print_texts(&x, &p, &tokens, e) &&
              print_tasks(&x, &tokens, e) &&
              print_cost(&x, &p, tokens, quantized ? &spec : NULL, e);
+        ok = ok && print_baseline(&x, e);
         if (ok) {
             Arena a = {0};
             const char *path = NULL;

@@ -37,7 +37,26 @@ static void add_metric(Str *out, const char *name, const json_t *task, const cha
     md_value(out, json_object_get(b, "wrong_to_right"));
     str_add(out, " | ");
     md_number(out, "%.4g", json_object_get(b, "mcnemar_p"));
+    str_add(out, " | ");
+    md_number(out, "%.4g", json_object_get(b, "noninferior_p"));
+    str_add(out, " | ");
+    md_number(out, "%.4g", json_object_get(b, "tost_p"));
     str_add(out, " |\n");
+}
+
+/* δ 的值：取第一个有比较的指标的。 */
+static void add_margin(Str *out, json_t *tasks) {
+    const char *name, *key;
+    json_t *t, *v;
+    json_object_foreach(tasks, name, t) json_object_foreach(json_object_get(t, "baseline"), key, v) {
+        const json_t *delta = json_object_get(v, "equivalence_delta");
+        if (!json_is_number(delta)) continue;
+        str_add(out, "\n对 fp16 的比较都是同样文档的配对检验：McNemar 精确检验；「不差于 δ」的零假设是准确率低了 δ 以上，「等价」（TOST）另加高了 δ 以上；"
+                     "p 小于 0.05 才能断定。δ = ");
+        md_number(out, "%g", delta);
+        str_add(out, "\n");
+        return;
+    }
 }
 
 static void add_sources(Str *out, json_t *tasks) {
@@ -69,12 +88,13 @@ void result_tasks_markdown(json_t *lm_eval, Str *out) {
     json_t *t, *v;
     if (!json_object_size(lm_eval)) return;
     str_add(out, "\n## lm-eval 任务\n\n| 任务 | 指标 | 值 | ± 标准误 | 文档数 | 对 fp16 之差 | 对→错 / 错→对 | McNemar p "
-                 "|\n|---|---|---:|---:|---:|---:|---:|---:|\n");
+                 "| 不差于 δ 的 p | 等价的 p |\n|---|---|---:|---:|---:|---:|---:|---:|---:|---:|\n");
     json_object_foreach(lm_eval, name, t) {
         json_object_foreach(t, key, v) {
             if (is_metric(key, v)) add_metric(out, name, t, key, v);
         }
     }
+    add_margin(out, lm_eval);
     const json_t *average = json_object_get(lm_eval, "_avg_accuracy");
     if (json_is_number(average)) {
         str_add(out, "\n平均准确率（acc_norm，没有则 acc）: ");

@@ -8,6 +8,7 @@
 #include <time.h>
 
 #include "base/log.h"
+#include "baseline.h"
 #include "bridge.h"
 #include "dump.h"
 #include "env_info.h"
@@ -142,12 +143,7 @@ static bool run_stages(Experiment *x, const RunRequest *r, json_t *result, Err *
                             json_pack("{s:f, s:f, s:f, s:f}", "load", x->model.load_seconds,
                                       "quantize", total > 0 ? total : 0, "calibration",
                                       job.calib_seconds, "error_check", job.check_seconds));
-        Evaluation v = {.options = &x->config.run, .model = &x->model, .tokenizer = x->tokenizer,
-                        .texts = x->texts, .n_texts = x->n_texts, .protocol = x->protocol,
-                        .reference_dir = x->reference_dir, .run_key = x->run_key,
-                        .results_dir = x->results_dir, .tasks = &x->tasks,
-                        .task_key = x->task_key, .max_length = x->max_length, .is_baseline = experiment_is_baseline(x),
-                        .warnings = x->warnings, .fallbacks = x->fallbacks};
+        Evaluation v = experiment_evaluation(x);
         ppl = evaluate_ppl(&v, e);
         ok = ppl != NULL && (tasks = evaluate_tasks(&v, &cost, e)) != NULL &&
              bridge_run(x, tasks, e);
@@ -198,7 +194,7 @@ bool run_experiment(const RunRequest *r, json_t **result, Err *e) {
     }
     if (ok) {
         experiment_describe(&x);
-        ok = run_stages(&x, r, *result, e);
+        ok = baseline_ensure(&x, r, e) && run_stages(&x, r, *result, e);
         set_status(*result, ok, e);
         json_object_set(*result, "warnings", x.warnings);
         json_object_set(*result, "fallbacks", x.fallbacks);

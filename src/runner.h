@@ -8,6 +8,9 @@
 typedef struct RunRequest {
     ConfigRequest config;
     const char *command;  /* 可复制的完整命令行 */
+    /* 算一次 fp16 基线（另开进程，内存的峰值不相混）；NULL 为不补算 */
+    bool (*make_baseline)(void *ctx, const ConfigRequest *fp16, Err *e);
+    void *make_baseline_ctx;
     const char *dump_linear, *dump_dir; /* 可选：把这一层的 w/scale/zero/code 写成 .npy */
 } RunRequest;
 

@@ -13,7 +13,7 @@ enum {
     JINJA_EVAL_DEPTH = 400,  /* 求值嵌套 */
     JINJA_VALUE_DEPTH = 100  /* 值的嵌套 */
 };
-#define JINJA_STEPS 20000000
+#define JINJA_STEPS 5000000
 #define JINJA_MEMORY ((size_t)64 << 20)
 #define JINJA_OUTPUT ((size_t)16 << 20)
 #define JINJA_SOURCE ((size_t)1 << 20)

@@ -287,7 +287,7 @@ METHOD(m_zfill) {
 METHOD(m_list_index) {
     bool same = false;
     for (size_t i = 0; i < self.u.list->n; i++) {
-        if (!jinja_spend(in, 0) || !v_equal(in, self.u.list->items[i], a[0], &same)) return false;
+        if (!v_equal(in, self.u.list->items[i], a[0], &same)) return false;
         *out = v_int((int64_t)i);
         if (same) return true;
     }
@@ -298,7 +298,7 @@ METHOD(m_list_count) {
     int64_t n = 0;
     for (size_t i = 0; i < self.u.list->n; i++) {
         bool same;
-        if (!jinja_spend(in, 0) || !v_equal(in, self.u.list->items[i], a[0], &same)) return false;
+        if (!v_equal(in, self.u.list->items[i], a[0], &same)) return false;
         n += same;
     }
     *out = v_int(n);

@@ -117,7 +117,8 @@ static bool same_case(Interp *in, Value v, void (*fn)(Str *, PyText),
     if (!v_to_text(in, v, &t)) return false;
     fn(&s, t);
     other(&o, t);
-    if (!v_take_str(in, &s, &mapped) || !v_take_str(in, &o, &flipped)) return false;
+    bool ok = v_take_str(in, &s, &mapped);
+    if (!v_take_str(in, &o, &flipped) || !ok) return false; /* 不论成败都收走两段 */
     return answer(out, py_same(mapped.u.str, t) && !py_same(flipped.u.str, t));
 }
 static bool t_upper(Interp *in, Value v, const Value *a, Value *out) {

@@ -243,13 +243,3 @@ double group_stderr(const double *se, const size_t *sizes, size_t n, bool weight
     if (!weighted) return n ? sqrt(sum) / (double)n : NAN;
     return total > (double)n ? sqrt(sum / (total - (double)n) / total) : NAN;
 }
-
-double mcnemar_exact(int64_t b, int64_t c) {
-    int64_t n = b + c, k = b < c ? b : c;
-    if (n == 0) return 1;
-    double tail = 0;
-    for (int64_t i = 0; i <= k; i++)
-        tail += exp(lgamma((double)n + 1) - lgamma((double)i + 1) - lgamma((double)(n - i) + 1) -
-                    (double)n * log(2));
-    return 2 * tail < 1 ? 2 * tail : 1;
-}

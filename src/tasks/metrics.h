@@ -38,6 +38,4 @@ double metric_stderr(Aggregation g, const double *x, size_t n);
 /* 组的聚合：按样本数加权（或等权）的平均，与合并的标准误。 */
 double group_mean(const double *x, const size_t *sizes, size_t n, bool weighted);
 double group_stderr(const double *se, const size_t *sizes, size_t n, bool weighted);
-/* McNemar 精确检验的双侧 p：b、c 是两个方向的翻转数。 */
-double mcnemar_exact(int64_t b, int64_t c);
 #endif

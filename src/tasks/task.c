@@ -113,25 +113,26 @@ static bool open_generation(Task *t, Err *e) {
     return true;
 }
 
-static const char *split_name(const Task *t, const char *key) {
-    const json_t *v = json_object_get(t->config, key);
-    return json_is_string(v) ? json_string_value(v) : NULL;
+static const char *split_name(const json_t *config, const char *key) {
+    return json_string_value(json_object_get(config, key));
 }
 
-/* 评测用 test，没有则 validation；少样本用 fewshot_split，没有则 train、validation、test。 */
+void task_splits(const json_t *config, const char **eval, const char **fewshot) {
+    static const char *const ELSE[] = {"training_split", "validation_split", "test_split"};
+    *eval = split_name(config, "test_split");
+    if (!*eval) *eval = split_name(config, "validation_split");
+    *fewshot = split_name(json_object_get(config, "fewshot_config"), "split");
+    if (!*fewshot) *fewshot = split_name(config, "fewshot_split");
+    for (int i = 0; i < 3 && !*fewshot; i++) *fewshot = split_name(config, ELSE[i]);
+}
+
 static bool open_splits(Task *t, const TaskOptions *o, Err *e) {
-    const json_t *few = json_object_get(t->config, "fewshot_config");
-    const json_t *own = json_object_get(few, "split");
     if (!json_get_int_or(t->config, t->name, "num_fewshot", 0, 0, MAX_FEWSHOT, &t->n_fewshot, e))
         return false;
     bool fixed = json_is_integer(json_object_get(t->config, "num_fewshot")) && t->n_fewshot == 0;
     if (o->fewshot >= 0 && !fixed) t->n_fewshot = o->fewshot;
-    t->eval_split = split_name(t, "test_split");
-    if (!t->eval_split) t->eval_split = split_name(t, "validation_split");
+    task_splits(t->config, &t->eval_split, &t->fewshot_split);
     if (!t->eval_split) return err_set(e, ERR_CONFIG, "没有 test_split，也没有 validation_split");
-    t->fewshot_split = json_is_string(own) ? json_string_value(own) : split_name(t, "fewshot_split");
-    static const char *const ELSE[] = {"training_split", "validation_split", "test_split"};
-    for (int i = 0; i < 3 && !t->fewshot_split; i++) t->fewshot_split = split_name(t, ELSE[i]);
     return task_data_open(&t->eval_file, &t->arena, o->data_dir, t->name, t->config, t->eval_split, e);
 }
 
@@ -146,7 +147,7 @@ static bool open_fewshot(Task *t, const TaskOptions *o, Err *e) {
     const json_t *few = json_object_get(t->config, "fewshot_config");
     const json_t *samples = json_object_get(few, "samples");
     const json_t *from = json_object_get(few, "process_docs") ? few : t->config;
-    if (!json_object_get(few, "split") && !split_name(t, "fewshot_split") && json_is_array(samples)) {
+    if (!json_object_get(few, "split") && !split_name(t->config, "fewshot_split") && json_is_array(samples)) {
         t->fewshot_docs = json_deep_copy(samples);
         return t->fewshot_docs != NULL || err_set(e, ERR_MEMORY, "内存不足");
     }

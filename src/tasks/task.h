@@ -63,6 +63,9 @@ typedef struct TaskOptions {
 /* 读配置与数据，检查原生路径支持其全部设置。错误带任务名。 */
 bool task_open(Task *t, const TaskChoice *choice, const TaskOptions *o, Err *e);
 void task_close(Task *t);
+/* 任务的两个划分：评测用 test_split，没有则 validation_split；少样本用 fewshot_config.split、fewshot_split，
+ * 没有则 train、validation、test。都没有写的为 NULL。 */
+void task_splits(const json_t *config, const char **eval, const char **fewshot);
 /* 拼好每份文档的请求（文字），算 requests_sha256。 */
 bool task_build(Task *t, Err *e);
 /* 编码成 token。 */

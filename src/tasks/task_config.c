@@ -8,7 +8,7 @@
 #include "io/file.h"
 #include "io/yaml.h"
 
-enum { MAX_DEPTH = 8, MAX_CHOICES = 16384 };
+enum { MAX_DEPTH = 8, MAX_CHOICES = 16384, NEAR = 3 };
 
 /* ---------- YAML → JSON ---------- */
 
@@ -226,11 +226,22 @@ static bool unknown_task(const TaskIndex *x, const char *name, Err *e) {
         names[n++] = x->entries[i].name;
         if (tag) names[n++] = tag;
     }
-    const char *near = names ? str_nearest(name, names, n) : NULL;
-    for (size_t i = 0; names && !near && i < n; i++) /* 少写了前后缀：ceval → ceval-valid */
-        if (str_starts(names[i], name)) near = names[i];
-    err_set(e, ERR_CONFIG, "没有任务 '%s'%s%s%s。全部任务: ptq-bench list tasks", name,
-            near ? "，是否想写 '" : "", near ? near : "", near ? "'" : "");
+    Str near = {0};
+    for (size_t k = 0; names && k < NEAR; k++) { /* 最近的几个，找到一个去掉一个 */
+        const char *one = str_nearest(name, names, n);
+        for (size_t i = 0; !one && i < n; i++) /* 少写了前后缀：ceval → ceval-valid */
+            if (str_starts(names[i], name)) one = names[i];
+        if (!one) break;
+        str_addf(&near, "%s'%s'", near.len ? "、" : "", one);
+        size_t kept = 0;
+        for (size_t i = 0; i < n; i++)
+            if (strcmp(names[i], one) != 0) names[kept++] = names[i];
+        n = kept;
+    }
+    err_set(e, ERR_CONFIG, "没有任务 '%s'%s%s。原生的任务: ptq-bench list tasks；"
+            "lm-eval 的其他任务经 lm_eval 评测，先 pip install \"lm_eval[api]\"", name,
+            near.len ? "，是否想写 " : "", near.len ? near.data : "");
+    str_free(&near);
     arena_free(&a);
     return false;
 }

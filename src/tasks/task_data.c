@@ -249,13 +249,15 @@ static bool data_file(Search *s, const json_t *config, Err *e) {
 static bool missing(const Search *s, const char *task, const json_t *config, Err *e) {
     const char *path = json_string_value(json_object_get(config, "dataset_path"));
     const char *name = json_string_value(json_object_get(config, "dataset_name"));
-    return err_set(e, ERR_MISSING,
-                   "任务 %s 缺少数据（划分 %s）。在 %s/raw/tasks/ 下找过：%s（.jsonl、.json、.csv）。取得方法：从 Hugging "
-                   "Face 数据集 %s%s%s%s 导出该划分为 JSONL（每行一个对象，列名不变），再运行 scripts/prepare_data.sh "
-                   "--task %s --from %s.jsonl",
-                   task, s->split, s->data_dir, s->tried.data ? s->tried.data : "",
-                   path ? path : "（任务没有写 dataset_path）", name ? "（" : "", name ? name : "",
-                   name ? "）" : "", task, s->split);
+    return err_set(
+        e, ERR_MISSING,
+        "任务 %s 缺少数据（划分 %s）。在 %s/raw/tasks/ 下找过：%s（.jsonl、.json、.csv）。\n取得：scripts/prepare_data.sh "
+        "--task %s（用 python3 的 datasets 从 Hugging Face 的 %s%s%s%s 导出；没有则先 pip install datasets，连不上先 export "
+        "HF_ENDPOINT=https://hf-mirror.com）\n已有导出的文件（每行一个 JSON 对象，列名不变）：scripts/prepare_data.sh --task %s "
+        "--from %s.jsonl",
+        task, s->split, s->data_dir, s->tried.data ? s->tried.data : "", task,
+        path ? path : "（任务没有写 dataset_path）", name ? "（" : "", name ? name : "", name ? "）" : "", task,
+        s->split);
 }
 
 static json_t *read_rows(const char *path, const FileMap *m, Err *e) {

@@ -31,6 +31,34 @@ static bool digest(TaskSet *s, Err *e) {
     return ok || err_set(e, ERR_MEMORY, "内存不足");
 }
 
+/* 数据先找一遍，缺的一次说全：第一个细说找过哪里、怎样取得，其余列名。 */
+static bool check_data(const TaskSelection *s, const TaskOptions *o, Err *e) {
+    enum { NAMED = 8 };
+    Arena a = {0};
+    Err first = {0}, why;
+    Str others = {0};
+    size_t missing = 0;
+    for (size_t i = 0; i < s->n_tasks; i++) {
+        const TaskChoice *t = &s->tasks[i];
+        const char *eval, *fewshot;
+        task_splits(t->config, &eval, &fewshot);
+        why = (Err){0};
+        if (!eval || task_data_find(&a, o->data_dir, t->name, t->config, eval, &why) ||
+            why.code != ERR_MISSING)
+            continue; /* 别的错误由打开时报 */
+        if (++missing == 1) first = why;
+        else if (missing <= NAMED) str_addf(&others, "%s%s", missing > 2 ? "、" : "", t->name);
+    }
+    if (missing > 1)
+        err_set(e, ERR_MISSING, "%s\n%zu 个任务里有 %zu 个缺数据，另有：%s%s", first.msg, s->n_tasks, missing,
+                others.data ? others.data : "", missing > NAMED ? "…" : "");
+    else if (missing)
+        *e = first;
+    str_free(&others);
+    arena_free(&a);
+    return !missing;
+}
+
 bool taskset_open(TaskSet *s, const char *tasks_dir, const char *const *names, size_t n,
                   const TaskOptions *o, Err *e) {
     *s = (TaskSet){0};
@@ -41,6 +69,7 @@ bool taskset_open(TaskSet *s, const char *tasks_dir, const char *const *names, s
         s->tasks = ARENA_ARRAY(&s->arena, Task, s->selection.n_tasks, e);
         ok = s->tasks != NULL;
     }
+    ok = ok && check_data(&s->selection, o, e);
     for (size_t i = 0; ok && i < s->selection.n_tasks; i++) {
         Task *t = &s->tasks[i];
         ok = task_open(t, &s->selection.tasks[i], o, e);
@@ -246,6 +275,13 @@ static bool put_group_metric(json_t *o, const TaskSet *s, const GroupChoice *g, 
     const json_t *want = json_object_get(agg, "filter_list"), *w = json_object_get(agg, "weight_by_size");
     bool weighted = !w || json_is_true(w);
     if (!metric) return err_set(e, ERR_CONFIG, "组 %s 的 aggregate_metric_list 要有 metric", g->name);
+    if (!weighted) {
+        json_t *equal = json_object_get(o, "equal_weights");
+        if (!equal && json_object_set_new(o, "equal_weights", equal = json_array()) != 0)
+            return err_set(e, ERR_MEMORY, "内存不足");
+        if (json_array_append_new(equal, json_string(metric)) != 0)
+            return err_set(e, ERR_MEMORY, "内存不足");
+    }
     for (size_t i = 0; i < g->n_leaves; i++) {
         const Task *t = &s->tasks[g->leaves[i]];
         for (size_t f = 0; f < t->n_filters; f++) {
@@ -272,7 +308,12 @@ static json_t *group_result(const TaskSet *s, const GroupChoice *g, const json_t
     json_int_t docs = 0;
     for (size_t i = 0; ok && i < json_array_size(list); i++)
         ok = put_group_metric(o, s, g, results, json_array_get(list, i), e);
-    for (size_t i = 0; i < g->n_leaves; i++) docs += (json_int_t)s->tasks[g->leaves[i]].n_docs;
+    json_t *names = json_array();
+    for (size_t i = 0; i < g->n_leaves; i++) {
+        docs += (json_int_t)s->tasks[g->leaves[i]].n_docs;
+        ok = ok && json_array_append_new(names, json_string(s->tasks[g->leaves[i]].name)) == 0;
+    }
+    ok = json_object_set_new(o, "tasks", names) == 0 && ok;
     if (ok)
         ok = json_object_set_new(o, "alias",
                                  json_string(alias_of(g->config, "group_alias", g->name))) == 0 &&

@@ -27,7 +27,7 @@ run() {
 }
 run --override "eval.lm_eval_command='$work/lm_eval'"
 rc=$?
-result=$(ls "$work"/results/*.json 2>/dev/null | head -n 1)
+result=$(ls "$work"/results/*__rtn__*.json 2>/dev/null | head -n 1)
 value() { "$json_get" "$result" "results.lm_eval.$1" 2>&1; }
 if [ $rc -eq 0 ]; then ok "原生的与过桥的一起评测"; else not_ok "原生的与过桥的一起评测" "$(cat "$work/err")"; fi
 check "lm_eval 的参数" grep -qx -- 'fake_task' "$work/args"

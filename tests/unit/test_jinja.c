@@ -150,6 +150,10 @@ static void test_hostile(void **state) {
     Err e = {0};
     assert_false(python_literal(&v, deep, strlen(deep), "t", &e));
     free(deep);
+    /* 每比一对都算步数：长列表之间的 == 与 unique 也有界 */
+    fails("{% set l = range(90000)|list %}{% set m = range(90000)|list %}"
+          "{% for i in range(90000) %}{% if l == m %}{% endif %}{% endfor %}", "死循环");
+    fails("{{ range(200000)|unique|list }}", "死循环");
 }
 
 static void test_messages(void **state) {

@@ -221,6 +221,137 @@ static void test_plot(void **state) {
     leaderboard_free(&lb);
 }
 
+/* ---------- 任务的榜 ---------- */
+
+/* 一个任务：第 i 份文档的得分为 right(i)；baseline 为对 fp16 的比较（worse < 0 则没有）。 */
+static json_t *task(const char *sha, const char *metric, const char *scores, int worse, int better) {
+    size_t n = strlen(scores), right = 0;
+    char se[64], plain[32];
+    snprintf(plain, sizeof plain, "%.*s", (int)strcspn(metric, ","), metric);
+    snprintf(se, sizeof se, "%s_stderr,none", plain);
+    for (size_t i = 0; i < n; i++) right += scores[i] == '1';
+    json_t *t = json_pack("{s:f, s:f, s:i, s:i, s:s, s:{s:s}, s:n}", metric,
+                          (double)right / (double)n, se, 0.05, "sample_len", (int)n, "num_fewshot", 0,
+                          "requests_sha256", sha, "doc_scores", metric, scores, "baseline");
+    if (worse >= 0)
+        json_object_set_new(t, "baseline",
+                            json_pack("{s:{s:i, s:i, s:i, s:f, s:f, s:f, s:f}}", metric, "n", (int)n,
+                                      "right_to_wrong", worse, "wrong_to_right", better, "mcnemar_p",
+                                      0.03, "equivalence_delta", 0.01, "noninferior_p", 0.5, "tost_p",
+                                      0.6));
+    return t;
+}
+
+/* 200 份文档：前 right 份答对，再错开 skip 份。 */
+static const char *scores(size_t right, size_t skip) {
+    static char text[8][201];
+    static int at;
+    char *s = text[at++ % 8];
+    for (size_t i = 0; i < 200; i++) s[(i + skip) % 200] = i < right ? '1' : '0';
+    s[200] = '\0';
+    return s;
+}
+
+static void add_tasks(const char *method, int bits, size_t right, size_t skip, bool baseline) {
+    add((Fixture){.method = method, .bits = bits, .shift = bits ? 0.1 : 0});
+    json_t *lm = json_object();
+    json_object_set_new(lm, "arc_easy", task("a", "acc_norm,none", scores(right, skip), baseline ? -1 : 9, 2));
+    json_object_set_new(lm, "g_one", task("b", "acc,none", scores(100, 0), -1, 0));
+    json_object_set_new(lm, "g_two", task("c", "acc,none", scores(50, 0), -1, 0));
+    json_object_set_new(json_object_get(lm, "g_one"), "in_group", json_true());
+    json_object_set_new(json_object_get(lm, "g_two"), "in_group", json_true());
+    json_object_set_new(lm, "g", json_pack("{s:f, s:b, s:[s, s], s:i}", "acc,none", 0.375, "group", 1,
+                                           "tasks", "g_one", "g_two", "sample_len", 400));
+    json_object_set_new(lm, "_avg_accuracy", json_real(((double)right / 200 + 0.375) / 2));
+    json_object_set_new(json_object_get(files[n_files - 1].json, "results"), "lm_eval", lm);
+}
+
+static void test_task_board(void **state) {
+    (void)state;
+    add_tasks("fp16", 0, 150, 0, true);
+    add_tasks("rtn", 4, 145, 0, false); /* 只差 5 份：p = 2/2^5 = 0.0625 */
+    add_tasks("rtn", 3, 90, 0, false);
+    Leaderboard lb = build();
+    assert_int_equal(lb.n_task_boards, 1);
+    const TaskBoard *b = &lb.task_boards[0];
+    assert_int_equal(b->n_rows, 3);
+    assert_int_equal(b->n_columns, 2); /* 组里的任务不单列 */
+    const char *want[] = {"BF16", "W4 g64 sym", "W3 g64 sym"};
+    const int group[] = {1, 1, 2};
+    for (size_t i = 0; i < 3; i++) {
+        assert_string_equal(b->rows[i].settings, want[i]);
+        assert_int_equal(b->rows[i].group, group[i]);
+    }
+    for (size_t c = 0; c < b->n_columns; c++) {
+        if (strcmp(b->columns[c], "arc_easy") != 0) continue;
+        assert_string_equal(b->rows[1].cells[c].metric, "acc_norm,none");
+        assert_true(fabs(b->rows[1].cells[c].p_holm - 0.06) < 1e-12); /* 两格各 0.03 */
+        assert_true(isnan(b->rows[0].cells[c].p_holm));
+    }
+    Str md = {0}, csv = {0};
+    Err e = {0};
+    assert_true(leaderboard_markdown(&lb, &md, &e) && leaderboard_csv(&lb, &csv, &e));
+    assert_non_null(strstr(md.data, "（9↓ 2↑ p=0.06）"));
+    assert_non_null(strstr(csv.data, "A,demo,arc_easy,lm-eval,float32,BF16,rtn,W4 g64 sym,,,1,"));
+    size_t columns = 0;
+    for (const char *p = csv.data, *end; *p; p = end + 1) { /* 各行的格数相同 */
+        size_t cells = 1;
+        bool quoted = false;
+        for (end = p; *end != '\n'; end++) {
+            if (*end == '"') quoted = !quoted;
+            cells += *end == ',' && !quoted;
+        }
+        if (!columns) columns = cells;
+        assert_int_equal(cells, columns);
+    }
+    str_free(&md);
+    str_free(&csv);
+    leaderboard_free(&lb);
+}
+
+/* 没有逐文档的得分（旧的结果、过桥的任务）：照样列出，不给排名组；请求不同的不在一个表。 */
+static void test_task_board_gaps(void **state) {
+    (void)state;
+    add_tasks("fp16", 0, 150, 0, true);
+    add_tasks("rtn", 4, 145, 0, false);
+    json_t *lm = json_object_get(json_object_get(files[1].json, "results"), "lm_eval");
+    json_object_del(json_object_get(lm, "arc_easy"), "doc_scores");
+    add_tasks("rtn", 3, 145, 0, false);
+    lm = json_object_get(json_object_get(files[2].json, "results"), "lm_eval");
+    json_object_set_new(json_object_get(lm, "arc_easy"), "requests_sha256", json_string("别的题"));
+    Leaderboard lb = build();
+    assert_int_equal(lb.n_task_boards, 2);
+    for (size_t i = 0; i < 2; i++)
+        for (size_t k = 0; k < lb.task_boards[i].n_rows; k++) {
+            const TaskRow *r = &lb.task_boards[i].rows[k];
+            assert_int_equal(r->group, r->file != &files[1]);
+        }
+    leaderboard_free(&lb);
+}
+
+/* 终端上任务的榜不超过 100 列，放不下的任务另起一段。 */
+static void test_task_screen(void **state) {
+    (void)state;
+    add_tasks("fp16", 0, 150, 0, true);
+    json_t *lm = json_object_get(json_object_get(files[0].json, "results"), "lm_eval");
+    for (int i = 0; i < 12; i++) {
+        char name[32];
+        snprintf(name, sizeof name, "another_task_%d", i);
+        json_object_set_new(lm, name, task("x", "acc,none", scores(100, 0), -1, 0));
+    }
+    Leaderboard lb = build();
+    Str s = {0};
+    leaderboard_tasks_screen(&lb, &s);
+    int heads = 0;
+    for (char *line = strtok(s.data, "\n"); line; line = strtok(NULL, "\n")) {
+        assert_true(str_width(line) <= 100);
+        heads += str_starts(line, "排名组");
+    }
+    assert_in_range(heads, 3, 5);
+    str_free(&s);
+    leaderboard_free(&lb);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(test_order_and_groups, reset),
@@ -233,6 +364,9 @@ int main(void) {
         cmocka_unit_test_setup(test_screen, reset),
         cmocka_unit_test_setup(test_settings, reset),
         cmocka_unit_test_setup(test_plot, reset),
+        cmocka_unit_test_setup(test_task_board, reset),
+        cmocka_unit_test_setup(test_task_board_gaps, reset),
+        cmocka_unit_test_setup(test_task_screen, reset),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     reset(NULL);

@@ -8,6 +8,7 @@
 #include <cmocka.h>
 
 #include "base/rng.h"
+#include "tasks/paired.h"
 #include "tasks/stats.h"
 
 static void near(double got, double want, double tol) {
@@ -124,12 +125,61 @@ static void test_holm(void **state) {
     assert_true(stats_holm(p, 0, q));
 }
 
+/* scipy.stats.binomtest(min(b,c), b+c, 0.5).pvalue */
+static void test_mcnemar(void **state) {
+    (void)state;
+    near(mcnemar_exact(1, 9), 0.021484375, 1e-12);
+    near(mcnemar_exact(20, 12), 0.21532714972272515, 1e-12);
+    near(mcnemar_exact(150, 120), 0.07738939898021849, 1e-12);
+    near(mcnemar_exact(0, 0), 1, 0), near(mcnemar_exact(5, 5), 1, 0);
+}
+
+/* 期望值：scipy 数值求受限的最大似然估计，再算得分统计量；第一行即 Tango（1998）的例子，Z = 1.709，p = 0.044。 */
+static void test_equivalence(void **state) {
+    (void)state;
+    static const struct {
+        int n, worse, better;
+        double delta, noninferior, nonsuperior;
+    } WANT[] = {
+        {44, 1, 0, 0.1, 0.0437658444, 0.0071529392}, {44, 0, 1, 0.1, 0.0071529392, 0.0437658444},
+        {100, 0, 0, 0.01, 0.1574393248, 0.1574393248}, {100, 3, 7, 0.05, 0.0059507867, 0.3770363261},
+        {500, 20, 12, 0.02, 0.3626117251, 0.0014221539},
+        {2376, 150, 120, 0.01, 0.6481259104, 0.0005802309}, {40, 6, 2, 0.1, 0.5, 0.0056561634}};
+    for (size_t i = 0; i < sizeof WANT / sizeof *WANT; i++) {
+        Equivalence q = paired_equivalence(WANT[i].n, WANT[i].worse, WANT[i].better, WANT[i].delta);
+        near(q.noninferior_p, WANT[i].noninferior, 1e-8);
+        near(q.nonsuperior_p, WANT[i].nonsuperior, 1e-8);
+        near(q.tost_p, fmax(q.noninferior_p, q.nonsuperior_p), 0);
+    }
+    assert_true(isnan(paired_equivalence(0, 0, 0, 0.01).tost_p));
+    /* 全部翻转、全部同向：仍是概率 */
+    Equivalence all = paired_equivalence(50, 50, 0, 0.01);
+    assert_true(all.noninferior_p > 0.999 && all.nonsuperior_p < 1e-6);
+}
+
+/* 期望值：三层的符号分布逐点卷积得到的精确 p；抽样的误差在三倍标准差之内。 */
+static void test_stratified(void **state) {
+    (void)state;
+    const PairedStratum a[] = {{1, 6, 0.5}, {4, 2, 0.2}};
+    const PairedStratum b[] = {{2, 9, 1.0 / 300}, {10, 8, 1.0 / 1000}, {0, 3, 0.01}};
+    const PairedStratum c[] = {{30, 50, 1.0 / 2376}, {40, 25, 1.0 / 1267}, {33, 30, 1.0 / 1838}};
+    near(paired_stratified_p(a, 2, 0), 0.14892578125, 0.011);
+    near(paired_stratified_p(b, 3, 0), 0.009150892496109, 0.003);
+    near(paired_stratified_p(c, 3, 0), 0.5559471160135572, 0.015);
+    /* 权重相同：就是 McNemar 精确检验 */
+    const PairedStratum d[] = {{1, 5, 0.1}, {0, 4, 0.1}}, none[] = {{0, 0, 1}, {0, 0, 2}};
+    near(paired_stratified_p(d, 2, 0), mcnemar_exact(1, 9), 0);
+    near(paired_stratified_p(none, 2, 0), 1, 0);
+    near(paired_stratified_p(none, 0, 0), 1, 0);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_known),        cmocka_unit_test(test_degenerate),
         cmocka_unit_test(test_normal),       cmocka_unit_test(test_level),
         cmocka_unit_test(test_blocks),       cmocka_unit_test(test_shared_draws),
-        cmocka_unit_test(test_holm),
+        cmocka_unit_test(test_holm),         cmocka_unit_test(test_mcnemar),
+        cmocka_unit_test(test_equivalence),  cmocka_unit_test(test_stratified),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -183,10 +183,12 @@ test-smollm2: deps-test
 	+@$(MAKE) --no-print-directory all tests
 	@bash tests/golden/smollm2.sh
 
-# SmolLM2 的 lm-eval 任务，逐文档对照 lm-evaluation-harness（要先取得模型；几分钟，不在 make test 里）
+# SmolLM2 的 lm-eval 任务，逐文档对照 lm-evaluation-harness（要先取得模型；几分钟，不在 make test 里）；
+# 有 LM_EVAL_PYTHON、SMOL 时另与当场跑的框架对照（少样本、生成、其余任务）
 test-lm-eval: deps-test
 	+@$(MAKE) --no-print-directory all tests
 	@bash tests/golden/lm_eval.sh
+	@bash tests/golden/lm_eval_harness.sh
 
 # 真正的 lm_eval（pip）经 HTTP 用我们的模型，准确率与原生路径比较；SMOL= 指明 SmolLM2 的 HF 文件夹
 test-bridge: deps-test

@@ -106,6 +106,7 @@ static bool serve(Experiment *x, ServerOptions *o, Err *e) {
     EngineCounts n;
     o->engine.model = &x->model;
     o->engine.tokenizer = x->tokenizer;
+    o->engine.eos = &x->eos;
     o->engine.name = x->config.model.name;
     o->engine.max_length = x->config.model.max_seq_len > 0 ? x->config.model.max_seq_len
                                                            : c->max_position;

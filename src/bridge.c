@@ -315,7 +315,7 @@ bool bridge_run(Experiment *x, json_t *lm_eval, Err *e) {
                                    x->run_key, (long)getpid());
     ServerOptions o = {.host = "127.0.0.1", .max_body = (size_t)16 << 20,
                        .max_connections = CONNECTIONS, .idle_seconds = 3600,
-                       .engine = {.model = &x->model, .tokenizer = x->tokenizer,
+                       .engine = {.model = &x->model, .tokenizer = x->tokenizer, .eos = &x->eos,
                                   .name = x->config.model.name, .max_length = x->max_length,
                                   .max_queue = 2 * CONCURRENT}};
     Server *s;

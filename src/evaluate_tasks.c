@@ -313,7 +313,7 @@ static bool finish_task(const Evaluation *v, const Task *t, const DocValue *valu
 
 json_t *evaluate_tasks(const Evaluation *v, ScoreCost *cost, Err *e) {
     TaskSet *s = v->tasks;
-    Encoder encoder;
+    Encoder encoder = {0};
     Arena a = {0};
     *cost = (ScoreCost){0};
     if (s->n == 0) {
@@ -323,8 +323,9 @@ json_t *evaluate_tasks(const Evaluation *v, ScoreCost *cost, Err *e) {
     }
     DocValue **values = ARENA_ARRAY(&a, DocValue *, s->n, e);
     json_t *all = NULL;
-    bool ok = values && encoder_init(&encoder, v->tokenizer, v->max_length, e) &&
-              taskset_encode(s, &encoder, e) && taskset_run(s, v->model, v->tokenizer, cost, e);
+    bool ok = values && encoder_init(&encoder, v->tokenizer, v->max_length, e);
+    encoder.eos = v->eos;
+    ok = ok && taskset_encode(s, &encoder, e) && taskset_run(s, v->model, v->tokenizer, cost, e);
     for (size_t i = 0; ok && i < s->n; i++)
         ok = task_values(&s->tasks[i], v->tokenizer, &values[i], &a, e);
     ok = ok && (all = taskset_results(s, values, e)) != NULL;

@@ -27,6 +27,7 @@ typedef struct Evaluation {
     TaskSet *tasks;            /* 已打开；没有任务时 n 为 0 */
     const char *task_key;      /* 模型、分词器、计算精度：基线的任务存档的 key 的一部分 */
     int64_t max_length;        /* 任务的上下文长度 */
+    const EosSet *eos;         /* 生成的终点 */
     bool is_baseline;          /* fp16：存档；否则比较 */
     json_t *warnings, *fallbacks; /* 字符串数组，追加 */
 } Evaluation;

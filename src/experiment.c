@@ -20,7 +20,7 @@ Evaluation experiment_evaluation(const Experiment *x) {
                         .protocol = x->protocol, .reference_dir = x->reference_dir,
                         .run_key = x->run_key, .results_dir = x->results_dir,
                         .tasks = (TaskSet *)&x->tasks, .task_key = x->task_key,
-                        .max_length = x->max_length, .is_baseline = experiment_is_baseline(x),
+                        .max_length = x->max_length, .eos = &x->eos, .is_baseline = experiment_is_baseline(x),
                         .warnings = x->warnings, .fallbacks = x->fallbacks};
 }
 
@@ -83,7 +83,7 @@ static bool open_model(Experiment *x, Err *e) {
     if (vocab > x->model.config.vocab)
         return err_set(e, ERR_FORMAT, "%s: 分词器有 %lld 个 token，多于模型词表的 %lld 个", x->model_path,
                        (long long)vocab, (long long)x->model.config.vocab);
-    return true;
+    return eos_open(&x->eos, x->model_path, x->tokenizer, x->model.config.vocab, e);
 }
 
 /* 全部权重都以稠密形式留在内存里、加上评测的工作区，超过 max_memory 就逐块载入未量化的线性层。 */

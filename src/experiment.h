@@ -27,6 +27,7 @@ typedef struct Experiment {
     char run_key[HASH_HEX];
     char task_key[HASH_HEX]; /* 见 Evaluation */
     int64_t max_length;
+    EosSet eos;              /* 生成的终点 */
     const char *model_path, *data_dir, *results_dir, *reference_dir;
     ComputeMode compute;
     json_t *warnings, *fallbacks;

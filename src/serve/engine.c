@@ -173,7 +173,7 @@ static bool prepare_sequences(Engine *g, Work *w, Err *e) {
     uint64_t seed = r->has_seed ? r->seed : random_seed();
     for (size_t i = 0; i < w->n; i++) {
         size_t p = i / (size_t)r->n;
-        w->sequences[i] = (Sequence){.request = r, .tokenizer = g->o.tokenizer, .index = i,
+        w->sequences[i] = (Sequence){.request = r, .tokenizer = g->o.tokenizer, .eos = g->o.eos, .index = i,
                                      .prompt = &r->prompts[p], .ids = w->prompts[p].ids,
                                      .n = (int64_t)w->prompts[p].n, .seed = seed};
         w->sequences[i].scores.k = r->logprobs > 0 ? r->logprobs : 0;

@@ -8,6 +8,7 @@
 
 #include "model/model.h"
 #include "model/tokenizer.h"
+#include "tasks/eos.h"
 #include "serve/api.h"
 
 /* 一个请求的归宿。各函数在计算线程里调用；finish 之后不再提到这个 owner。 */
@@ -23,6 +24,7 @@ typedef struct EngineOptions {
     Model *model;
     const Tokenizer *tokenizer;
     const char *name;    /* 回应里的 model */
+    const EosSet *eos;   /* 生成其中之一就停 */
     int64_t max_length;  /* 提示与生成合计至多多少 token */
     size_t max_queue;    /* 等着的与正在算的请求至多多少个 */
     EngineHooks hooks;

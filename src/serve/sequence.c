@@ -138,9 +138,9 @@ static bool incomplete(const Str *s) {
     return s->len >= 3 && memcmp(s->data + s->len - 3, "\xEF\xBF\xBD", 3) == 0;
 }
 
-/* 把凑成完整字符的 token 写进 text。 */
+/* 把凑成完整字符的 token 写进 text；末尾的 EOS（未必是特殊 token）不写。 */
 static bool extend_text(Sequence *s, Err *e) {
-    size_t n = s->out.n - s->decoded;
+    size_t n = s->out.n - s->decoded - s->ended;
     Str piece = {0};
     if (!n) return true;
     bool ok = decode(s, s->out.ids + s->decoded, n, true, &piece, e);
@@ -187,9 +187,9 @@ bool sequence_accept(Sequence *s, int32_t id, Err *e) {
         s->out.cap = cap;
     }
     s->out.ids[s->out.n++] = id;
-    bool eos = id == tokenizer_eos(s->tokenizer);
-    s->done = eos || (int64_t)s->out.n >= s->request->max_tokens;
-    s->finish = eos ? "stop" : s->done ? "length" : NULL;
+    s->ended = eos_has(s->eos, id);
+    s->done = s->ended || (int64_t)s->out.n >= s->request->max_tokens;
+    s->finish = s->ended ? "stop" : s->done ? "length" : NULL;
     if (!extend_text(s, e)) return false;
     if (find_stop(s, before, &at)) {
         s->text.data[at] = '\0';

@@ -4,6 +4,7 @@
 #define PTQ_SERVE_SEQUENCE_H
 #include "model/session.h"
 #include "model/tokenizer.h"
+#include "tasks/eos.h"
 #include "serve/api.h"
 
 /* 逐 token 的得分：logprob[i] 与 k 个候选。 */
@@ -18,13 +19,14 @@ typedef struct TokenScores {
 typedef struct Sequence {
     const ApiRequest *request;
     const Tokenizer *tokenizer;
+    const EosSet *eos;
     size_t index;       /* 回答的序号 */
     const ApiPrompt *prompt;
     const int32_t *ids; /* 提示的 token (n) */
     int64_t n;
     uint64_t seed;
     Session session;
-    bool open, done;
+    bool open, done, ended; /* ended：因 EOS 而停 */
     int64_t fed;        /* 已喂入的提示 token 数 */
     TokenIds out;       /* 写出的 token，含 EOS */
     TokenScores scores; /* 提示的（echo 时）与写出的 */

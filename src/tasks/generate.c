@@ -68,7 +68,7 @@ static bool accept(Generator *g, Slot *s, int32_t id, Err *e) {
     GenerateRequest *r = s->r;
     bool hit = false;
     if (!push_id(&r->out, id, e)) return false;
-    r->stopped = id == r->eos;
+    r->stopped = eos_has(r->eos, id);
     if (!r->stopped && !hits_stop(g, r, &hit, e)) return false;
     r->stopped = r->stopped || hit;
     s->next = id;

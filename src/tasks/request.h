@@ -6,6 +6,7 @@
 #define PTQ_TASKS_REQUEST_H
 #include "model/model.h"
 #include "model/tokenizer.h"
+#include "tasks/eos.h"
 
 /* 打分：ids = context 接 continuation，打分的是 [n_context, n)。 */
 typedef struct ScoreRequest {
@@ -41,7 +42,7 @@ typedef struct GenerateRequest {
     int64_t n, max_new;
     const char *const *stop; /* 停止串；出现在已写出的文字里就停 */
     size_t n_stop;
-    int32_t eos; /* 生成它就停；<0 没有 */
+    const EosSet *eos; /* 生成其中之一就停；NULL 没有 */
     TokenIds out; /* 出：写出的 token（含 EOS）；token_ids_free */
     bool stopped; /* 出：因停止串或 EOS 而停（否则写满了） */
 } GenerateRequest;
@@ -56,6 +57,7 @@ typedef struct Encoder {
     const Tokenizer *tokenizer;
     int64_t max_length; /* 上下文长度 */
     int32_t prefix;     /* 空的 context 与滚动窗口用的 token：BOS，没有则 EOS */
+    const EosSet *eos;  /* 生成类任务的终点；encoder_init 之后由调用者填 */
 } Encoder;
 
 /* 由分词器与上下文长度填好。错误: 既无 BOS 也无 EOS。 */

@@ -318,7 +318,7 @@ static bool encode_generate(Task *t, TaskRequest *r, const Encoder *c, Err *e) {
     if (ok && n == 0) ok = err_set(e, ERR_FORMAT, "提示是空的");
     if (kept && n) memcpy(kept, ids.ids + (int64_t)ids.n - n, (size_t)n * sizeof *kept);
     r->generate = (GenerateRequest){.ids = kept, .n = n, .max_new = t->max_new, .stop = t->until,
-                                    .n_stop = t->n_until, .eos = tokenizer_eos(c->tokenizer)};
+                                    .n_stop = t->n_until, .eos = c->eos};
     token_ids_free(&ids);
     return ok && kept;
 }

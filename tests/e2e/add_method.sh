@@ -8,14 +8,16 @@ mkdir -p "$tree/data" "$tree/tests"
 cp -a Makefile src scripts configs .ci "$tree/" # 保留时间，只重编新加的
 cp -r tests/data "$tree/tests/"
 ln -s "$root/data/raw" "$tree/data/raw"
-cp -a "$build" "$tree/build" && rm -rf "$tree/build/tmp" "$tree/build/tests"
+mkdir "$tree/build"
+cp -a "$build/obj" "$build/gen" "$build/libptq.a" "$build/ptq-bench" "$tree/build/"
+rm -rf "$tree/build/obj/compute/cuda"
 find "$tree/src" "$tree/scripts" "$tree/configs" -type f | sort | xargs sha256sum >"$work/before"
 
 # 名字之外一字不改
 sed 's/rtn/nearest/g; s/Rtn/Nearest/g' "$tree/src/methods/rtn.c" >"$tree/src/methods/nearest.c"
 sed 's/\brtn\b/nearest/g' "$tree/configs/methods/rtn.yaml" >"$tree/configs/methods/nearest.yaml"
 check "加了 nearest.c 与 nearest.yaml 之后能编译" make -C "$tree" --no-print-directory all \
-    BUILD=build CC=gcc SAN=
+    BUILD=build "CC=$(sed 's/ -std=.*//' "$build/gen/flags.txt")" SAN= CUDA=
 
 run() { # 模型 方法 输出
     "$tree/build/ptq-bench" run_one --model "$1" --method "$2" --track A --limit 2 --json \

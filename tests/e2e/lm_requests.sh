@@ -5,12 +5,8 @@ tasks=arc_easy,arc_challenge,hellaswag,piqa,winogrande,boolq,openbookqa,copa,com
 tasks+=,lambada_openai,wikitext,gsm8k,mmlu,ceval-valid,cmmlu
 rm "$data/raw" && mkdir -p "$data/raw/tasks"
 ln -s "$root/data/raw/demo" "$data/raw/demo"
-cp -r tests/data/lm_eval/*/ "$data/raw/tasks/"
-for pair in mmlu:mmlu ceval:ceval-exam cmmlu:cmmlu; do
-    for s in $(sed -n 's/^dataset_name: *//p' "configs/tasks/${pair%%:*}"/*.yaml); do
-        ln -s _subject "$data/raw/tasks/${pair##*:}/$s"
-    done
-done
+. tests/golden/lm_eval_data.sh
+lm_eval_made "$data/raw/tasks"
 for shots in own 0 3; do
     own=()
     [ $shots = own ] || own=(--override "eval.num_fewshot=$shots")

@@ -1,6 +1,6 @@
 """make_lm_eval_data — 为没有真数据的任务造数据：各数据集真实的列，内容随机而刁钻（首尾空白、空串、中文、引号、花括号、组合字符）
 
-用法: make_lm_eval_data.py 文件夹。写出 {数据集}/{划分}.jsonl；各学科共用的（mmlu、ceval、cmmlu）写在 {数据集}/_subject/。
+用法: make_lm_eval_data.py 文件夹。写出 {数据集}@{划分}.jsonl（数据集名里的 / 写成 @）；各学科共用的（mmlu、ceval、cmmlu）是 …@_subject。
 固定的种子，重做得到同样的文件。
 """
 import json
@@ -80,11 +80,9 @@ ROWS = {
     "cmmlu/_subject": cmmlu,
 }
 for name, row in ROWS.items():
-    folder = os.path.join(sys.argv[1], name)
-    os.makedirs(folder, exist_ok=True)
     splits = {"mmlu/_subject": ["test", "dev"], "cmmlu/_subject": ["test", "dev"],
               "ceval-exam/_subject": ["val", "dev"], "lambada_openai/default": ["test"]}.get(name, ["train", "validation", "test"])
     for split in splits:
-        with open(os.path.join(folder, split + ".jsonl"), "w", encoding="utf-8") as f:
+        with open(os.path.join(sys.argv[1], name.replace("/", "@") + "@" + split + ".jsonl"), "w", encoding="utf-8") as f:
             for i in range(6 if split in ("dev", "train") else 8):
                 f.write(json.dumps(row(i), ensure_ascii=False) + "\n")

@@ -18,6 +18,13 @@
 #include "runner.h"
 #include "tmp.h"
 
+/* 插桩构建里只跑严格的一遍：与普通后端的比较由不插桩的构建做 */
+#ifdef __SANITIZE_ADDRESS__
+enum { FIRST = 1 };
+#else
+enum { FIRST = 0 };
+#endif
+
 static bool strict;
 
 bool __real_backend_open_cpu(Backend *b, int n_threads, ComputeMode compute, const char *isa,
@@ -112,20 +119,19 @@ static void test_methods(void **state) {
     log_set_quiet(true);
     prepare();
     for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) {
-        json_t *got[2];
-        for (int s = 0; s < 2; s++) {
+        json_t *got[2] = {0};
+        for (int s = FIRST; s < 2; s++) {
             strict = s == 1;
             json_t *result = run_case(&CASES[i], tmp_path(s ? "strict" : "plain"));
             got[s] = numbers(result);
             json_decref(result);
         }
         strict = false;
-        if (!json_equal(got[0], got[1])) {
+        if (FIRST == 0 && !json_equal(got[0], got[1])) {
             char *a = json_dumps(got[0], JSON_SORT_KEYS), *b = json_dumps(got[1], JSON_SORT_KEYS);
             fail_msg("%s（%s）的结果不同\n普通 %s\n严格 %s", CASES[i].method, CASES[i].track, a, b);
         }
-        json_decref(got[0]);
-        json_decref(got[1]);
+        for (int s = FIRST; s < 2; s++) json_decref(got[s]);
     }
 }
 

@@ -7,6 +7,7 @@ stop() { [ -z "$pid" ] || kill -9 "$pid" 2>/dev/null; }
 trap 'stop; rm -rf "$work"' EXIT
 
 start() { # 参数…：启动服务，置 $pid 与 $url
+    : >"$work/url" # 不要读到上一次的地址
     "$ptq" serve --model demo --method rtn --port 0 --override "data_dir='$data'" "$@" \
         >"$work/url" 2>"$work/err" &
     pid=$!
@@ -17,7 +18,7 @@ start() { # 参数…：启动服务，置 $pid 与 $url
     done
     url=$(cat "$work/url")
 }
-endpoint=/v1/completions
+endpoint=/v1/completions fds=
 post() { curl -s -m 120 -o "$work/reply" -w '%{http_code}' "${url%/v1}$endpoint" "$@" || true; }
 value() { "$json_get" "$work/reply" "$1"; }
 expect() { # 描述 状态码 JSON路径 应有的值 curl参数…
@@ -104,6 +105,13 @@ for i in $(seq 64); do
 done
 if [ $same -eq 64 ]; then ok "64 个并发的客户：结果都相同"; else not_ok "64 个并发的客户：结果都相同" "$same 个相同"; fi
 kill "$slow" 2>/dev/null
+# 慢的客户：100 条只发了半个请求头的连接占着，别人照常
+for i in $(seq 100); do
+    exec {fd}<>"/dev/tcp/127.0.0.1/$(sed 's/.*:\([0-9]*\)\/v1/\1/' <<<"$url")" && printf 'POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Le' >&"$fd"
+    fds+=" $fd"
+done
+expect "100 条半开的连接占着时，别人照常" 200 choices.0.text "$text" -d "{\"prompt\": \"Once upon\", \"max_tokens\": 8, $greedy}"
+for fd in $fds; do exec {fd}>&-; done
 check "健康检查" curl -sf -m 10 -o /dev/null "${url%/v1}/health"
 
 # ---- Ctrl-C：手头的请求得到 503，退出码 0

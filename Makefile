@@ -12,9 +12,9 @@ BUILD   ?= $(if $(SAN),build-san,$(if $(findstring clang,$(CC)),build-clang,buil
 Q       := $(if $(V),,@)
 
 # ---------------------------------------------------------------- 依赖
-PKGS     := yaml-0.1 jansson libpcre2-8 libutf8proc libcrypto openblas libmicrohttpd
+PKGS     := yaml-0.1 jansson libpcre2-8 libutf8proc libcrypto openblas libmicrohttpd libcurl
 PKG_LIBS := $(shell pkg-config --libs $(PKGS) 2>/dev/null)
-NO_BUILD := deps deps-test demo test help clean format tidy fuzz bench test-smollm2 test-lm-eval test-bridge test-tokenizers
+NO_BUILD := deps deps-test demo test help clean format tidy fuzz bench test-smollm2 test-lm-eval test-bridge test-tokenizers test-hub
 ifeq ($(strip $(PKG_LIBS)),)
 ifneq ($(filter-out $(NO_BUILD),$(or $(MAKECMDGOALS),all)),)
 $(error ❌ 缺少编译依赖（$(PKGS)），先运行 make deps)
@@ -201,6 +201,11 @@ test-tokenizers: deps-test
 	+@$(MAKE) --no-print-directory $(BUILD)/tests/tools/tokenizer_check
 	@$(PYTHON) tests/tools/compare_tokenizer.py --tool $(BUILD)/tests/tools/tokenizer_check
 
+# 与 Python 的 huggingface_hub 互用一个缓存
+test-hub: deps-test
+	+@$(MAKE) --no-print-directory $(BUILD)/ptq-bench
+	@$(PYTHON) tests/tools/hub_interop.py --binary $(BUILD)/ptq-bench
+
 # 每个解析器在 ASan+UBSan 下被随机输入轰炸 FUZZ_S 秒；FUZZ=名字 只跑一个
 fuzz: deps-test
 	+@$(MAKE) --no-print-directory CC=clang SAN=address,undefined,fuzzer-no-link BUILD=build-fuzz \
@@ -248,9 +253,10 @@ help:
 	@echo '  compile_commands.json   供编辑器与 clangd'
 	@echo '  test-lm-eval  真实模型 SmolLM2 的 lm-eval 任务，逐文档对照'
 	@echo '  test-tokenizers  各种分词器逐 id 对照 HF tokenizers（要 Python 的 tokenizers）'
+	@echo '  test-hub      与 Python 的 huggingface_hub 互用缓存'
 	@echo '  clean         删除 build*'
 	@echo '变量: CC=clang SAN=address,undefined OPT="-O0 -g" BUILD=目录 V=1'
 
 FORCE:
-.PHONY: all cuda tests bench-kernels fuzzers deps deps-test demo test test-smollm2 test-lm-eval fuzz bench readme format tidy clean help FORCE test-bridge test-tokenizers
+.PHONY: all cuda tests bench-kernels fuzzers deps deps-test demo test test-smollm2 test-lm-eval fuzz bench readme format tidy clean help FORCE test-bridge test-tokenizers test-hub
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

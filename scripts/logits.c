@@ -77,7 +77,7 @@ static bool run(const ConfigRequest *r, const char *ids_text, const char *output
         arena_free(&a);
         return false;
     }
-    const char *path = config_model_path(&c, e);
+    const char *path = config_fetch_model(&c, e);
     ComputeMode mode = c.run.compute == 2 ? COMPUTE_BF16 : COMPUTE_F32;
     bool cuda = c.run.device == DEVICE_CUDA || (c.run.device == DEVICE_AUTO && backend_has_cuda());
     bool ok = path && (cuda ? backend_open_cuda(&b, (int)c.run.threads, mode, e)

@@ -33,7 +33,7 @@ static bool open_configured(Tokenizer **t, const char *model, Err *e) {
     Config c;
     ConfigRequest r = {.root = env_project_root(), .model = model, .method = "fp16", .track = "A"};
     if (!config_load(&c, &r, e)) return false;
-    const char *path = config_model_path(&c, e);
+    const char *path = config_fetch_model(&c, e);
     bool ok = path && open_path(t, path, e);
     config_free(&c);
     return ok;

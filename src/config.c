@@ -340,6 +340,7 @@ static void print_warnings(const Config *c) {
 static bool load(Config *c, const ConfigRequest *r, Err *e) {
     if (!r->model || !r->method || !r->track)
         return err_set(e, ERR_USAGE, "要给出 --model、--method 与 --track");
+    c->no_download = r->no_download;
     c->root = arena_strdup(&c->arena, r->root ? r->root : ".", e);
     c->merged = new_map(&c->arena, NULL, e);
     if (!c->root || !c->merged || !parse_track(r->track, &c->track, e)) return false;

@@ -70,6 +70,7 @@ typedef struct ConfigRequest {
     const char *method, *track; /* track: "A" "B" "C"（大小写不限）或 "track_a" */
     const char *const *overrides; /* "key.sub=value" */
     size_t n_overrides;
+    bool no_download; /* 不从 Hub 下载模型（--dry_run） */
 } ConfigRequest;
 
 typedef struct Config {
@@ -84,7 +85,9 @@ typedef struct Config {
     void *method_options; /* method->options 填好的结构体 */
     char track;           /* 'A' 'B' 'C' */
     bool model_is_path;   /* --model 给的是路径而非配置名 */
+    bool no_download;     /* 同 ConfigRequest */
     const char *root;     /* 项目根 */
+    const char *hub_commit; /* 取自 Hub 的模型的提交，NULL 为不是 */
     const char **warnings; /* 配置引出的警告（已打印），应写进结果 */
     size_t n_warnings;
 } Config;
@@ -92,8 +95,11 @@ typedef struct Config {
 /* 读、合并、检查。错误见上；方法未注册或轨道不支持也在此报出（先于任何计算）。 */
 bool config_load(Config *c, const ConfigRequest *r, Err *e);
 void config_free(Config *c);
-/* 模型文件应在的位置：绝对/相对路径、data_dir/raw/{name}、…；找不到时置 e，说明怎样取得。返回: 文件夹或 GGUF 文件路径。 */
+/* 模型文件的位置：绝对/相对路径、data_dir/raw/{name}、Hub 的缓存；找不到时置 e，说明怎样取得。不碰网络。
+ * 返回: 文件夹或 GGUF 文件路径。 */
 const char *config_model_path(Config *c, Err *e);
+/* 同上，而 model_id 是 Hub 的模型（组织/名字）时按 revision 下载到缓存（HF_HUB_OFFLINE 时只用缓存）。 */
+const char *config_fetch_model(Config *c, Err *e);
 /* 影响数值结果的设置的规范 JSON 文本（键排序；不含线程数、目录等），用来算 run_key。 */
 char *config_canonical(const Config *c, Arena *a, Err *e);
 /* 合并后全部生效的设置 → JSON 对象：点号键 → {"value": 值, "from": "文件:行" | "命令行 --override" | "默认值"}，

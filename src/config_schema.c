@@ -71,7 +71,7 @@ const Option MODEL_OPTIONS[] = {
             "最大上下文长度，0 取模型文件的值"),
     OPT_BOOL(ModelOptions, trust_remote_code, "trust_remote_code", 0,
              "仅记录；本程序从不运行模型仓库里的代码"),
-    OPT_STR(ModelOptions, revision, "revision", NULL, "HF 版本（分支、标签或提交），仅记录"),
+    OPT_STR(ModelOptions, revision, "revision", NULL, "Hub 上的版本（分支、标签或提交），空为 main"),
     OPT_STR(ModelOptions, tokenizer_id, "tokenizer_id", NULL, "另用的分词器（文件夹），空为随模型"),
     OPT_STR(ModelOptions, adapter, "adapter", "auto", "模型家族的适配器，auto 由模型文件决定"),
     OPT_END};

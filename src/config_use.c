@@ -6,6 +6,7 @@
 #include "config.h"
 #include "config_schema.h"
 #include "io/file.h"
+#include "io/hub.h"
 
 /* ---------- 模型文件的位置 ---------- */
 
@@ -35,14 +36,25 @@ static void missing_model(const Config *c, const char *tried, Err *e) {
                 name);
     else
         err_set(e, ERR_MISSING,
-                "模型 %s 不在 %s。请从 Hugging Face 下载 %s 的 config.json、tokenizer.json、"
-                "tokenizer_config.json、*.safetensors（及 model.safetensors.index.json）到该文件夹，例如: "
+                "模型 %s 不在 %s，也不在 Hub 的缓存里。联网时会自动下载 %s；没有网络的话，请把它的 config.json、"
+                "tokenizer.json、tokenizer_config.json、*.safetensors（及 model.safetensors.index.json）放到该文件夹，例如: "
                 "huggingface-cli download %s --local-dir %s%s",
                 name, tried, id, id, tried,
                 gated ? "\n这是需要授权的模型：先在网页上接受许可，再 export HF_TOKEN=xxx" : "");
 }
 
-const char *config_model_path(Config *c, Err *e) {
+/* Hub 上的模型：online 为真时下载，否则只看缓存。返回: 快照文件夹，没有则 NULL（online 时置 e）。 */
+static const char *hub_path(Config *c, bool online, Err *e) {
+    const char *id = c->model.model_id, *dir = NULL;
+    HubOptions o;
+    if (!id || c->model_is_path || !hub_is_id(id) || !hub_options(&o, &c->arena, e)) return NULL;
+    if (online && o.offline) return NULL;
+    o.offline = !online;
+    const char *revision = c->model.revision;
+    return hub_model(&o, &c->arena, id, revision, &dir, &c->hub_commit, e) ? dir : NULL;
+}
+
+static const char *model_path(Config *c, bool online, Err *e) {
     Arena *a = &c->arena;
     const char *found = NULL;
     Err why = {0};
@@ -58,10 +70,20 @@ const char *config_model_path(Config *c, Err *e) {
         char *raw = arena_printf(a, e, "%s/raw/%s", c->run.data_dir, c->model.name);
         if (!raw) return NULL;
         found = usable_model(c, raw, &why);
+        if (!found && !why.code && online) found = hub_path(c, true, &why);
+        if (!found && !why.code) found = hub_path(c, false, NULL);
         if (!found && !why.code) missing_model(c, raw, &why);
     }
     if (!found && e) *e = why;
     return found;
+}
+
+const char *config_model_path(Config *c, Err *e) {
+    return model_path(c, false, e);
+}
+
+const char *config_fetch_model(Config *c, Err *e) {
+    return model_path(c, !c->no_download, e);
 }
 
 /* ---------- JSON ---------- */

@@ -73,7 +73,7 @@ static bool open_tokenizer(Experiment *x, Err *e) {
 
 static bool open_model(Experiment *x, Err *e) {
     static const DType DTYPES[] = {DT_NONE, DT_F32, DT_F16, DT_BF16};
-    x->model_path = config_model_path(&x->config, e);
+    x->model_path = config_fetch_model(&x->config, e);
     if (!x->model_path) return false;
     x->model_open = model_open(&x->model, x->model_path, DTYPES[x->config.model.dtype],
                                &x->backend, e);

@@ -208,7 +208,9 @@ static bool print_baseline(const Experiment *x, Err *e) {
 
 bool run_plan(const RunRequest *r, Err *e) {
     Experiment x;
-    bool ok = experiment_open(&x, &r->config, e);
+    ConfigRequest request = r->config;
+    request.no_download = true;
+    bool ok = experiment_open(&x, &request, e);
     if (ok) {
         Protocol p;
         QSpec spec;

@@ -22,7 +22,8 @@ static json_t *model_json(const Experiment *x) {
     return json_pack("{s:s, s:s, s:s, s:s, s:I, s:s, s:s?, s:s, s:s}", "path", x->model_path,
                      "format", m->weights.format, "architecture", m->config.arch->name, "dtype",
                      dtype_name(m->dtype), "n_params", (json_int_t)model_bytes(m).params,
-                     "weights_sha256", x->weights_sha256, "revision", x->config.model.revision,
+                     "weights_sha256", x->weights_sha256, "revision",
+                     x->config.hub_commit ? x->config.hub_commit : x->config.model.revision,
                      "tokenizer_sha256", tokenizer_sha256(x->tokenizer), "bos_policy",
                      tokenizer_bos_policy(x->tokenizer));
 }

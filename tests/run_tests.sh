@@ -10,6 +10,7 @@ logs=$tmp/logs
 rm -rf "$tmp"
 mkdir -p "$logs"
 export PTQ_TEST_TMP=$tmp TMPDIR=$tmp LC_ALL=C.UTF-8 CMOCKA_MESSAGE_OUTPUT=TAP
+export HF_HUB_OFFLINE=1 HF_HOME=$tmp/hf # 测试不联网，也不用你的缓存
 export ASAN_OPTIONS=${ASAN_OPTIONS:-allocator_may_return_null=1}
 export UBSAN_OPTIONS=${UBSAN_OPTIONS:-print_stacktrace=1}
 if [ -z "${PTQ_SHARED:-}" ] && [ -d ../shared ]; then

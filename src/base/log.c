@@ -158,6 +158,7 @@ void interrupt_install(void) {
     sigemptyset(&sa.sa_mask);
     sigaction(SIGINT, &sa, NULL);
     sigaction(SIGTERM, &sa, NULL);
+    signal(SIGXFSZ, SIG_IGN); /* 超过文件大小限制时由 write 报错，不被杀掉 */
 }
 
 bool interrupt_requested(void) {

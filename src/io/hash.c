@@ -27,11 +27,11 @@ struct Hash {
     EVP_MD_CTX *ctx;
 };
 
-Hash *hash_new(void) {
+static Hash *new_hash(const EVP_MD *kind) {
     Hash *h = malloc(sizeof *h);
     if (!h) return NULL;
     h->ctx = EVP_MD_CTX_new();
-    if (!h->ctx || EVP_DigestInit_ex(h->ctx, EVP_sha256(), NULL) != 1) {
+    if (!h->ctx || EVP_DigestInit_ex(h->ctx, kind, NULL) != 1) {
         EVP_MD_CTX_free(h->ctx);
         free(h);
         return NULL;
@@ -39,19 +39,27 @@ Hash *hash_new(void) {
     return h;
 }
 
+Hash *hash_new(void) {
+    return new_hash(EVP_sha256());
+}
+
+Hash *hash_new_sha1(void) {
+    return new_hash(EVP_sha1());
+}
+
 void hash_add(Hash *h, const void *data, size_t len) {
     CHECK(EVP_DigestUpdate(h->ctx, data, len) == 1);
 }
 
-static void to_hex(const unsigned char *digest, char hex[HASH_HEX]) {
-    for (int i = 0; i < 32; i++) snprintf(hex + 2 * i, 3, "%02x", digest[i]);
+static void to_hex(const unsigned char *digest, unsigned n, char hex[HASH_HEX]) {
+    for (unsigned i = 0; i < n; i++) snprintf(hex + 2 * i, 3, "%02x", digest[i]);
 }
 
 void hash_end(Hash *h, char hex[HASH_HEX]) {
     unsigned char digest[EVP_MAX_MD_SIZE];
     unsigned n = 0;
-    CHECK(EVP_DigestFinal_ex(h->ctx, digest, &n) == 1 && n == 32);
-    to_hex(digest, hex);
+    CHECK(EVP_DigestFinal_ex(h->ctx, digest, &n) == 1 && (n == 32 || n == 20));
+    to_hex(digest, n, hex);
     EVP_MD_CTX_free(h->ctx);
     free(h);
 }
@@ -59,7 +67,7 @@ void hash_end(Hash *h, char hex[HASH_HEX]) {
 void hash_bytes(const void *data, size_t len, char hex[HASH_HEX]) {
     unsigned char digest[EVP_MAX_MD_SIZE];
     CHECK(EVP_Digest(data, len, digest, NULL, EVP_sha256(), NULL) == 1);
-    to_hex(digest, hex);
+    to_hex(digest, 32, hex);
 }
 
 /* 缓存行中 sha256 之后的部分，唯一标识文件的一个状态。返回: 放得下与否。 */

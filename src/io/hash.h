@@ -10,7 +10,8 @@
 #define HASH_HEX 65 /* 64 个十六进制字符 + '\0' */
 
 typedef struct Hash Hash;
-Hash *hash_new(void); /* 内存不足返回 NULL */
+Hash *hash_new(void);      /* 内存不足返回 NULL */
+Hash *hash_new_sha1(void); /* SHA-1（git 的 blob 名），取得的十六进制为 40 个字符 */
 void hash_add(Hash *h, const void *data, size_t len);
 void hash_end(Hash *h, char hex[HASH_HEX]); /* 取结果并释放 h */
 

@@ -10,6 +10,7 @@ ptq=$root/$build/ptq-bench
 work=${PTQ_TEST_TMP:-$root/build/tmp}/$(basename "$0" .sh).$$
 json_get=$root/$build/tests/tools/json_get
 data=$work/data
+export HF_HUB_OFFLINE=1 HF_HOME=$work/hf # 测试不联网，也不用你的缓存
 mkdir -p "$data"
 ln -s "$root/data/raw" "$data/raw"
 trap 'rm -rf "$work"' EXIT

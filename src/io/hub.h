@@ -1,0 +1,32 @@
+/* hub — Hugging Face Hub 的模型下载（libcurl），与 huggingface_hub 共用一个缓存
+ * 布局: 缓存/models--组织--名字/{blobs/散列, refs/版本, snapshots/提交/文件 → ../../blobs/散列}，
+ * 未完的下载是 blobs/散列.incomplete，锁在 缓存/.locks/。
+ * 不变式: blobs/ 里不带后缀的文件都已核对散列；下载随时中断，下次从断处续传，完成的不再取。 */
+#ifndef PTQ_IO_HUB_H
+#define PTQ_IO_HUB_H
+#include <stddef.h>
+
+#include "base/arena.h"
+
+typedef struct HubOptions {
+    const char *endpoint; /* 不以 / 结尾 */
+    const char *cache;    /* 缓存的文件夹 */
+    const char *token;    /* NULL 为没有 */
+    bool offline;
+    double retry_seconds; /* 第一次重试前的等待，其后加倍 */
+} HubOptions;
+/* 按环境变量取: HF_ENDPOINT、HF_HUB_CACHE（HUGGINGFACE_HUB_CACHE）、HF_HOME、XDG_CACHE_HOME、HF_TOKEN
+ * （HUGGING_FACE_HUB_TOKEN）或令牌文件（HF_TOKEN_PATH、$HF_HOME/token）、HF_HUB_OFFLINE。
+ * 错误: 没有 HOME、内存不足、令牌中有控制字符。 */
+bool hub_options(HubOptions *o, Arena *a, Err *e);
+
+/* id 是否像 Hub 的模型（组织/名字）。 */
+bool hub_is_id(const char *id);
+
+/* 取得模型的快照。参数: id 组织/名字；revision 分支、标签或提交（NULL 为 main）。
+ * 返回: *dir 为快照文件夹（含 config.json、分词器、safetensors；归 a），*commit 为提交。先问 Hub 版本指向哪个提交
+ * （revision 就是提交而缓存里齐了时不问），只下载缺的；问不到（断网）时用缓存里的，并警告。
+ * 错误: 没有这个模型或版本、要授权（说明怎么办）、网络、限流、磁盘满、散列不符、服务器的答复不合规矩。 */
+bool hub_model(const HubOptions *o, Arena *a, const char *id, const char *revision,
+               const char **dir, const char **commit, Err *e);
+#endif

@@ -47,8 +47,7 @@ static bool compute_logits(Model *m, const int32_t *ids, int64_t n, const char *
         session_close(&s);
     }
     if (ok) {
-        op_linear(m->backend, tensor_f32(out, n, vocab), tensor_f32(hidden, n, d), m->head,
-                  tensor_f32_1d(NULL, 0));
+        model_logits(m, out, hidden, n);
         int64_t shape[2] = {n, vocab};
         HostView v = host_view(m->backend);
         const float *host = HOST_MAP(&v, float, out, n *vocab, HOST_READ);
@@ -83,7 +82,8 @@ static bool run(const ConfigRequest *r, const char *ids_text, const char *output
     bool ok = path && (cuda ? backend_open_cuda(&b, (int)c.run.threads, mode, e)
                             : backend_open_cpu(&b, (int)c.run.threads, mode, NULL, e));
     if (ok) {
-        ok = model_open(&m, path, DTYPES[c.model.dtype], &b, e);
+        const char *adapter = c.model.adapter && strcmp(c.model.adapter, "auto") ? c.model.adapter : NULL;
+        ok = model_open_as(&m, path, adapter, DTYPES[c.model.dtype], &b, e);
         if (ok) {
             QuantJob job = {0};
             ok = session_check_ids(&m.config, ids, n, e) &&

@@ -305,10 +305,6 @@ static bool check_limits(Config *c, Err *e) {
     if (c->model.trust_remote_code &&
         !warn(c, "trust_remote_code 为 true：仅作记录，本程序从不运行模型仓库里的代码", e))
         return false;
-    if (c->model.adapter && strcmp(c->model.adapter, "auto") != 0 &&
-        !warn(c, arena_printf(&c->arena, e, "adapter '%s' 仅作记录：模型家族由模型文件决定",
-                              c->model.adapter), e))
-        return false;
     return true;
 }
 

@@ -75,8 +75,10 @@ static bool open_model(Experiment *x, Err *e) {
     static const DType DTYPES[] = {DT_NONE, DT_F32, DT_F16, DT_BF16};
     x->model_path = config_fetch_model(&x->config, e);
     if (!x->model_path) return false;
-    x->model_open = model_open(&x->model, x->model_path, DTYPES[x->config.model.dtype],
-                               &x->backend, e);
+    const char *adapter = x->config.model.adapter;
+    if (adapter && strcmp(adapter, "auto") == 0) adapter = NULL;
+    x->model_open = model_open_as(&x->model, x->model_path, adapter, DTYPES[x->config.model.dtype],
+                                  &x->backend, e);
     if (!x->model_open || !open_tokenizer(x, e)) return false;
     x->model.head_int8 = x->config.model.head_quant == 1;
     int64_t vocab = tokenizer_vocab_size(x->tokenizer);
@@ -97,8 +99,9 @@ static bool limit_memory(Experiment *x, Err *e) {
     if (!qtensor_measure(&q, m->dtype, (QSpec){0}, c->vocab, c->hidden, e)) return false;
     total += qtensor_bytes(&q) * (c->tied ? 1 : 2);
     for (int64_t i = 0; i < c->n_layers; i++)
-        for (LinearRole r = 0; r < ROLE_COUNT; r++) {
+        for (int64_t r = 0; r < m->blocks[i].n_linears; r++) {
             const Linear *l = &m->blocks[i].linears[r];
+            if (!l->rows) continue;
             if (!qtensor_measure(&q, m->dtype, (QSpec){0}, l->rows, l->cols, e)) return false;
             total += qtensor_bytes(&q);
         }

@@ -56,6 +56,7 @@ static void print_groups(const Model *m, const QSpec *spec) {
     if (spec->group_size < 1) return;
     const Linear *l = m->blocks[0].linears;
     for (LinearRole r = 0; r < ROLE_COUNT; r++) {
+        if (!l[r].rows) continue;
         int64_t cols = l[r].cols, rest = spec->group_size < cols ? cols % spec->group_size : 0;
         bool seen = rest == 0;
         for (LinearRole before = 0; before < r; before++) seen |= l[before].cols == cols;
@@ -77,14 +78,16 @@ static bool weight_bytes(const Model *m, const QSpec *spec, size_t *bytes, Err *
     const ModelConfig *c = &m->config;
     QTensor q;
     *bytes = 0;
-    for (LinearRole r = 0; r < ROLE_COUNT; r++) {
-        const Linear *l = &m->blocks[0].linears[r];
-        QSpec none = {0};
-        if (!qtensor_measure(&q, spec ? DT_NONE : m->dtype, spec ? *spec : none, l->rows, l->cols,
-                             e))
-            return false;
-        *bytes += qtensor_bytes(&q) * (size_t)c->n_layers;
-    }
+    for (int64_t i = 0; i < c->n_layers; i++)
+        for (int64_t k = 0; k < m->blocks[i].n_linears; k++) {
+            const Linear *l = &m->blocks[i].linears[k];
+            QSpec none = {0};
+            if (!l->rows) continue;
+            if (!qtensor_measure(&q, spec ? DT_NONE : m->dtype, spec ? *spec : none, l->rows,
+                                 l->cols, e))
+                return false;
+            *bytes += qtensor_bytes(&q);
+        }
     if (!model_measure_embed(m, &q, e)) return false;
     *bytes += qtensor_bytes(&q) * (c->tied ? 1 : 2);
     return true;

@@ -45,9 +45,10 @@ static json_t *unquantized_json(const Model *m) {
     if (!m->head_int8) json_array_append_new(a, json_string("model.embed_tokens"));
     if (!m->head_int8 && !m->config.tied) json_array_append_new(a, json_string("lm_head"));
     for (int64_t i = 0; i < m->config.n_layers; i++)
-        for (LinearRole r = 0; r < ROLE_COUNT; r++)
-            if (m->blocks[i].linears[r].q.dense != DT_NONE)
-                json_array_append_new(a, json_string(m->blocks[i].linears[r].name));
+        for (int64_t r = 0; r < m->blocks[i].n_linears; r++) {
+            const Linear *l = &m->blocks[i].linears[r];
+            if (l->rows && l->q.dense != DT_NONE) json_array_append_new(a, json_string(l->name));
+        }
     return a;
 }
 

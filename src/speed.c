@@ -11,7 +11,8 @@ enum { PREFILL = 512, PREFILL_REPS = 3, PROMPT = 16, DECODE_WARM_UP = 4, TEXT_BY
 static bool next_token(Model *m, const float *hidden, int32_t *id, Err *e) {
     double nll;
     int32_t target = -1;
-    ScoreJob score = {.n = 1, .x = hidden, .head = m->head, .targets = &target, .nll = &nll,
+    ScoreJob score = {.n = 1, .x = hidden, .head = m->head, .softcap = (float)m->config.logit_softcap,
+                    .targets = &target, .nll = &nll,
                       .top1 = id};
     op_score(m->backend, &score);
     return backend_check(m->backend, e);

@@ -25,7 +25,23 @@ typedef struct AttnSpec {
     int64_t first;  /* 第一个查询的绝对位置 */
     int64_t window; /* 0 表示不限 */
     float scale;    /* 乘在 q·k 上，通常 1/sqrt(head_dim) */
+    float softcap;  /* 非 0：乘过 scale 的分数再取 softcap·tanh(分数/softcap) */
+    const float *bias;    /* (n_heads, bias_stride)：分数再加上各头按键的绝对位置的偏置（ALiBi）；NULL 不加 */
+    int64_t bias_stride;  /* 不小于键数，是 ATTN_BIAS_STEP 的倍数 */
 } AttnSpec;
+enum { ATTN_BIAS_STEP = 64 };
+
+/* 归一化：RMS 为 x/sqrt(mean(x²)+eps)；center 时先减去平均值（LayerNorm）。再乘 weight、加 bias。 */
+typedef struct NormSpec {
+    const float *weight; /* (period, d)；NULL 不乘 */
+    const float *bias;   /* 同形；NULL 不加；只在 center 时可有 */
+    int64_t period;      /* 第 i 行用 weight 的第 i mod period 行，通常 1（每头一行时为头数） */
+    float eps;
+    bool center;
+} NormSpec;
+
+/* 激活函数。QUICK 是 x·sigmoid(1.702x)；TANH 是 gelu 的 tanh 近似，ERF 是原式。 */
+typedef enum { ACTF_SILU, ACTF_GELU_ERF, ACTF_GELU_TANH, ACTF_GELU_QUICK, ACTF_RELU } Activation;
 
 /* 位置 t 的查询，哪些位置读量化的（远），其余读原样的（近）。R 是 residual：
  *   NONE 都读近的；ALL 都读远的，连同 t 自己；STEP 远的是 [0, R·⌊t/R⌋)（攒满 R 个才一起量化，KIVI 的键）；
@@ -40,6 +56,7 @@ typedef struct AttnSide {
     int64_t residual;
     const float *cos_table, *sin_table; /* (位置, half)：读出后旋转（存的是 RoPE 之前的键）；NULL 不转 */
     int64_t half;
+    bool interleaved; /* 同 op_rope */
 } AttnSide;
 
 /* 位置 pos 的查询读远的 [0, 返回值)。 */
@@ -124,13 +141,12 @@ typedef struct BackendOps {
     void (*linear)(Backend *b, const LinearOut *out, int n_out, const float *x, int64_t n);
     /* y(n,cols) = 表(rows,cols) 的第 ids[i] 行（稠密或量化皆可）；ids 在主机 */
     void (*embed)(Backend *b, float *y, const QTensor *table, const int32_t *ids, int64_t n);
-    /* y = x / sqrt(mean(x²)+eps) · weight，逐行 (n,d)；y 可与 x 相同 */
-    void (*rmsnorm)(Backend *b, float *y, const float *x, const float *weight, int64_t n,
-                    int64_t d, float eps);
-    /* 就地旋转 x(n,heads,dim) 的前 2·half 维（HF 的 rotate_half 约定：i 与 i+half 成对）。
+    /* 逐行归一化 (n,d)；y 可与 x 相同 */
+    void (*norm)(Backend *b, float *y, const float *x, const NormSpec *s, int64_t n, int64_t d);
+    /* 就地旋转 x(n,heads,dim) 的前 2·half 维（HF 的 rotate_half 约定：i 与 i+half 成对；interleaved 时 2i 与 2i+1 成对）。
      * cos、sin 为 (位置, half) 的表，第 i 行用位置 first+i */
     void (*rope)(Backend *b, float *x, int64_t n, int64_t heads, int64_t dim, int64_t half,
-                 const float *cos_table, const float *sin_table, int64_t first);
+                 const float *cos_table, const float *sin_table, int64_t first, bool interleaved);
     /* out(n,heads·dim)、q 同；k、v 须存有位置 [0, first+n) 中查询要读的 */
     void (*attention)(Backend *b, float *out, const float *q, const AttnSide *k, const AttnSide *v,
                       int64_t n, const AttnSpec *s);
@@ -138,8 +154,18 @@ typedef struct BackendOps {
     void (*kv_write)(Backend *b, KvStore *s, const float *x, int64_t n);
     /* 把 near（DENSE）的位置 [pos, pos+n) 量化进 s，之后 s->length = pos+n。参数逐通道时 pos 是组宽的倍数 */
     void (*kv_quantize)(Backend *b, KvStore *s, const KvStore *near, int64_t pos, int64_t n);
-    void (*silu_mul)(Backend *b, float *y, const float *gate, const float *up, int64_t n);
+    /* y = f(gate)·up；up 为 NULL 时 y = f(gate)。y 可与二者同址 */
+    void (*activate)(Backend *b, float *y, const float *gate, const float *up, int64_t n,
+                     Activation f);
     void (*add)(Backend *b, float *y, const float *x, int64_t n); /* y += x */
+    /* y = a·x；y 可与 x 相同；a 为 0 时恒得 0 */
+    void (*multiply)(Backend *b, float *y, const float *x, float a, int64_t n);
+    /* dst 的第 i 行 = src 的第 index[i] 行，行宽 d；index 在主机 */
+    void (*gather_rows)(Backend *b, float *dst, const float *src, const int32_t *index, int64_t n,
+                        int64_t d);
+    /* dst 的第 index[i] 行 += weight[i]·src 的第 i 行；index 各不相同；index、weight 在主机 */
+    void (*scatter_rows)(Backend *b, float *dst, const float *src, const int32_t *index,
+                         const float *weight, int64_t n, int64_t d);
     void (*score)(Backend *b, const ScoreJob *job);
     /* 稠密 f32 (rows,cols) → 面板（按 q->dense 舍入） */
     void (*pack_dense)(Backend *b, QTensor *q, const float *w);

@@ -85,17 +85,36 @@ void op_rmsnorm(Backend *b, Tensor y, Tensor x, Tensor weight, float eps) {
     check_2d(y, x.shape[0], row_width(x));
     CHECK(weight.dtype == DT_F32 && weight.data && n_elements(weight) == row_width(x));
     if (failed(b) || x.shape[0] == 0) return;
-    CALL(b, rmsnorm, y.data, x.data, weight.data, x.shape[0], row_width(x), eps);
+    NormSpec s = {.weight = weight.data, .period = 1, .eps = eps};
+    CALL(b, norm, y.data, x.data, &s, x.shape[0], row_width(x));
 }
 
-void op_rope(Backend *b, Tensor x, Tensor cos_table, Tensor sin_table, int64_t first) {
+void op_norm(Backend *b, Tensor y, Tensor x, const NormSpec *s) {
+    check_2d(x, x.shape[0], row_width(x));
+    check_2d(y, x.shape[0], row_width(x));
+    CHECK(s && s->period >= 1 && (s->center || !s->bias));
+    if (failed(b) || n_elements(x) == 0) return;
+    CALL(b, norm, y.data, x.data, s, x.shape[0], row_width(x));
+}
+
+static void rotate(Backend *b, Tensor x, Tensor cos_table, Tensor sin_table, int64_t first,
+                   bool interleaved) {
     check_f32(x, 3);
     check_f32(cos_table, 2);
     int64_t n = x.shape[0], half = cos_table.shape[1];
     check_2d(sin_table, cos_table.shape[0], half);
     CHECK(2 * half <= x.shape[2] && first >= 0 && first + n <= cos_table.shape[0]);
     if (failed(b) || n == 0) return;
-    CALL(b, rope, x.data, n, x.shape[1], x.shape[2], half, cos_table.data, sin_table.data, first);
+    CALL(b, rope, x.data, n, x.shape[1], x.shape[2], half, cos_table.data, sin_table.data, first,
+         interleaved);
+}
+
+void op_rope(Backend *b, Tensor x, Tensor cos_table, Tensor sin_table, int64_t first) {
+    rotate(b, x, cos_table, sin_table, first, false);
+}
+
+void op_rope_pairs(Backend *b, Tensor x, Tensor cos_table, Tensor sin_table, int64_t first) {
+    rotate(b, x, cos_table, sin_table, first, true);
 }
 
 static void check_side(const AttnSide *side, const AttnSpec *s, int64_t n) {
@@ -116,7 +135,8 @@ void op_attention_kv(Backend *b, Tensor out, Tensor q, const AttnSide *k, const 
                      const AttnSpec *s) {
     check_f32(q, 3);
     CHECK(s && s->n_heads >= 1 && s->n_kv_heads >= 1 && s->n_heads % s->n_kv_heads == 0);
-    CHECK(s->head_dim >= 1 && s->first >= 0 && s->window >= 0);
+    CHECK(s->head_dim >= 1 && s->first >= 0 && s->window >= 0 && s->softcap >= 0);
+    CHECK(!s->bias || (s->bias_stride >= s->first + q.shape[0] && s->bias_stride % ATTN_BIAS_STEP == 0));
     CHECK(q.shape[1] == s->n_heads && q.shape[2] == s->head_dim);
     check_2d(out, q.shape[0], row_width(q));
     if (failed(b) || q.shape[0] == 0) return;
@@ -155,12 +175,17 @@ void op_kv_quantize(Backend *b, KvStore *s, const KvStore *near, int64_t pos, in
     CALL(b, kv_quantize, s, near, pos, n);
 }
 
-void op_silu_mul(Backend *b, Tensor y, Tensor gate, Tensor up) {
+void op_activate(Backend *b, Tensor y, Tensor gate, Tensor up, Activation f) {
     check_2d(gate, gate.shape[0], row_width(gate));
-    check_2d(up, gate.shape[0], row_width(gate));
+    if (up.data) check_2d(up, gate.shape[0], row_width(gate));
     check_2d(y, gate.shape[0], row_width(gate));
     if (failed(b) || n_elements(y) == 0) return;
-    CALL(b, silu_mul, y.data, gate.data, up.data, n_elements(y));
+    CALL(b, activate, y.data, gate.data, up.data, n_elements(y), f);
+}
+
+void op_silu_mul(Backend *b, Tensor y, Tensor gate, Tensor up) {
+    CHECK(up.data || n_elements(gate) == 0);
+    op_activate(b, y, gate, up, ACTF_SILU);
 }
 
 void op_add(Backend *b, Tensor y, Tensor x) {

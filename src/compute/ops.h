@@ -32,7 +32,11 @@ void op_round_act(Backend *b, Tensor x, const ActQuant *act);
 bool linear_int8_accepts(const QTensor *w);
 void op_embed(Backend *b, Tensor y, const QTensor *table, const int32_t *ids);
 void op_rmsnorm(Backend *b, Tensor y, Tensor x, Tensor weight, float eps);
+/* 一般的归一化，见 NormSpec；x (n, d)。 */
+void op_norm(Backend *b, Tensor y, Tensor x, const NormSpec *s);
 void op_rope(Backend *b, Tensor x, Tensor cos_table, Tensor sin_table, int64_t first);
+/* 同上，成对的是 2i 与 2i+1（GPT-J、GLM、Cohere、DeepSeek）。 */
+void op_rope_pairs(Backend *b, Tensor x, Tensor cos_table, Tensor sin_table, int64_t first);
 /* q(n,heads,dim) k,v(n_keys,kv_heads,dim) → out(n,heads,dim)。 */
 void op_attention(Backend *b, Tensor out, Tensor q, Tensor k, Tensor v, const AttnSpec *s);
 /* 同上，键值来自缓存的存放（见 AttnSide）：近的原样、远的量化，逐块展开。 */
@@ -45,8 +49,16 @@ void op_kv_drop(Backend *b, KvStore *s, int64_t before);
 /* 把 near 的位置 [pos, pos+n) 量化进 s：逐 token 的参数须从 s->length 接着来；逐通道的从组首来，末组可以不满，
  * 之后补齐了再量化一次。 */
 void op_kv_quantize(Backend *b, KvStore *s, const KvStore *near, int64_t pos, int64_t n);
+/* y = f(gate)·up；up 为空张量（data==NULL）时 y = f(gate)。 */
+void op_activate(Backend *b, Tensor y, Tensor gate, Tensor up, Activation f);
 void op_silu_mul(Backend *b, Tensor y, Tensor gate, Tensor up);
 void op_add(Backend *b, Tensor y, Tensor x);
+/* y = a·x；a 为 0 时恒得 0（不论 x 里有什么）。 */
+void op_multiply(Backend *b, Tensor y, Tensor x, float a);
+/* 混合专家：取出 dst 的第 i 行 = src 的第 index[i] 行；加回 dst 的第 index[i] 行 += weight[i]·src 的第 i 行（index 各不相同）。
+ * index、weight 在主机。 */
+void op_gather_rows(Backend *b, Tensor dst, Tensor src, const int32_t *index);
+void op_scatter_rows(Backend *b, Tensor dst, Tensor src, const int32_t *index, const float *weight);
 void op_score(Backend *b, const ScoreJob *job);
 void op_pack_dense(Backend *b, QTensor *q, Tensor w);
 /* 每组的 scale 与 zero（RTN，亦 GPTQ 官方代码 quant.py 的 find_params）：

@@ -120,3 +120,28 @@ double op_mse_grad(Backend *b, Tensor d, Tensor x, Tensor y, float scale) {
     if (b->guard) b->guard(b, false);
     return sum;
 }
+
+void op_multiply(Backend *b, Tensor y, Tensor x, float a) {
+    CHECK(y.dtype == DT_F32 && x.dtype == DT_F32 && n_elements(y) == n_elements(x));
+    if (failed(b) || n_elements(y) == 0) return;
+    CALL(b, multiply, y.data, x.data, a, n_elements(y));
+}
+
+void op_gather_rows(Backend *b, Tensor dst, Tensor src, const int32_t *index) {
+    int64_t n = dst.shape[0], d = row_width(src);
+    check_2d(src, src.shape[0], d);
+    check_2d(dst, n, d);
+    for (int64_t i = 0; i < n; i++) CHECK(index[i] >= 0 && index[i] < src.shape[0]);
+    if (failed(b) || n * d == 0) return;
+    CALL(b, gather_rows, dst.data, src.data, index, n, d);
+}
+
+void op_scatter_rows(Backend *b, Tensor dst, Tensor src, const int32_t *index,
+                     const float *weight) {
+    int64_t n = src.shape[0], d = row_width(src);
+    check_2d(src, n, d);
+    check_2d(dst, dst.shape[0], d);
+    for (int64_t i = 0; i < n; i++) CHECK(index[i] >= 0 && index[i] < dst.shape[0]);
+    if (failed(b) || n * d == 0) return;
+    CALL(b, scatter_rows, dst.data, src.data, index, weight, n, d);
+}

@@ -434,6 +434,7 @@ static bool quantize_linear(QuantJob *job, QuantBlock *b, LinearRole role, const
 }
 
 static bool awq_block(QuantJob *job, QuantBlock *b, Err *e) {
+    if (!arch_require(&b->model->config, FEATURE_PLAIN_MLP, "awq ", e)) return false;
     Scale s[INPUT_COUNT];
     for (InputGroup g = 0; g < INPUT_COUNT; g++)
         if (!search_group(job, b, g, &s[g], e)) return false;

@@ -138,6 +138,10 @@ bool job_int8_spec(QuantJob *job, const WeightOptions *w, const ActOptions *a, i
 
 bool job_set_act(Linear *l, const ActOptions *o, float in_max, float out_max, Err *e) {
     if (o->scheme == ACT_NONE) return true;
+    if (o->scheme == ACT_TENSOR && l->group >= GROUP_EXPERTS)
+        return err_set(e, ERR_UNSUPPORTED,
+                       "%s: 专家的输入来自各条时间线，整个张量一个 scale 会使结果取决于批；请用 activation.scheme=per_token",
+                       l->name);
     if (!linear_int8_accepts(&l->q))
         return err_set(e, ERR_NUMERIC, "有的组整组同号，零点超出编码的范围，不能做整数矩阵乘；"
                                        "请用 weight.scheme=symmetric");
@@ -157,7 +161,8 @@ const char *const KV_SCALE[] = {"float16", "float32", NULL};
 bool job_kv_spec(QuantJob *job, const KvOptions *o, bool keys_per_channel, KvSpec *spec, Err *e) {
     const ModelConfig *c = &job->model->config;
     *spec = (KvSpec){.residual = o->residual, .split_bias = true};
-    spec->pre_rope = o->key_position == 1 || (o->key_position == 0 && c->q_bias);
+    bool biased = c->q_bias && c->qk_norm == QK_NONE;
+    spec->pre_rope = o->key_position == 1 || (o->key_position == 0 && biased);
     spec->v = (KvFormat){.form = KV_AFFINE, .dtype = o->scale_dtype == 1 ? DT_F32 : DT_F16,
                          .bits = (int)o->v_bits, .group = o->group_size, .sink = o->sink};
     spec->k = spec->v;
@@ -166,7 +171,7 @@ bool job_kv_spec(QuantJob *job, const KvOptions *o, bool keys_per_channel, KvSpe
     if (o->group_size > c->head_dim)
         job_fallback(job, "kv_cache.group_size %lld 大于头的维数 %lld，按 token 的组取整个头",
                      (long long)o->group_size, (long long)c->head_dim);
-    if (o->key_position == 0 && c->q_bias)
+    if (o->key_position == 0 && biased)
         job_fallback(job, "k_proj 有偏置：键在 RoPE 之前量化，偏置另放（kv_cache.key_position=auto）");
     return kv_spec_check(job->model, 0, spec, e);
 }
@@ -238,6 +243,8 @@ static bool measure_error(QuantJob *job, Linear *l, const float *w, Err *e) {
     return true;
 }
 
+enum { EXPERT_MIN_TOKENS = 128 };
+
 /* 一趟逐块的量化：方法、校准流、当前块。 */
 typedef struct Walk {
     QuantJob *job;
@@ -247,8 +254,11 @@ typedef struct Walk {
     BlockFn block_fn;
     CalibStream stream, original; /* original 只在 FLOW_BOTH */
     Arena arena;                  /* 本块：稠密权重、统计 */
-    InputStats stats[INPUT_COUNT];
-    const void *dense[ROLE_COUNT]; /* 稠密形式的数据，用来认出没有换上的线性层 */
+    /* 以下在本块的 host 内存，各块重来 */
+    Arena host;
+    InputStats *stats;    /* (block_n_groups) */
+    Tensor *w;            /* (n_linears) 稠密权重 */
+    const void **dense;   /* (n_linears) 稠密形式的数据，用来认出没有换上的线性层 */
 } Walk;
 
 static bool streams(const Walk *k) {
@@ -256,37 +266,73 @@ static bool streams(const Walk *k) {
 }
 
 /* 载入一个线性层的稠密权重；要校准时也装成稠密形式供前向。 */
-static bool load_linear(Walk *k, QuantBlock *b, LinearRole r, Err *e) {
+static bool load_linear(Walk *k, QuantBlock *b, int64_t r, Err *e) {
     Model *m = k->job->model;
     Linear *l = &b->linears[r];
     float *w = ARENA_ARRAY(&k->arena, float, l->rows * l->cols, e);
     if (!w || !model_load_linear(m, l, w, e)) return false;
     if (streams(k) && !model_pack_linear(m, l, w, &k->arena, e)) return false;
     k->dense[r] = l->q.data;
-    b->w[r] = tensor_f32(w, l->rows, l->cols);
+    k->w[r] = tensor_f32(w, l->rows, l->cols);
+    if (r < ROLE_COUNT) b->w[r] = k->w[r];
     return true;
+}
+
+/* 本块的表；不校准的方法用不到统计。 */
+static bool open_tables(Walk *k, int64_t layer, Err *e) {
+    const Model *m = k->job->model;
+    int64_t n = m->blocks[layer].n_linears;
+    arena_free(&k->host);
+    k->stats = ARENA_ARRAY(&k->host, InputStats, block_n_groups(&m->config, layer), e);
+    k->w = ARENA_ARRAY(&k->host, Tensor, n, e);
+    k->dense = ARENA_ARRAY(&k->host, const void *, n, e);
+    return k->stats && k->w && k->dense;
 }
 
 /* 载入整个块；逐层的方法不校准时不必（run_linears 一次只载一层）。 */
 static bool load_block(Walk *k, QuantBlock *b, Err *e) {
-    if (!model_load_norms(k->job->model, b->layer, e)) return false;
-    b->attn_norm = k->job->model->blocks[b->layer].attn_norm;
-    b->mlp_norm = k->job->model->blocks[b->layer].mlp_norm;
-    for (LinearRole r = 0; r < ROLE_COUNT && (streams(k) || k->block_fn); r++)
-        if (!load_linear(k, b, r, e)) return false;
+    if (!open_tables(k, b->layer, e) || !model_load_norms(k->job->model, b->layer, e)) return false;
+    const Block *from = &k->job->model->blocks[b->layer];
+    b->attn_norm = from->attn_norm;
+    b->mlp_norm = from->mlp_norm;
+    for (int64_t r = 0; r < from->n_linears && (streams(k) || k->block_fn); r++)
+        if (from->linears[r].rows && !load_linear(k, b, r, e)) return false;
     return true;
 }
 
+/* 校准中路由到它的 token 太少的专家：统计不可信，以单位阵代替 Hessian（此时按误差反馈的方法就是就近取整），记为退让。 */
+static bool feed_starved(Walk *k, const QuantBlock *b, int group, Err *e) {
+    Model *m = k->job->model;
+    for (int g = GROUP_EXPERTS; g < block_n_groups(&m->config, b->layer); g++) {
+        InputStats *s = &k->stats[g];
+        bool down = (g - GROUP_EXPERTS) % 2;
+        if ((group >= 0 && g != group) || s->n >= EXPERT_MIN_TOKENS) continue;
+        if (!down)
+            job_fallback(k->job, "第 %lld 层的专家 %d 在校准中只有 %lld 个 token（少于 %d）：就近取整",
+                         (long long)b->layer, (g - GROUP_EXPERTS) / 2, (long long)s->n,
+                         EXPERT_MIN_TOKENS);
+        if (!s->gram) continue;
+        HostView v = host_view(m->backend);
+        float *gram = HOST_MAP(&v, float, s->gram, s->cols * s->cols, HOST_WRITE);
+        if (gram) memset(gram, 0, (size_t)(s->cols * s->cols) * sizeof *gram);
+        for (int64_t i = 0; gram && i < s->cols; i++) gram[i * s->cols + i] = 1;
+        host_end(&v);
+        s->n = 1;
+    }
+    return backend_check(m->backend, e);
+}
+
 /* 校准样本过本块：收集统计；原始流同时推进。 */
-static bool collect_stats(Walk *k, QuantBlock *b, unsigned groups, Err *e) {
+static bool collect_stats(Walk *k, QuantBlock *b, int group, Err *e) {
     double t = clock_seconds();
     bool ok = true;
     drop_factor(k->job);
     if (k->flow == FLOW_BOTH)
         ok = calib_stream_pass(&k->original, b->layer, 0, 0, NULL, NULL, true, e);
     if (ok && k->kinds)
-        ok = calib_stream_pass(&k->stream, b->layer, k->kinds, groups, k->stats, &k->arena,
+        ok = calib_stream_pass(&k->stream, b->layer, k->kinds, group, k->stats, &k->arena,
                                k->flow == FLOW_ORIGINAL, e);
+    ok = ok && (!k->kinds || feed_starved(k, b, group, e));
     b->stats = k->kinds ? k->stats : NULL;
     b->inputs = k->flow == FLOW_ORIGINAL ? NULL : k->stream.x;
     b->targets = k->original.x;
@@ -294,19 +340,19 @@ static bool collect_stats(Walk *k, QuantBlock *b, unsigned groups, Err *e) {
     return ok;
 }
 
-static bool measure_linear(Walk *k, QuantBlock *b, LinearRole r, Err *e) {
+static bool measure_linear(Walk *k, QuantBlock *b, int64_t r, Err *e) {
     Linear *l = &b->linears[r];
-    if (l->streamed) return true;
+    if (!l->rows || l->streamed) return true;
     CHECK(l->q.data != NULL && l->q.data != k->dense[r]);
-    return l->q.dense != DT_NONE || measure_error(k->job, l, tensor_data_f32(b->w[r]), e);
+    return l->q.dense != DT_NONE || measure_error(k->job, l, tensor_data_f32(k->w[r]), e);
 }
 
-static bool run_linear(Walk *k, QuantBlock *b, LinearRole r, Err *e) {
+static bool run_linear(Walk *k, QuantBlock *b, int64_t r, Err *e) {
     ArenaMark scratch = arena_mark(&k->job->scratch), block = arena_mark(&k->arena);
     ArenaMark host = arena_mark(&k->job->host);
-    const InputStats *st = k->kinds ? &k->stats[input_group(r)] : NULL;
+    const InputStats *st = k->kinds ? &k->stats[b->linears[r].group] : NULL;
     bool ok = interrupt_check(e) && (streams(k) || load_linear(k, b, r, e)) &&
-              k->linear_fn(k->job, &b->linears[r], b->w[r], st, e) && measure_linear(k, b, r, e);
+              k->linear_fn(k->job, &b->linears[r], k->w[r], st, e) && measure_linear(k, b, r, e);
     arena_rewind(&k->job->scratch, scratch);
     arena_rewind(&k->job->host, host);
     if (!streams(k)) arena_rewind(&k->arena, block);
@@ -315,22 +361,60 @@ static bool run_linear(Walk *k, QuantBlock *b, LinearRole r, Err *e) {
 }
 
 static bool run_linears(Walk *k, QuantBlock *b, Err *e) {
-    InputGroup ready = INPUT_COUNT;
-    for (LinearRole r = 0; r < ROLE_COUNT; r++) {
-        InputGroup group = input_group(r);
-        if (k->flow == FLOW_SEQUENTIAL && group != ready) {
-            if (!collect_stats(k, b, 1u << group, e)) return false;
-            ready = group;
+    const Model *m = k->job->model;
+    int64_t n = m->blocks[b->layer].n_linears;
+    for (int i = 0; i < block_n_groups(&m->config, b->layer); i++) {
+        /* 按计算的次序：q、k、v 之后是 MLA 的 q_b、kv_b */
+        int group = i == 0 ? INPUT_QKV : i <= 2 ? GROUP_Q_B + i - 1 : i <= 5 ? INPUT_O + i - 3 : i;
+        bool ready = k->flow != FLOW_SEQUENTIAL;
+        for (int64_t r = 0; r < n; r++) {
+            if (b->linears[r].group != group || !b->linears[r].rows) continue;
+            if (!ready && !collect_stats(k, b, group, e)) return false;
+            ready = true;
+            if (!run_linear(k, b, r, e)) return false;
         }
-        if (!run_linear(k, b, r, e)) return false;
     }
     return true;
 }
 
+/* 有偏置的归一化，方法改的是全为 1 的替身：它乘了什么，权重与偏置都照乘（方法只会除以通道的因子）。 */
+static bool lend_norms(Walk *k, QuantBlock *b, Err *e) {
+    Model *m = k->job->model;
+    const Block *from = &m->blocks[b->layer];
+    int64_t d = m->config.hidden;
+    float **lent[2] = {&b->attn_norm, &b->mlp_norm};
+    for (int i = 0; i < 2 && from->attn_norm_bias; i++) {
+        *lent[i] = ARENA_ARRAY(&k->arena, float, d, e);
+        HostView v = host_view(m->backend);
+        float *ones = HOST_MAP(&v, float, *lent[i], d, HOST_WRITE);
+        for (int64_t j = 0; ones && j < d; j++) ones[j] = 1;
+        host_end(&v);
+        if (!*lent[i] || !backend_check(m->backend, e)) return false;
+    }
+    return true;
+}
+
+static bool return_norms(Walk *k, QuantBlock *b, Err *e) {
+    Model *m = k->job->model;
+    const Block *to = &m->blocks[b->layer];
+    int64_t d = m->config.hidden;
+    float *lent[2] = {b->attn_norm, b->mlp_norm}, *weight[2] = {to->attn_norm, to->mlp_norm};
+    float *bias[2] = {to->attn_norm_bias, to->mlp_norm_bias};
+    HostView v = host_view(m->backend);
+    for (int i = 0; i < 2 && to->attn_norm_bias; i++) {
+        const float *s = HOST_MAP(&v, float, lent[i], d, HOST_READ);
+        float *w = HOST_MAP(&v, float, weight[i], d, HOST_BOTH), *c = HOST_MAP(&v, float, bias[i], d, HOST_BOTH);
+        for (int64_t j = 0; s && w && c && j < d; j++) w[j] *= s[j], c[j] *= s[j];
+    }
+    host_end(&v);
+    return backend_check(m->backend, e);
+}
+
 static bool run_block(Walk *k, QuantBlock *b, Err *e) {
     ArenaMark mark = arena_mark(&k->job->scratch), host = arena_mark(&k->job->host);
-    bool ok = interrupt_check(e) && k->block_fn(k->job, b, e);
-    for (LinearRole r = 0; ok && r < ROLE_COUNT; r++) {
+    bool ok = interrupt_check(e) && lend_norms(k, b, e) && k->block_fn(k->job, b, e) &&
+              return_norms(k, b, e);
+    for (int64_t r = 0; ok && r < k->job->model->blocks[b->layer].n_linears; r++) {
         arena_rewind(&k->job->scratch, mark);
         ok = measure_linear(k, b, r, e);
     }
@@ -392,9 +476,9 @@ static bool resume_block(Walk *k, int64_t layer, bool *done, Err *e) {
     }
     if (ok && k->flow != FLOW_ORIGINAL && !last)
         ok = calib_stream_pass(&k->stream, layer, 0, 0, NULL, NULL, true, e);
-    for (LinearRole r = 0; r < ROLE_COUNT; r++) {
+    for (int64_t r = 0; r < after.n_linears; r++) {
         const Linear *l = &after.linears[r];
-        if (l->q.dense != DT_NONE) continue;
+        if (!l->rows || l->q.dense != DT_NONE) continue;
         job->squared_error += l->weight_mse * (double)(l->rows * l->cols);
         job->n_quantized += l->rows * l->cols;
     }
@@ -428,6 +512,7 @@ static bool walk_blocks(Walk *k, Err *e) {
         progress_step(&p, i + 1);
     }
     progress_end(&p);
+    arena_free(&k->host);
     calib_stream_close(&k->stream);
     calib_stream_close(&k->original);
     return ok;
@@ -441,6 +526,10 @@ bool quantize_each_linear(QuantJob *job, unsigned stats, CalibFlow flow, LinearF
 
 bool quantize_each_block(QuantJob *job, unsigned stats, CalibFlow flow, BlockFn fn, Err *e) {
     CHECK(flow != FLOW_SEQUENTIAL);
+    if (!arch_require(&job->model->config,
+                      FEATURE_FORM | FEATURE_SHARED_NORM | FEATURE_EXPERTS | FEATURE_MLA,
+                      "把通道的因子折进归一化的方法（awq、smoothquant、omniquant）", e))
+        return false;
     Walk k = {.job = job, .kinds = stats, .flow = flow, .block_fn = fn};
     return walk_blocks(&k, e);
 }

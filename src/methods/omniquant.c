@@ -453,6 +453,7 @@ static bool learns_let(const OmniOptions *o) {
 }
 
 static bool omni_block(QuantJob *job, QuantBlock *b, Err *e) {
+    if (!arch_require(&b->model->config, FEATURE_ALL, "omniquant ", e)) return false;
     Omni m = {.job = job, .o = job_options(job), .b = b, .backend = job_backend(job)};
     for (LinearRole r = 0; r < ROLE_COUNT; r++)
         if (!open_learner(&m, r, e)) return false;

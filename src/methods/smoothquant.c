@@ -118,12 +118,13 @@ static bool search_alpha(Smoother *m, const QuantBlock *b, const Smoothed *g, fl
     Arena *a = job_scratch(job);
     int64_t cols = st->cols, n = st->n < SEARCH_ROWS ? st->n : SEARCH_ROWS;
     float *x = ARENA_ARRAY(a, float, n * cols, e), *xs = ARENA_ARRAY(a, float, n * cols, e);
-    Tensor target[ROLE_COUNT];
+    Tensor target[ROLE_COUNT] = {0};
     if (!x || !xs) return false;
     for (int64_t i = 0; i < n; i++)
         op_copy(be, x + i * cols, st->inputs + st->n * i / n * cols, (size_t)cols * sizeof *x);
     for (LinearRole r = g->first; r <= g->last; r++) {
         int64_t rows = b->linears[r].rows;
+        if (!rows) continue;
         target[r] = tensor_f32(ARENA_ARRAY(a, float, n * rows, e), n, rows);
         if (!target[r].data) return false;
         op_linear_exact(be, target[r], tensor_f32(x, n, cols), &b->linears[r].q);
@@ -135,7 +136,8 @@ static bool search_alpha(Smoother *m, const QuantBlock *b, const Smoothed *g, fl
         set_scale(m, candidate);
         op_divide(be, tensor_f32(xs, n, cols), x, cols, tensor_f32_1d(m->col, cols));
         for (LinearRole r = g->first; r <= g->last; r++)
-            if (!candidate_error(m, &b->linears[r], b->w[r], tensor_f32(xs, n, cols), target[r],
+            if (b->linears[r].rows &&
+                !candidate_error(m, &b->linears[r], b->w[r], tensor_f32(xs, n, cols), target[r],
                                  max_ratio(m->x_max, m->s, cols), &error, e))
                 return false;
         if (error < best) {
@@ -161,7 +163,7 @@ static bool open_smoother(Smoother *m, const QuantBlock *b, const Smoothed *g, E
     m->s = ARENA_ARRAY(host, float, cols, e);
     if (!w_max || !m->col || !m->ones || !m->x_max || !m->w_max || !m->s) return false;
     for (LinearRole r = g->first; r <= g->last; r++)
-        op_column_stats(be, w_max, NULL, b->w[r]);
+        if (b->linears[r].rows) op_column_stats(be, w_max, NULL, b->w[r]);
     op_read(be, m->w_max, w_max, (size_t)cols * sizeof *w_max);
     op_read(be, m->x_max, b->stats[g->group].absmax, (size_t)cols * sizeof *w_max);
     HostView v = host_view(be);
@@ -187,7 +189,7 @@ static bool smooth_group(QuantJob *job, const SmoothOptions *o, QuantBlock *b, c
     op_divide(job_backend(job), tensor_f32(norm, 1, m.cols), norm, m.cols,
               tensor_f32_1d(m.col, m.cols));
     for (LinearRole r = g->first; r <= g->last; r++)
-        scale_columns(&m, tensor_data_f32(b->w[r]), b->w[r]);
+        if (b->linears[r].rows) scale_columns(&m, tensor_data_f32(b->w[r]), b->w[r]);
     *s_out = m.s;
     return backend_check(job_backend(job), e);
 }
@@ -234,6 +236,7 @@ static bool smooth_block(QuantJob *job, QuantBlock *b, Err *e) {
         Linear *l = &b->linears[r];
         InputGroup g = input_group(r);
         float in_max = 0;
+        if (!l->rows) continue;
         if (b->stats && !input_max(job, &b->stats[g], s[g], &in_max, e)) return false;
         QSpec spec;
         if (!job_int8_spec(job, &o.weight, &o.act, l->cols, &spec, e) ||

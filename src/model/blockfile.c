@@ -5,8 +5,9 @@
 #include <string.h>
 
 #include "io/hash.h"
+#include "model/layout.h"
 
-enum { ALIGN = 64, MAX_PARTS = 2 + ROLE_COUNT * (QT_PARTS + 1) };
+enum { ALIGN = 64 };
 
 typedef struct Head {
     char magic[8];
@@ -15,25 +16,34 @@ typedef struct Head {
     size_t notes_bytes;
     char key[HASH_HEX], sha256[HASH_HEX]; /* sha256 是头之后全部内容的哈希 */
 } Head;
-static const char MAGIC[8] = "ptqblk2";
+static const char MAGIC[8] = "ptqblk3";
 
-/* 一个块的全部数据段，次序固定：两个归一化、各线性层的数据与偏置。 */
+/* 一个块的全部数据段，次序固定：归一化等向量、路由、各线性层的数据与偏置。 */
 typedef struct Parts {
-    QtPart part[MAX_PARTS];
+    Arena arena;
+    QtPart *part;
     size_t n;
 } Parts;
 
-static void list_parts(Parts *p, Block *b, int64_t hidden) {
-    size_t norm = (size_t)hidden * sizeof(float);
-    p->n = 0;
-    p->part[p->n++] = (QtPart){(void **)&b->attn_norm, norm};
-    p->part[p->n++] = (QtPart){(void **)&b->mlp_norm, norm};
-    for (LinearRole r = 0; r < ROLE_COUNT; r++) {
-        Linear *l = &b->linears[r];
+static bool list_parts(Parts *p, const Model *m, int64_t layer, Block *b, Err *e) {
+    BlockVector v[LAYOUT_MAX_VECTORS];
+    size_t n = layout_vectors(&m->config, layer, b, v);
+    size_t most = n + QT_PARTS + (size_t)b->n_linears * (QT_PARTS + 1);
+    *p = (Parts){0};
+    p->part = ARENA_ARRAY(&p->arena, QtPart, most, e);
+    if (!p->part) return false;
+    for (size_t i = 0; i < n; i++)
+        p->part[p->n++] = (QtPart){(void **)v[i].data,
+                                   (size_t)(v[i].rows * (v[i].cols ? v[i].cols : 1)) * sizeof(float)};
+    qtensor_parts(&b->router_q, p->part + p->n);
+    p->n += QT_PARTS;
+    for (int64_t i = 0; i < b->n_linears; i++) {
+        Linear *l = &b->linears[i];
         qtensor_parts(&l->q, p->part + p->n);
         p->n += QT_PARTS;
         p->part[p->n++] = (QtPart){(void **)&l->bias, l->bias ? (size_t)l->rows * sizeof(float) : 0};
     }
+    return true;
 }
 
 static size_t padding(size_t bytes) {
@@ -50,16 +60,21 @@ bool blockfile_save(const Model *m, int64_t layer, const char *dir, const char *
     static const char zeros[ALIGN];
     Block b = m->blocks[layer];
     Parts p;
-    FilePart out[2 * MAX_PARTS + 5];
-    size_t n = 1;
+    size_t n = 1, linears = (size_t)b.n_linears * sizeof *b.linears;
     Head h = {.head_bytes = sizeof h, .block_bytes = sizeof b, .layer = layer,
               .notes_bytes = strlen(notes) + 1};
     memcpy(h.magic, MAGIC, sizeof h.magic);
     memcpy(h.key, key, HASH_HEX);
-    list_parts(&p, &b, m->config.hidden);
+    if (!list_parts(&p, m, layer, &b, e)) return false;
+    FilePart *out = ARENA_ARRAY(&p.arena, FilePart, 2 * p.n + 7, e);
+    if (!out) {
+        arena_free(&p.arena);
+        return false;
+    }
     HostView v = host_view(m->backend);
     out[n++] = (FilePart){&b, sizeof b};
-    out[n++] = (FilePart){zeros, padding(sizeof h + sizeof b)};
+    out[n++] = (FilePart){b.linears, linears};
+    out[n++] = (FilePart){zeros, padding(sizeof h + sizeof b + linears)};
     for (size_t i = 0; i < p.n; i++) {
         out[n++] = (FilePart){host_map(&v, *p.part[i].data, p.part[i].bytes, HOST_READ),
                               p.part[i].bytes};
@@ -70,6 +85,7 @@ bool blockfile_save(const Model *m, int64_t layer, const char *dir, const char *
     Hash *hash = backend_check(m->backend, e) ? hash_new() : NULL;
     if (!hash) {
         host_end(&v);
+        arena_free(&p.arena);
         return e->code != ERR_NONE ? false : err_set(e, ERR_MEMORY, "内存不足");
     }
     for (size_t i = 1; i < n; i++)
@@ -80,6 +96,7 @@ bool blockfile_save(const Model *m, int64_t layer, const char *dir, const char *
     bool ok = file_mkdirs(dir, e) &&
               file_write_parts(block_path(path, sizeof path, dir, layer), out, n, e);
     host_end(&v);
+    arena_free(&p.arena);
     return ok;
 }
 
@@ -123,20 +140,31 @@ bool blockfile_load(Model *m, int64_t layer, const char *dir, const char *key,
     }
     Block *to = &m->blocks[layer], b;
     memcpy(&b, f.data + sizeof h, sizeof b);
-    Parts p;
-    list_parts(&p, &b, m->config.hidden);
-    size_t at = sizeof h + sizeof b;
+    Parts p = {0};
+    size_t linears = (size_t)b.n_linears * sizeof *b.linears, at = sizeof h + sizeof b + linears;
+    b.linears = ARENA_ARRAY(&m->meta, Linear, b.n_linears, &ignored);
+    if (!b.linears || b.n_linears != to->n_linears) {
+        file_unmap(&f);
+        return false;
+    }
+    memcpy(b.linears, f.data + sizeof h + sizeof b, linears);
+    if (!list_parts(&p, m, layer, &b, &ignored)) {
+        file_unmap(&f);
+        return false;
+    }
     at += padding(at);
     for (size_t i = 0; i < p.n; i++) {
         *p.part[i].data = p.part[i].bytes ? (void *)(f.data + at) : NULL;
         at += p.part[i].bytes + padding(p.part[i].bytes);
     }
-    for (LinearRole r = 0; r < ROLE_COUNT; r++) {
-        b.linears[r].name = to->linears[r].name;
-        if (b.linears[r].streamed) b.linears[r].q.data = NULL;
+    for (int64_t i = 0; i < b.n_linears; i++) {
+        b.linears[i].name = to->linears[i].name;
+        if (b.linears[i].streamed) b.linears[i].q.data = NULL;
     }
     *notes = arena_strdup(&m->meta, (const char *)f.data + at, NULL);
-    if (!*notes || (m->backend->separate && !upload(m, &p))) {
+    bool ok = *notes && (!m->backend->separate || upload(m, &p));
+    arena_free(&p.arena);
+    if (!ok) {
         file_unmap(&f);
         return false;
     }

@@ -27,6 +27,21 @@ bool calib_draw(CalibSet *s, Arena *a, const char *dataset, const int32_t *ids, 
     return true;
 }
 
+/* 全部样本的词嵌入 → s->x，一批一批。 */
+static bool embed_all(CalibStream *s, Err *e) {
+    const CalibSet *set = s->set;
+    Model *m = s->model;
+    int64_t len = set->length, d = m->config.hidden;
+    float *own = s->work.x;
+    for (int64_t i = 0; i < set->n_samples; i++) {
+        Segment seg = {.n = len};
+        s->work.x = s->x + i * len * d;
+        forward_embed(m, &s->work, set->ids + i * len, len, &seg, 1);
+    }
+    s->work.x = own;
+    return backend_check(m->backend, e);
+}
+
 bool calib_stream_open(CalibStream *s, Model *m, const CalibSet *set, Err *e) {
     *s = (CalibStream){.model = m, .set = set, .arena = backend_arena(m->backend)};
     s->batch = BATCH_ROWS / set->length > 0 ? BATCH_ROWS / set->length : 1;
@@ -36,8 +51,7 @@ bool calib_stream_open(CalibStream *s, Model *m, const CalibSet *set, Err *e) {
     bool ok = s->x && model_ensure_rope(m, set->length, e) &&
               workspace_open(&s->work, m, s->batch * set->length, e);
     if (ok) {
-        op_embed(m->backend, tensor_f32(s->x, rows, d), &m->embed, set->ids);
-        ok = backend_check(m->backend, e);
+        ok = embed_all(s, e);
     }
     if (!ok) calib_stream_close(s);
     return ok;
@@ -62,13 +76,13 @@ static bool alloc_stats(InputStats *s, Arena *a, unsigned kinds, int64_t n, int6
 typedef struct Collector {
     Backend *backend;
     InputStats *stats;
-    unsigned groups;
+    int group;
 } Collector;
 
-static void collect(void *ctx, InputGroup group, const float *x, int64_t n, int64_t cols) {
+static void collect(void *ctx, int group, const float *x, int64_t n, int64_t cols) {
     const Collector *c = ctx;
     InputStats *s = &c->stats[group];
-    if (!(c->groups >> group & 1)) return;
+    if (c->group >= 0 && group != c->group) return;
     if (s->gram)
         op_gram(c->backend, tensor_f32(s->gram, cols, cols), tensor_f32((float *)x, n, cols));
     if (s->inputs)
@@ -82,23 +96,34 @@ static void finish_stats(Backend *b, InputStats *s) {
     if (s->gram) op_symmetrize(b, tensor_f32(s->gram, s->cols, s->cols));
     HostView v = host_view(b);
     double *mean = HOST_MAP(&v, double, s->absmean, s->cols, HOST_BOTH);
-    for (int64_t j = 0; mean && j < s->cols; j++) mean[j] /= (double)s->n;
+    for (int64_t j = 0; mean && s->n && j < s->cols; j++) mean[j] /= (double)s->n;
     host_end(&v);
 }
 
-bool calib_stream_pass(CalibStream *s, int64_t layer, unsigned kinds, unsigned groups,
-                       InputStats *stats, Arena *a, bool advance, Err *e) {
+/* 要收的各组备好内存；一组的列数由它的线性层定。 */
+static bool alloc_groups(const Block *b, int group, InputStats *stats, Arena *a, unsigned kinds,
+                         int64_t n, Err *e) {
+    for (int64_t i = 0; i < b->n_linears; i++) {
+        const Linear *l = &b->linears[i];
+        if (!l->rows || (group >= 0 && l->group != group) || stats[l->group].cols) continue;
+        if (!alloc_stats(&stats[l->group], a, kinds, n, l->cols, e)) return false;
+    }
+    return true;
+}
+
+bool calib_stream_pass(CalibStream *s, int64_t layer, unsigned kinds, int group, InputStats *stats,
+                       Arena *a, bool advance, Err *e) {
     Model *m = s->model;
     int64_t len = s->set->length, d = m->config.hidden;
-    const Linear *l = m->blocks[layer].linears;
-    const int64_t cols[INPUT_COUNT] = {l[ROLE_Q].cols, l[ROLE_O].cols, l[ROLE_GATE].cols,
-                                       l[ROLE_DOWN].cols};
-    for (int g = 0; kinds && g < INPUT_COUNT; g++)
-        if (groups >> g & 1 && !alloc_stats(&stats[g], a, kinds, s->set->n_samples * len, cols[g], e)) return false;
-    Collector c = {m->backend, stats, groups};
-    BlockTap tap = {collect, &c, INPUT_COUNT};
-    for (int g = 0; kinds && !advance && g < INPUT_COUNT; g++)
-        if (groups >> g & 1) tap.last = (InputGroup)g;
+    int n_groups = block_n_groups(&m->config, layer);
+    for (int g = 0; kinds && g < n_groups; g++)
+        if (group < 0 || g == group) stats[g] = (InputStats){0};
+    if (kinds && !alloc_groups(&m->blocks[layer], group, stats, a, kinds, s->set->n_samples * len, e))
+        return false;
+    Collector c = {m->backend, stats, group};
+    bool experts = arch_has_experts(&m->config, layer);
+    int last = group >= 0 ? group : experts ? -1 : INPUT_DOWN;
+    BlockTap tap = {collect, &c, kinds && !advance ? last : -1, false};
     Arena tmp = {0};
     Segment *seg = ARENA_ARRAY(&tmp, Segment, s->batch, e);
     bool ok = seg != NULL;
@@ -115,7 +140,7 @@ bool calib_stream_pass(CalibStream *s, int64_t layer, unsigned kinds, unsigned g
         s->work.x = own;
     }
     arena_free(&tmp);
-    for (int g = 0; ok && kinds && g < INPUT_COUNT; g++)
-        if (groups >> g & 1) finish_stats(m->backend, &stats[g]);
+    for (int g = 0; ok && kinds && g < n_groups; g++)
+        if ((group < 0 || g == group) && stats[g].cols) finish_stats(m->backend, &stats[g]);
     return ok && backend_check(m->backend, e);
 }

@@ -48,9 +48,9 @@ typedef struct CalibStream {
 /* 打开：x 为词嵌入（模型的词嵌入须已载入）。 */
 bool calib_stream_open(CalibStream *s, Model *m, const CalibSet *set, Err *e);
 void calib_stream_close(CalibStream *s);
-#define CALIB_ALL_GROUPS ((1u << INPUT_COUNT) - 1)
-/* 让全部样本过第 layer 块。参数: kinds 与 stats（INPUT_COUNT 个，内存来自 a，后端内存）收集统计，只收 groups（1<<InputGroup 的或）
- * 所指的组，kinds 为 0 时不收；advance 为真则 x 变为该块的输出。 */
-bool calib_stream_pass(CalibStream *s, int64_t layer, unsigned kinds, unsigned groups,
-                       InputStats *stats, Arena *a, bool advance, Err *e);
+enum { CALIB_ALL_GROUPS = -1 };
+/* 让全部样本过第 layer 块。参数: kinds 与 stats（block_n_groups 个，内存来自 a，后端内存）收集统计，只收第 group 组（或全部），
+ * kinds 为 0 时不收；advance 为真则 x 变为该块的输出。专家的统计只含路由到它的 token（n 即其个数）。 */
+bool calib_stream_pass(CalibStream *s, int64_t layer, unsigned kinds, int group, InputStats *stats,
+                       Arena *a, bool advance, Err *e);
 #endif

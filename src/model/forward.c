@@ -1,40 +1,63 @@
 /* forward — 解码块前向的实现
- * x → x + o(attn(rope(qkv(norm x)))) → x + down(silu(gate)·up)。残差与归一化始终是 f32。 */
+ * x → x + o(attn(rope(qkv(norm x)))) → x + down(f(gate)·up)，各家族的出入由 ModelConfig 的标志定，每个标志只在一处用到。
+ * 残差与归一化始终是 f32。专家在 experts.c，MLA 在 mla.c。 */
 #include "model/forward.h"
 
-#include <math.h>
+#include <string.h>
 
 #include "base/log.h"
+#include "model/forward_parts.h"
+
+enum { N_PARTS = 16 };
+typedef struct Part {
+    float **p;
+    int64_t width;
+} Part;
+
+static void list_parts(Workspace *w, const ModelConfig *c, Part *out) {
+    int64_t q = c->n_heads * c->head_dim, kv = c->n_kv_heads * c->head_dim, d = c->hidden;
+    int64_t ff = c->intermediate > c->shared_ff ? c->intermediate : c->shared_ff;
+    if (c->expert_ff > ff) ff = c->expert_ff;
+    int64_t latent = c->q_lora > c->kv_lora ? c->q_lora : c->kv_lora, moe = c->n_experts > 0;
+    const Part parts[N_PARTS] = {
+        {&w->x, d}, {&w->h, d}, {&w->q, q}, {&w->att, q}, {&w->k, kv}, {&w->v, kv}, {&w->gate, ff},
+        {&w->up, ff}, {&w->side, c->parallel || moe ? d : 0}, {&w->picked, moe ? d : 0},
+        {&w->scores, c->n_experts}, {&w->latent, latent},
+        {&w->kv_a, c->arch->mla ? c->kv_lora + c->rope_dim : 0},
+        {&w->kv_b, c->arch->mla ? c->n_heads * (c->nope_dim + c->v_dim) : 0}};
+    memcpy(out, parts, sizeof parts);
+}
 
 size_t workspace_bytes(const ModelConfig *c, int64_t max_rows) {
-    int64_t q = c->n_heads * c->head_dim, kv = c->n_kv_heads * c->head_dim;
-    return (size_t)(max_rows * (2 * c->hidden + 2 * q + 2 * kv + 2 * c->intermediate)) * 4;
+    Workspace w;
+    Part parts[N_PARTS];
+    int64_t width = 0;
+    list_parts(&w, c, parts);
+    for (int i = 0; i < N_PARTS; i++) width += parts[i].width;
+    return (size_t)(max_rows * width) * sizeof(float);
 }
 
 bool workspace_open(Workspace *w, const Model *m, int64_t max_rows, Err *e) {
     const ModelConfig *c = &m->config;
-    int64_t q = c->n_heads * c->head_dim, kv = c->n_kv_heads * c->head_dim;
+    Part parts[N_PARTS];
     *w = (Workspace){.max_rows = max_rows, .arena = backend_arena(m->backend),
                      .kv_arena = backend_arena(m->backend)};
-    struct {
-        float **p;
-        int64_t width;
-    } parts[] = {{&w->x, c->hidden}, {&w->h, c->hidden}, {&w->q, q},
-                 {&w->att, q},       {&w->k, kv},        {&w->v, kv},
-                 {&w->gate, c->intermediate}, {&w->up, c->intermediate}};
-    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
-        *parts[i].p = ARENA_ARRAY(&w->arena, float, max_rows * parts[i].width, e);
-        if (!*parts[i].p) {
-            workspace_close(w);
-            return false;
-        }
-    }
-    return true;
+    list_parts(w, c, parts);
+    bool ok = true;
+    for (int i = 0; ok && i < N_PARTS; i++)
+        if (parts[i].width)
+            ok = (*parts[i].p = ARENA_ARRAY(&w->arena, float, max_rows * parts[i].width, e)) != NULL;
+    if (ok && c->position == POS_LEARNED)
+        ok = (w->positions = ARENA_ARRAY(&w->host, int32_t, max_rows, e)) != NULL;
+    ok = ok && (!c->n_experts || (w->routing = routing_new(&w->host, c, max_rows, e)) != NULL);
+    if (!ok) workspace_close(w);
+    return ok;
 }
 
 void workspace_close(Workspace *w) {
     kv_layer_close(&w->kv);
     arena_free(&w->kv_arena);
+    arena_free(&w->host);
     arena_free(&w->arena);
     *w = (Workspace){0};
 }
@@ -74,15 +97,20 @@ static void linears(Model *m, const Linear *const *l, float *const *y, int n_out
     }
 }
 
-static void linear(Model *m, const Linear *l, float *y, const float *x, int64_t n,
-                   const Workspace *w) {
+void forward_linear(Model *m, const Linear *l, float *y, const float *x, int64_t n,
+                    const Workspace *w) {
     linears(m, &l, &y, 1, x, n, w);
 }
 
-static void norm(Model *m, float *y, const float *x, const float *weight, int64_t n) {
-    int64_t d = m->config.hidden;
-    op_rmsnorm(m->backend, tensor_f32(y, n, d), tensor_f32((float *)x, n, d),
-               tensor_f32_1d((float *)weight, d), (float)m->config.norm_eps);
+void forward_norm(Model *m, float *y, const float *x, const float *weight, const float *bias,
+                  int64_t n, int64_t d, int64_t period, double eps) {
+    NormSpec s = {weight, bias, period, (float)eps, m->config.arch->layer_norm};
+    op_norm(m->backend, tensor_f32(y, n, d), tensor_f32((float *)x, n, d), &s);
+}
+
+static void norm(Model *m, float *y, const float *x, const float *weight, const float *bias,
+                 int64_t n) {
+    forward_norm(m, y, x, weight, bias, n, m->config.hidden, 1, m->config.norm_eps);
 }
 
 static void count_kv(Workspace *w, KvBytes b) {
@@ -161,23 +189,37 @@ static bool is_alone(const Model *m, const Workspace *w, const Segment *s) {
     return !s->kv && !m->kv && m->kv_dtype != DT_F16 && s->first == 0 && !w->forks;
 }
 
+static AttnSpec attention_spec(const Model *m, int64_t layer, int64_t first) {
+    const ModelConfig *c = &m->config;
+    double scale = c->attn_scale / (c->attn_scale_by_layer ? (double)(layer + 1) : 1);
+    return (AttnSpec){.n_heads = c->n_heads, .n_kv_heads = c->n_kv_heads, .head_dim = c->head_dim,
+                      .first = first, .window = arch_window(c, layer), .scale = (float)scale,
+                      .softcap = (float)c->attn_softcap, .bias = m->alibi,
+                      .bias_stride = m->alibi_stride};
+}
+
+/* 就地旋转 x 的 n 行（位置从 first 起）。 */
+static void rotate(Model *m, int64_t layer, float *x, int64_t n, int64_t heads, int64_t first) {
+    const ModelConfig *c = &m->config;
+    const float *cos_table, *sin_table;
+    int64_t half = c->rope.rotary_dim / 2;
+    if (!model_rope(m, layer, &cos_table, &sin_table)) return;
+    (c->rope.pairs ? op_rope_pairs : op_rope)(
+        m->backend, tensor_f32_3d(x, n, heads, c->head_dim),
+        tensor_f32((float *)cos_table, m->n_rope, half),
+        tensor_f32((float *)sin_table, m->n_rope, half), first);
+}
+
 static void attend(Model *m, int64_t layer, Workspace *w, const Segment *s) {
     const ModelConfig *c = &m->config;
     int64_t q = c->n_heads * c->head_dim, kv = c->n_kv_heads * c->head_dim;
-    int64_t half = c->rope.rotary_dim / 2;
     float *qs = w->q + s->row0 * q, *ks = w->k + s->row0 * kv, *vs = w->v + s->row0 * kv;
-    Tensor cos_t = tensor_f32(m->cos_table, m->n_rope, half);
-    Tensor sin_t = tensor_f32(m->sin_table, m->n_rope, half);
     Tensor q_t = tensor_f32_3d(qs, s->n, c->n_heads, c->head_dim);
     Tensor out_t = tensor_f32_3d(w->att + s->row0 * q, s->n, c->n_heads, c->head_dim);
-    op_rope(m->backend, q_t, cos_t, sin_t, s->first);
-    if (!kv_pre_rope(m, layer))
-        op_rope(m->backend, tensor_f32_3d(ks, s->n, c->n_kv_heads, c->head_dim), cos_t, sin_t,
-                s->first);
+    rotate(m, layer, qs, s->n, c->n_heads, s->first);
+    if (!kv_pre_rope(m, layer)) rotate(m, layer, ks, s->n, c->n_kv_heads, s->first);
     if (w->record) record_past(m, layer, w, s);
-    AttnSpec spec = {.n_heads = c->n_heads, .n_kv_heads = c->n_kv_heads, .head_dim = c->head_dim,
-                     .first = s->first, .window = arch_window(c, layer),
-                     .scale = (float)(1.0 / sqrt((double)c->head_dim))};
+    AttnSpec spec = attention_spec(m, layer, s->first);
     if (layer == 0) w->kv_tokens += s->kv ? 0 : s->n;
     if (is_alone(m, w, s)) {
         size_t item = kv_near_dtype(m) == DT_F32 ? sizeof(float) : sizeof(uint16_t);
@@ -200,74 +242,181 @@ InputGroup input_group(LinearRole role) {
          : role == ROLE_DOWN ? INPUT_DOWN : INPUT_GATE_UP;
 }
 
-/* 交给旁听者。返回: 后面还要算。 */
-static bool show(const BlockTap *tap, InputGroup group, const float *x, int64_t n, int64_t cols) {
+bool forward_show(BlockTap *tap, int group, const float *x, int64_t n, int64_t cols) {
     if (!tap) return true;
     tap->see(tap->ctx, group, x, n, cols);
-    return group != tap->last;
+    tap->done = group == tap->last;
+    return !tap->done;
+}
+
+/* q 或 k 在旋转之前的归一化。 */
+static void norm_heads(Model *m, float *x, const float *weight, int64_t n, int64_t heads) {
+    const ModelConfig *c = &m->config;
+    bool whole = c->qk_norm == QK_WHOLE, shared = c->qk_norm == QK_SHARED;
+    if (c->qk_norm == QK_NONE) return;
+    forward_norm(m, x, x, weight, NULL, whole ? n : n * heads,
+                 whole ? heads * c->head_dim : c->head_dim, whole || shared ? 1 : heads, c->norm_eps);
 }
 
 void attention_forward(Model *m, int64_t layer, Workspace *w, int64_t n, const Segment *segments,
-                       size_t n_segments, const BlockTap *tap) {
-    const Linear *l = m->blocks[layer].linears;
-    if (!show(tap, INPUT_QKV, w->h, n, m->config.hidden)) return;
-    linears(m, (const Linear *[]){&l[ROLE_Q], &l[ROLE_K], &l[ROLE_V]},
-            (float *[]){w->q, w->k, w->v}, 3, w->h, n, w);
+                       size_t n_segments, BlockTap *tap) {
+    const ModelConfig *c = &m->config;
+    const Block *b = &m->blocks[layer];
+    const Linear *l = b->linears;
+    if (!forward_show(tap, INPUT_QKV, w->h, n, c->hidden)) return;
+    if (c->arch->mla) {
+        if (!mla_project(m, layer, w, n, tap)) return;
+    } else {
+        linears(m, (const Linear *[]){&l[ROLE_Q], &l[ROLE_K], &l[ROLE_V]},
+                (float *[]){w->q, w->k, w->v}, 3, w->h, n, w);
+    }
+    norm_heads(m, w->q, b->q_norm, n, c->n_heads);
+    norm_heads(m, w->k, b->k_norm, n, c->n_kv_heads);
     w->held = NULL;
     w->forks = false;
     for (size_t i = 0; i < n_segments; i++) w->forks |= segments[i].parent != NULL;
     for (size_t i = 0; i < n_segments; i++) attend(m, layer, w, &segments[i]);
-    if (!show(tap, INPUT_O, w->att, n, l[ROLE_O].cols)) return;
-    linear(m, &l[ROLE_O], w->h, w->att, n, w);
+    const float *att = c->arch->mla ? mla_values(m, w, n) : w->att;
+    if (!forward_show(tap, INPUT_O, att, n, l[ROLE_O].cols)) return;
+    forward_linear(m, &l[ROLE_O], w->h, att, n, w);
 }
 
-void mlp_forward(Model *m, int64_t layer, Workspace *w, int64_t n, const BlockTap *tap) {
+bool forward_mlp(Model *m, const Linear *gate, const Linear *up, const Linear *down, float *y,
+                 const float *x, int64_t n, int group, Workspace *w, BlockTap *tap) {
+    Tensor g = tensor_f32(w->gate, n, up->rows), u = tensor_f32(w->up, n, up->rows);
+    if (!forward_show(tap, group, x, n, up->cols)) return false;
+    if (gate->rows) {
+        linears(m, (const Linear *[]){gate, up}, (float *[]){w->gate, w->up}, 2, x, n, w);
+        op_activate(m->backend, g, g, u, m->config.activation);
+    } else {
+        forward_linear(m, up, w->up, x, n, w);
+        op_activate(m->backend, g, u, (Tensor){0}, m->config.activation);
+    }
+    if (!forward_show(tap, group + 1, w->gate, n, up->rows)) return false;
+    forward_linear(m, down, y, w->gate, n, w);
+    return true;
+}
+
+void mlp_forward(Model *m, int64_t layer, Workspace *w, int64_t n, BlockTap *tap) {
     const Linear *l = m->blocks[layer].linears;
-    int64_t ff = m->config.intermediate;
-    if (!show(tap, INPUT_GATE_UP, w->h, n, m->config.hidden)) return;
-    linears(m, (const Linear *[]){&l[ROLE_GATE], &l[ROLE_UP]}, (float *[]){w->gate, w->up}, 2,
-            w->h, n, w);
-    op_silu_mul(m->backend, tensor_f32(w->gate, n, ff), tensor_f32(w->gate, n, ff),
-                tensor_f32(w->up, n, ff));
-    if (!show(tap, INPUT_DOWN, w->gate, n, ff)) return;
-    linear(m, &l[ROLE_DOWN], w->h, w->gate, n, w);
+    if (arch_has_experts(&m->config, layer))
+        experts_forward(m, layer, w, n, tap);
+    else
+        forward_mlp(m, &l[ROLE_GATE], &l[ROLE_UP], &l[ROLE_DOWN], w->h, w->h, n, INPUT_GATE_UP, w, tap);
+}
+
+/* 半块的输出 w->h：之后的归一化、乘系数。 */
+static void finish_half(Model *m, Workspace *w, const float *post_norm, int64_t n) {
+    const ModelConfig *c = &m->config;
+    Tensor h = tensor_f32(w->h, n, c->hidden);
+    if (post_norm) norm(m, w->h, w->h, post_norm, NULL, n);
+    if (c->residual_scale != 1) op_multiply(m->backend, h, h, (float)c->residual_scale);
+}
+
+static void add_residual(Model *m, Workspace *w, const float *y, int64_t n) {
+    int64_t d = m->config.hidden;
+    op_add(m->backend, tensor_f32(w->x, n, d), tensor_f32((float *)y, n, d));
+}
+
+/* w->x → w->h：半块之前的归一化，或原样。 */
+static void start_half(Model *m, Workspace *w, const float *weight, const float *bias, int64_t n) {
+    const ModelConfig *c = &m->config;
+    size_t bytes = (size_t)(n * c->hidden) * sizeof *w->x;
+    if (c->form == FORM_BRANCH || c->form == FORM_AFTER)
+        op_copy(m->backend, w->h, w->x, bytes);
+    else
+        norm(m, w->h, w->x, weight, bias, n);
+    if (c->residual_from_norm) op_copy(m->backend, w->x, w->h, bytes);
+}
+
+/* 块的计算；旁听者要停时提前返回。 */
+static void run_block(Model *m, int64_t layer, Workspace *w, int64_t n, const Segment *segments,
+                      size_t n_segments, BlockTap *tap) {
+    const ModelConfig *c = &m->config;
+    const Block *b = &m->blocks[layer];
+    bool after = c->form == FORM_AFTER;
+    start_half(m, w, b->attn_norm, b->attn_norm_bias, n);
+    attention_forward(m, layer, w, n, segments, n_segments, tap);
+    if (tap && tap->done) return;
+    finish_half(m, w, b->post_attn_norm, n);
+    if (c->parallel)
+        op_copy(m->backend, w->side, w->h, (size_t)(n * c->hidden) * sizeof *w->h);
+    else
+        add_residual(m, w, w->h, n);
+    if (after) norm(m, w->x, w->x, b->attn_norm, b->attn_norm_bias, n);
+    bool shared = c->shared_norm;
+    start_half(m, w, shared ? b->attn_norm : b->mlp_norm,
+               shared ? b->attn_norm_bias : b->mlp_norm_bias, n);
+    mlp_forward(m, layer, w, n, tap);
+    if (tap && tap->done) return;
+    finish_half(m, w, b->post_mlp_norm, n);
+    if (c->parallel) add_residual(m, w, w->side, n);
+    add_residual(m, w, w->h, n);
+    if (after) norm(m, w->x, w->x, b->mlp_norm, b->mlp_norm_bias, n);
 }
 
 bool block_forward(Model *m, int64_t layer, Workspace *w, int64_t n, const Segment *segments,
-                   size_t n_segments, const BlockTap *tap, Err *e) {
-    const Block *b = &m->blocks[layer];
-    int64_t d = m->config.hidden;
+                   size_t n_segments, BlockTap *tap, Err *e) {
     if (!model_need_block(m, layer, e)) return false;
     w->segments = segments;
     w->n_segments = n_segments;
-    norm(m, w->h, w->x, b->attn_norm, n);
-    attention_forward(m, layer, w, n, segments, n_segments, tap);
-    if (tap && tap->last <= INPUT_O) return backend_check(m->backend, e);
-    op_add(m->backend, tensor_f32(w->x, n, d), tensor_f32(w->h, n, d));
-    norm(m, w->h, w->x, b->mlp_norm, n);
-    mlp_forward(m, layer, w, n, tap);
-    if (tap && tap->last <= INPUT_DOWN) return backend_check(m->backend, e);
-    op_add(m->backend, tensor_f32(w->x, n, d), tensor_f32(w->h, n, d));
+    if (tap) tap->done = false;
+    run_block(m, layer, w, n, segments, n_segments, tap);
     if (!backend_check(m->backend, e)) return false;
-    if (!op_all_finite(m->backend, tensor_f32(w->x, n, d)))
+    if (tap && tap->done) return true;
+    if (!op_all_finite(m->backend, tensor_f32(w->x, n, m->config.hidden)))
         return err_set(e, ERR_NUMERIC, "第 %lld 层（从 0 数）的输出出现 NaN 或 Inf",
                        (long long)layer);
     return true;
 }
 
+void forward_embed(Model *m, Workspace *w, const int32_t *ids, int64_t n, const Segment *segments,
+                   size_t n_segments) {
+    const ModelConfig *c = &m->config;
+    Tensor x = tensor_f32(w->x, n, c->hidden), h = tensor_f32(w->h, n, c->hidden);
+    op_embed(m->backend, x, &m->embed, ids);
+    if (c->embed_scale != 1) op_multiply(m->backend, x, x, (float)c->embed_scale);
+    if (c->embed_dim != c->hidden) {
+        op_linear(m->backend, h, x, &m->project_in, (Tensor){0});
+        op_copy(m->backend, w->x, w->h, (size_t)(n * c->hidden) * sizeof *w->x);
+    }
+    if (c->position == POS_LEARNED) {
+        for (size_t i = 0; i < n_segments; i++)
+            for (int64_t k = 0; k < segments[i].n; k++)
+                w->positions[segments[i].row0 + k] =
+                    (int32_t)(segments[i].first + k + c->arch->position_offset);
+        op_embed(m->backend, h, &m->positions, w->positions);
+        op_add(m->backend, x, h);
+    }
+    if (m->embed_norm) norm(m, w->x, w->x, m->embed_norm, m->embed_norm_bias, n);
+}
+
+void forward_finish(Model *m, float *out, float *x, int64_t n) {
+    const ModelConfig *c = &m->config;
+    bool projected = c->embed_dim != c->hidden;
+    float *to = projected ? x : out;
+    Tensor y = tensor_f32(out, n, c->hidden);
+    if (!c->no_final_norm)
+        norm(m, to, x, m->final_norm, m->final_norm_bias, n);
+    else if (to != x)
+        op_copy(m->backend, to, x, (size_t)(n * c->hidden) * sizeof *x);
+    if (projected) op_linear(m->backend, y, tensor_f32(x, n, c->hidden), &m->project_out, (Tensor){0});
+    if (c->logit_scale != 1) op_multiply(m->backend, y, y, (float)c->logit_scale);
+}
+
 bool forward_segments(Model *m, Workspace *w, const int32_t *ids, int64_t n, const Segment *segments,
                       size_t n_segments, Err *e) {
     const ModelConfig *c = &m->config;
-    int64_t last = 0;
+    int64_t last = w->horizon;
     CHECK(n <= w->max_rows);
     for (size_t i = 0; i < n_segments; i++)
         if (segments[i].first + segments[i].n > last) last = segments[i].first + segments[i].n;
     if (!model_ensure_rope(m, last, e)) return false;
-    op_embed(m->backend, tensor_f32(w->x, n, c->hidden), &m->embed, ids);
+    forward_embed(m, w, ids, n, segments, n_segments);
     for (int64_t l = 0; l < c->n_layers; l++)
         if (!interrupt_check(e) || !block_forward(m, l, w, n, segments, n_segments, NULL, e))
             return false;
-    norm(m, w->h, w->x, m->final_norm, n);
+    forward_finish(m, w->h, w->x, n);
     return backend_check(m->backend, e);
 }
 

@@ -30,6 +30,13 @@ typedef struct Workspace {
     float *q, *att;    /* (rows, heads·dim) */
     float *k, *v;      /* (rows, kv_heads·dim) */
     float *gate, *up;  /* (rows, intermediate) */
+    float *side;       /* (rows, hidden) 并行残差的另一半、专家的和；家族用不着时为 NULL，下同 */
+    float *picked, *scores; /* 专家：(rows, hidden) 选中的行；(rows, n_experts) 路由的分数 */
+    float *latent, *kv_a, *kv_b; /* MLA：(rows, max(q_lora, kv_lora))、(rows, kv_lora+rope)、(rows, heads·(nope+v)) */
+    Arena host;        /* 下面几个在主机 */
+    int32_t *positions; /* (rows) 各行的位置 */
+    struct Routing *routing; /* 专家的名单，见 experts.c */
+    int64_t horizon;   /* 这些时间线最终至多多长，供 model_ensure_rope；0 即由批里的段定 */
     const Segment *segments; /* 正在算的批的分段，block_forward 设 */
     size_t n_segments;
     KvLayer kv;        /* 没有缓存的段借用，逐段逐层重来 */
@@ -43,30 +50,36 @@ typedef struct Workspace {
     int64_t kv_tokens;
 } Workspace;
 
+/* 打开。w->horizon 在打开之后按需设。 */
 bool workspace_open(Workspace *w, const Model *m, int64_t max_rows, Err *e);
 void workspace_close(Workspace *w);
 /* 工作区的字节数，供 --dry_run。 */
 size_t workspace_bytes(const ModelConfig *c, int64_t max_rows);
 
-/* 共用同一输入的线性层组（校准统计以组为单位）。 */
-typedef enum { INPUT_QKV, INPUT_O, INPUT_GATE_UP, INPUT_DOWN, INPUT_COUNT } InputGroup;
 InputGroup input_group(LinearRole role);
 
-/* 旁听：算每个线性层组之前，把它的输入 x(n, cols) 交给 see。 */
+/* 旁听：算每个线性层组之前，把它的输入 x(n, cols) 交给 see。group 见 Linear.group。 */
 typedef struct BlockTap {
-    void (*see)(void *ctx, InputGroup group, const float *x, int64_t n, int64_t cols);
+    void (*see)(void *ctx, int group, const float *x, int64_t n, int64_t cols);
     void *ctx;
-    InputGroup last; /* 交出这一组之后的都不算（输出无意义）；INPUT_COUNT 为算完整个块 */
+    int last;  /* 交出这一组之后的都不算（输出无意义）；-1 为算完整个块 */
+    bool done; /* 已交出 last */
 } BlockTap;
 
 /* 第 layer 块：w->x 的前 n 行就地更新。错误: 非有限值（报出层号）、设备错误。 */
 bool block_forward(Model *m, int64_t layer, Workspace *w, int64_t n, const Segment *segments,
-                   size_t n_segments, const BlockTap *tap, Err *e);
+                   size_t n_segments, BlockTap *tap, Err *e);
 
-/* 块的两半，各自从 w->h（归一化后的输入，前 n 行）到 w->h（加回残差之前的输出）。块 = 归一化、半块、加残差，两次。 */
+/* 块的两半，各自从 w->h（归一化后的输入，前 n 行）到 w->h（之后的归一化与加残差之前的输出）。 */
 void attention_forward(Model *m, int64_t layer, Workspace *w, int64_t n, const Segment *segments,
-                       size_t n_segments, const BlockTap *tap);
-void mlp_forward(Model *m, int64_t layer, Workspace *w, int64_t n, const BlockTap *tap);
+                       size_t n_segments, BlockTap *tap);
+void mlp_forward(Model *m, int64_t layer, Workspace *w, int64_t n, BlockTap *tap);
+
+/* 一批行的词嵌入 → w->x：查表、乘系数、投影、加学得的位置、归一化。w->h 被改写。 */
+void forward_embed(Model *m, Workspace *w, const int32_t *ids, int64_t n, const Segment *segments,
+                   size_t n_segments);
+/* 末块之后：x (n, hidden) → out：最终归一化、投影、乘 logits 的系数；out 与 head 相乘（再软截断）就是 logits。x 可能被改写。 */
+void forward_finish(Model *m, float *out, float *x, int64_t n);
 
 /* 任意分段的一批：ids (n)，各段首尾相接地占满 n 行，父在子前，kv 都为 NULL → w->h 为最终归一化后的 (n, hidden)。 */
 bool forward_segments(Model *m, Workspace *w, const int32_t *ids, int64_t n, const Segment *segments,

@@ -24,6 +24,8 @@ bool block_trace_open(BlockTrace *t, Model *m, int64_t max_rows, ActQuant act, b
         if (l->rows * l->cols > largest) largest = l->rows * l->cols;
     }
     CHECK(act.kind == ACT_NONE || act.kind == ACT_TOKEN);
+    *t = (BlockTrace){0};
+    if (!arch_require(c, FEATURE_ALL, "要求梯度的方法（手写的反向）", e)) return false;
     bool inputs = act.kind != ACT_NONE, qkv = inputs && round_qkv;
     *t = (BlockTrace){.max_rows = max_rows, .arena = backend_arena(m->backend), .compute = m->backend->compute, .act = act,
                       .round_qkv = qkv};
@@ -94,7 +96,7 @@ static void round_back(Model *m, const BlockTrace *t, int at, float *dx, int64_t
 static AttnSpec attention_spec(const ModelConfig *c, int64_t layer) {
     return (AttnSpec){.n_heads = c->n_heads, .n_kv_heads = c->n_kv_heads,
                       .head_dim = c->head_dim, .window = arch_window(c, layer),
-                      .scale = (float)(1.0 / sqrt((double)c->head_dim))};
+                      .scale = (float)c->attn_scale};
 }
 
 bool block_trace_forward(Model *m, int64_t layer, BlockTrace *t, const float *x, int64_t n,

@@ -20,7 +20,8 @@ static FarRule rule_of(const Model *m, const KvFormat *f, int64_t first) {
 }
 
 bool kv_pre_rope(const Model *m, int64_t layer) {
-    return m->kv && m->kv[layer].pre_rope;
+    const float *cos_table, *sin_table;
+    return m->kv && m->kv[layer].pre_rope && model_rope(m, layer, &cos_table, &sin_table);
 }
 
 static bool same_layout(const KvFormat *a, const KvFormat *b) {
@@ -31,6 +32,7 @@ static bool same_layout(const KvFormat *a, const KvFormat *b) {
 
 bool kv_spec_check(const Model *m, int64_t layer, const KvSpec *s, Err *e) {
     const KvFormat *sides[2] = {&s->k, &s->v};
+    if (!arch_require(&m->config, FEATURE_MLA, "键值缓存的量化", e)) return false;
     for (int i = 0; i < 2; i++) {
         const KvFormat *f = sides[i];
         if (is_grouped(f) && (s->residual < 1 || s->residual % f->group != 0))
@@ -97,7 +99,8 @@ void kv_layer_reset(KvLayer *kv, const Model *m, int64_t layer) {
     const KvSpec *s = spec_of(m, layer);
     kv->k_near.first = kv->k_near.length = kv->v_near.first = kv->v_near.length = 0;
     if (!s) return;
-    const float *bias = m->blocks[layer].linears[ROLE_K].bias;
+    const Block *b = &m->blocks[layer];
+    const float *bias = b->k_norm ? NULL : b->linears[ROLE_K].bias; /* 归一化之后偏置已不可分 */
     rebind(&kv->k_far, &s->k, s->pre_rope && s->split_bias ? bias : NULL);
     rebind(&kv->v_far, &s->v, NULL);
 }
@@ -139,10 +142,9 @@ void kv_layer_sides(const Model *m, int64_t layer, const KvLayer *kv, int64_t fi
         sides[i]->rule = rule_of(m, i ? &s->v : &s->k, first);
         sides[i]->residual = s->residual;
     }
-    if (!s->pre_rope) return;
-    k->cos_table = m->cos_table;
-    k->sin_table = m->sin_table;
+    if (!s->pre_rope || !model_rope(m, layer, &k->cos_table, &k->sin_table)) return;
     k->half = m->config.rope.rotary_dim / 2;
+    k->interleaved = m->config.rope.pairs;
 }
 
 KvBytes kv_layer_bytes(const Model *m, const KvLayer *kv, int64_t n) {

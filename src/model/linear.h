@@ -6,11 +6,14 @@
 
 typedef enum { ROLE_Q, ROLE_K, ROLE_V, ROLE_O, ROLE_GATE, ROLE_UP, ROLE_DOWN, ROLE_COUNT } LinearRole;
 
+/* rows 为 0 表示这个家族没有（如没有门的 MLP 的 ROLE_GATE），只占位。 */
 typedef struct Linear {
     const char *name; /* HF 名，如 "model.layers.0.self_attn.k_proj" */
-    LinearRole role;
-    int layer;
+    LinearRole role;  /* ROLE_COUNT：不在基本的七个之内（MLA 的降维、专家） */
+    int layer, slot, expert; /* slot 即 TensorSlot；expert 是专家号 */
+    int group;               /* 它的输入属于哪一组（InputGroup 或 GROUP_…） */
     int64_t rows, cols; /* (out_features, in_features) */
+    bool has_bias;
     QTensor q;
     float *bias; /* (rows) 或 NULL，在后端内存 */
     ActQuant act; /* 输入的量化；kind 为 ACT_NONE 即不量化 */

@@ -2,86 +2,29 @@
  * 每次只解码一个张量到临时内存，装成存放形式后即丢弃映射页，所以峰值 = 装好的权重 + 最大的一个张量。 */
 #include "model/model.h"
 
-#include <stdio.h>
+#include <math.h>
 #include <string.h>
 
 #include "base/log.h"
+#include "model/layout.h"
 #include "model/rope.h"
 
-static const char *const ROLE_SUFFIX[ROLE_COUNT] = {
-    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
-    "mlp.gate_proj",    "mlp.up_proj",      "mlp.down_proj"};
-
-static void role_shape(const ModelConfig *c, LinearRole role, int64_t *rows, int64_t *cols) {
-    int64_t q = c->n_heads * c->head_dim, kv = c->n_kv_heads * c->head_dim;
-    switch (role) {
-    case ROLE_Q: *rows = q, *cols = c->hidden; break;
-    case ROLE_K:
-    case ROLE_V: *rows = kv, *cols = c->hidden; break;
-    case ROLE_O: *rows = c->hidden, *cols = q; break;
-    case ROLE_DOWN: *rows = c->hidden, *cols = c->intermediate; break;
-    default: *rows = c->intermediate, *cols = c->hidden; break;
-    }
-}
-
-static bool role_has_bias(const ModelConfig *c, LinearRole role) {
-    return role <= ROLE_V ? c->q_bias : role == ROLE_O ? c->o_bias : c->mlp_bias;
-}
-
-/* 名字 + 后缀，放在静态长度的缓冲里。 */
-typedef struct Name {
-    char text[160];
-} Name;
-static Name layer_name(int64_t layer, const char *what) {
-    Name n;
-    snprintf(n.text, sizeof n.text, "model.layers.%lld.%s", (long long)layer, what);
-    return n;
-}
-static Name with_suffix(const char *base, const char *suffix) {
-    Name n;
-    snprintf(n.text, sizeof n.text, "%s%s", base, suffix);
-    return n;
-}
-
-static bool describe_block(Model *m, int64_t layer, Err *e) {
-    const ModelConfig *c = &m->config;
-    Block *b = &m->blocks[layer];
-    if (!weights_check(&m->weights, layer_name(layer, "input_layernorm.weight").text, c->hidden, 0,
-                       e) ||
-        !weights_check(&m->weights, layer_name(layer, "post_attention_layernorm.weight").text,
-                       c->hidden, 0, e))
-        return false;
-    for (LinearRole r = 0; r < ROLE_COUNT; r++) {
-        Linear *l = &b->linears[r];
-        *l = (Linear){.role = r, .layer = (int)layer};
-        l->name = arena_strdup(&m->meta, layer_name(layer, ROLE_SUFFIX[r]).text, e);
-        if (!l->name) return false;
-        role_shape(c, r, &l->rows, &l->cols);
-        if (!weights_check(&m->weights, with_suffix(l->name, ".weight").text, l->rows, l->cols, e))
-            return false;
-        if (role_has_bias(c, r) &&
-            !weights_check(&m->weights, with_suffix(l->name, ".bias").text, l->rows, 0, e))
-            return false;
-    }
-    return true;
+bool model_open_as(Model *m, const char *path, const char *adapter, DType dtype, Backend *b,
+                   Err *e) {
+    *m = (Model){.backend = b, .arena = backend_arena(b), .stream_arena = backend_arena(b),
+                 .rope_arena = backend_arena(b), .stream_layer = -1};
+    if (!weights_open(&m->weights, path, adapter, &m->config, e)) return false;
+    m->dtype = dtype == DT_NONE ? weights_native_dtype(&m->weights) : dtype;
+    m->blocks = ARENA_ARRAY(&m->meta, Block, m->config.n_layers, e);
+    bool ok = m->blocks && layout_ends(m, e) && rope_init(m, e);
+    for (int64_t i = 0; ok && i < m->config.n_layers; i++) ok = layout_block(m, i, e);
+    ok = ok && layout_check_rest(m, e);
+    if (!ok) model_close(m);
+    return ok;
 }
 
 bool model_open(Model *m, const char *path, DType dtype, Backend *b, Err *e) {
-    *m = (Model){.backend = b, .arena = backend_arena(b), .stream_arena = backend_arena(b),
-                 .stream_layer = -1};
-    if (!weights_open(&m->weights, path, &m->config, e)) return false;
-    const ModelConfig *c = &m->config;
-    m->dtype = dtype == DT_NONE ? weights_native_dtype(&m->weights) : dtype;
-    m->blocks = ARENA_ARRAY(&m->meta, Block, c->n_layers, e);
-    bool ok = m->blocks &&
-              weights_check(&m->weights, "model.embed_tokens.weight", c->vocab, c->hidden, e) &&
-              weights_check(&m->weights, "model.norm.weight", c->hidden, 0, e) &&
-              (c->tied ||
-               weights_check(&m->weights, "lm_head.weight", c->vocab, c->hidden, e)) &&
-              rope_init(m, e);
-    for (int64_t i = 0; ok && i < c->n_layers; i++) ok = describe_block(m, i, e);
-    if (!ok) model_close(m);
-    return ok;
+    return model_open_as(m, path, NULL, dtype, b, e);
 }
 
 void model_close(Model *m) {
@@ -89,34 +32,39 @@ void model_close(Model *m) {
     for (int64_t i = 0; m->blocks && i < m->config.n_layers; i++)
         if (m->blocks[i].file.data) file_unmap(&m->blocks[i].file);
     arena_free(&m->stream_arena);
+    arena_free(&m->rope_arena);
     arena_free(&m->arena);
     arena_free(&m->meta);
     *m = (Model){0};
 }
 
-/* 张量的第 row0 行起 n 行解码到 w（后端内存）；cols 为 0 是一维。 */
-static bool load_rows(Model *m, const char *name, int64_t rows, int64_t cols, int64_t row0,
-                      int64_t n, float *w, Err *e) {
+/* 来源的第 row0 行起 n 行解码到 w（后端内存），行宽 width（多出的列补零）。 */
+static bool load_rows(Model *m, const TensorSource *src, int64_t row0, int64_t n, int64_t width,
+                      float *w, Err *e) {
     HostView v = host_view(m->backend);
-    float *host = HOST_MAP(&v, float, w, n * (cols ? cols : 1), HOST_WRITE);
-    bool ok = host && weights_load_rows(&m->weights, name, rows, cols, row0, n, m->dtype, host, e);
+    float *host = HOST_MAP(&v, float, w, n * width, HOST_WRITE);
+    bool ok = host && weights_load(&m->weights, src, row0, n, m->dtype, host, e);
+    int64_t cols = src->cols ? src->cols : 1;
+    for (int64_t r = n - 1; ok && cols < width && r >= 0; r--) {
+        memmove(host + r * width, host + r * cols, (size_t)cols * sizeof *host);
+        memset(host + r * width + cols, 0, (size_t)(width - cols) * sizeof *host);
+    }
     host_end(&v);
     return backend_check(m->backend, e) && ok;
 }
 
-static bool load_vector(Model *m, const char *name, int64_t n, float **out, Err *e) {
-    *out = ARENA_ARRAY(&m->arena, float, n, e);
-    return *out && load_rows(m, name, n, 0, 0, n, *out, e);
-}
-
 bool model_load_linear(Model *m, Linear *l, float *w, Err *e) {
     double t = clock_seconds();
-    Name weight = with_suffix(l->name, ".weight");
-    if (role_has_bias(&m->config, l->role) && !l->bias &&
-        !load_vector(m, with_suffix(l->name, ".bias").text, l->rows, &l->bias, e))
-        return false;
-    if (!load_rows(m, weight.text, l->rows, l->cols, 0, l->rows, w, e)) return false;
-    weights_drop(&m->weights, weight.text);
+    TensorSource src;
+    if (l->has_bias && !l->bias) {
+        layout_linear(m, l, true, &src);
+        l->bias = ARENA_ARRAY(&m->arena, float, l->rows, e);
+        if (!l->bias || !load_rows(m, &src, 0, l->rows, 1, l->bias, e)) return false;
+    }
+    layout_linear(m, l, false, &src);
+    if (!load_rows(m, &src, 0, l->rows, l->cols, w, e)) return false;
+    bool last = l->slot == T_V || l->slot == T_UP || l->expert + 1 == m->config.n_experts;
+    if (last || !src.block) weights_drop(&m->weights, src.name); /* 融合的等最后一份 */
     m->load_seconds += clock_seconds() - t;
     return true;
 }
@@ -176,11 +124,15 @@ static bool pack_rows(Model *m, QTensor *q, Tensor w, Arena *tmp, Err *e) {
     return ok;
 }
 
-/* 载入一个 (rows, cols) 的矩阵（词嵌入、头），分段解码，不让整个 f32 副本同时存在。 */
-static bool load_matrix(Model *m, const char *name, int64_t rows, int64_t cols, QTensor *q,
-                        Err *e) {
-    if (!(m->head_int8 ? qtensor_new(q, &m->arena, HEAD_SPEC, rows, cols, e)
-                       : qtensor_new_dense(q, &m->arena, m->dtype, rows, cols, e)))
+/* 载入一个矩阵（词嵌入、头），补零成 (rows, cols)，分段解码，不让整个 f32 副本同时存在。 */
+static bool load_matrix(Model *m, TensorSlot slot, int64_t rows, int64_t cols, bool int8,
+                        QTensor *q, Err *e) {
+    const ModelConfig *c = &m->config;
+    int64_t wide = slot == T_EMBED || slot == T_HEAD || slot == T_PROJECT_IN ? c->embed_dim : cols;
+    TensorSource src = layout_whole(m, slot, 0, 0, ".weight",
+                                    slot == T_PROJECT_OUT ? c->embed_dim : rows, wide);
+    if (!(int8 ? qtensor_new(q, &m->arena, HEAD_SPEC, rows, cols, e)
+               : qtensor_new_dense(q, &m->arena, m->dtype, rows, cols, e)))
         return false;
     int64_t step = ((int64_t)1 << 21) / cols / QT_PANEL * QT_PANEL;
     if (step < QT_PANEL) step = QT_PANEL;
@@ -191,28 +143,77 @@ static bool load_matrix(Model *m, const char *name, int64_t rows, int64_t cols, 
     for (int64_t r = 0; ok && r < rows; r += step) {
         int64_t n = rows - r < step ? rows - r : step;
         QTensor part = rows_of(q, r, n);
-        ok = load_rows(m, name, rows, cols, r, n, w, e) &&
+        int64_t have = src.rows - r < n ? src.rows - r : n; /* project_out 之外恒为 n */
+        if (have < n) op_multiply(m->backend, tensor_f32(w, n, cols), tensor_f32(w, n, cols), 0);
+        ok = (have <= 0 || load_rows(m, &src, r, have, cols, w, e)) &&
              pack_rows(m, &part, tensor_f32(w, n, cols), &tmp, e);
     }
     arena_free(&tmp);
-    weights_drop(&m->weights, name);
+    weights_drop(&m->weights, src.name);
     m->load_seconds += clock_seconds() - t;
     return ok;
 }
 
+/* GGUF 里 gemma 的归一化已加 1。 */
+static bool load_block_vector(Model *m, int64_t layer, const BlockVector *v, Err *e) {
+    int64_t cols = v->cols ? v->cols : 1, n = v->rows * cols;
+    bool split = v->split && !m->weights.is_gguf;
+    float *to = *v->data = ARENA_ARRAY(&m->arena, float, n, e);
+    bool ok = to != NULL;
+    for (int64_t k = 0; ok && k < (split ? v->rows : 1); k++) {
+        TensorSource s = layout_whole(m, v->slot, layer, k, v->suffix, split ? cols : v->rows,
+                                      split ? 0 : v->cols);
+        ok = load_rows(m, &s, 0, s.rows, s.cols ? s.cols : 1, to + k * cols, e);
+    }
+    if (!ok || !v->plus_one || m->weights.is_gguf) return ok;
+    HostView view = host_view(m->backend);
+    float *host = HOST_MAP(&view, float, to, n, HOST_BOTH);
+    for (int64_t i = 0; host && i < n; i++) host[i] += 1;
+    host_end(&view);
+    return backend_check(m->backend, e);
+}
+
 bool model_load_norms(Model *m, int64_t layer, Err *e) {
+    const ModelConfig *c = &m->config;
     Block *b = &m->blocks[layer];
-    if (b->mlp_norm) return true;
-    return load_vector(m, layer_name(layer, "input_layernorm.weight").text, m->config.hidden,
-                       &b->attn_norm, e) &&
-           load_vector(m, layer_name(layer, "post_attention_layernorm.weight").text,
-                       m->config.hidden, &b->mlp_norm, e);
+    BlockVector v[LAYOUT_MAX_VECTORS];
+    if (b->loaded) return true;
+    size_t n = layout_vectors(c, layer, b, v);
+    for (size_t i = 0; i < n; i++)
+        if (!*v[i].data && !load_block_vector(m, layer, &v[i], e)) return false;
+    if (b->router) {
+        if (!qtensor_new_dense(&b->router_q, &m->arena, DT_F32, c->n_experts, c->hidden, e))
+            return false;
+        op_pack_dense(m->backend, &b->router_q, tensor_f32(b->router, c->n_experts, c->hidden));
+    }
+    b->loaded = true;
+    return backend_check(m->backend, e);
+}
+
+/* 可有可无的一个归一化。 */
+static bool load_norm(Model *m, TensorSlot slot, float **weight, float **bias, Err *e) {
+    const ModelConfig *c = &m->config;
+    if (c->norm_plain || *weight) return true;
+    BlockVector w = {weight, slot, ".weight", c->hidden, 0, false, c->norm_plus_one};
+    BlockVector b = {bias, slot, ".bias", c->hidden, 0, false, false};
+    return load_block_vector(m, 0, &w, e) &&
+           (!c->arch->norm_bias || load_block_vector(m, 0, &b, e));
 }
 
 bool model_load_embed(Model *m, Err *e) {
     const ModelConfig *c = &m->config;
-    return m->embed.data || load_matrix(m, "model.embed_tokens.weight", c->vocab, c->hidden,
-                                        &m->embed, e);
+    int64_t d = c->hidden, places = c->max_position + c->arch->position_offset;
+    bool embed_norm = (*c->arch->names)[T_EMBED_NORM], projected = c->embed_dim != d;
+    if (m->ends_loaded) return true;
+    if (!m->embed.data && !load_matrix(m, T_EMBED, c->vocab, d, m->head_int8, &m->embed, e)) return false;
+    if (c->position == POS_LEARNED && !load_matrix(m, T_POSITION, places, d, false, &m->positions, e))
+        return false;
+    if (projected && (!load_matrix(m, T_PROJECT_IN, d, d, false, &m->project_in, e) ||
+                      !load_matrix(m, T_PROJECT_OUT, d, d, false, &m->project_out, e)))
+        return false;
+    if (embed_norm && !load_norm(m, T_EMBED_NORM, &m->embed_norm, &m->embed_norm_bias, e)) return false;
+    m->ends_loaded = true;
+    return true;
 }
 
 /* 尚未装好的线性层按稠密装入（方法跳过的层）。 */
@@ -221,9 +222,9 @@ static bool finish_block(Model *m, int64_t layer, Err *e) {
     if (!model_load_norms(m, layer, e)) return false;
     Arena tmp = backend_arena(m->backend);
     bool ok = true;
-    for (LinearRole r = 0; ok && r < ROLE_COUNT; r++) {
-        Linear *l = &b->linears[r];
-        if (l->q.data || l->streamed) continue;
+    for (int64_t i = 0; ok && i < b->n_linears; i++) {
+        Linear *l = &b->linears[i];
+        if (!l->rows || l->q.data || l->streamed) continue;
         if (m->stream) {
             if (!model_stream_linear(m, l, e)) return false;
             continue;
@@ -245,15 +246,13 @@ bool model_stream_linear(Model *m, Linear *l, Err *e) {
 
 bool model_need_block(Model *m, int64_t layer, Err *e) {
     if (!m->stream || m->stream_layer == layer) return true;
-    Linear *now = m->blocks[layer].linears;
-    for (LinearRole r = 0; m->stream_layer >= 0 && r < ROLE_COUNT; r++) {
-        Linear *old = &m->blocks[m->stream_layer].linears[r];
-        if (old->streamed) old->q.data = NULL;
-    }
+    Block *now = &m->blocks[layer], *before = m->stream_layer >= 0 ? &m->blocks[m->stream_layer] : NULL;
+    for (int64_t i = 0; before && i < before->n_linears; i++)
+        if (before->linears[i].streamed) before->linears[i].q.data = NULL;
     arena_free(&m->stream_arena);
     m->stream_layer = layer;
-    for (LinearRole r = 0; r < ROLE_COUNT; r++) {
-        Linear *l = &now[r];
+    for (int64_t i = 0; i < now->n_linears; i++) {
+        Linear *l = &now->linears[i];
         if (!l->streamed) continue;
         Arena tmp = backend_arena(m->backend);
         float *w = ARENA_ARRAY(&tmp, float, l->rows * l->cols, e);
@@ -269,29 +268,57 @@ bool model_finish(Model *m, Err *e) {
     const ModelConfig *c = &m->config;
     for (int64_t i = 0; i < c->n_layers; i++)
         if (!finish_block(m, i, e)) return false;
-    if (!m->final_norm && !load_vector(m, "model.norm.weight", c->hidden, &m->final_norm, e))
-        return false;
+    if (!c->no_final_norm && !load_norm(m, T_FINAL_NORM, &m->final_norm, &m->final_norm_bias, e)) return false;
     if (!model_load_embed(m, e)) return false;
     m->head = &m->embed;
     if (c->tied) return true;
     m->head = &m->own_head;
     return m->own_head.data ||
-           load_matrix(m, "lm_head.weight", c->vocab, c->hidden, &m->own_head, e);
+           load_matrix(m, T_HEAD, c->vocab, c->hidden, m->head_int8, &m->own_head, e);
 }
 
 Linear *model_find_linear(Model *m, const char *name) {
     for (int64_t i = 0; i < m->config.n_layers; i++)
-        for (LinearRole r = 0; r < ROLE_COUNT; r++)
-            if (strcmp(m->blocks[i].linears[r].name, name) == 0) return &m->blocks[i].linears[r];
+        for (int64_t k = 0; k < m->blocks[i].n_linears; k++) {
+            Linear *l = &m->blocks[i].linears[k];
+            if (l->rows && strcmp(l->name, name) == 0) return l;
+        }
     return NULL;
+}
+
+void model_logits(Model *m, float *logits, const float *hidden, int64_t n) {
+    const ModelConfig *c = &m->config;
+    float cap = (float)c->logit_softcap;
+    op_linear(m->backend, tensor_f32(logits, n, c->vocab), tensor_f32((float *)hidden, n, c->hidden),
+              m->head, tensor_f32_1d(NULL, 0));
+    if (!(cap > 0)) return;
+    HostView v = host_view(m->backend);
+    float *z = HOST_MAP(&v, float, logits, n * c->vocab, HOST_BOTH);
+    for (int64_t i = 0; z && i < n * c->vocab; i++) z[i] = cap * tanhf(z[i] / cap);
+    host_end(&v);
+}
+
+/* 归一化、路由之类的向量的元素个数。 */
+static int64_t count_vectors(const Model *m) {
+    const ModelConfig *c = &m->config;
+    bool embed_norm = (*c->arch->names)[T_EMBED_NORM], weight = !c->norm_plain;
+    int64_t each = weight * (1 + c->arch->norm_bias), n = each * c->hidden * (!c->no_final_norm + embed_norm);
+    for (int64_t i = 0; i < c->n_layers; i++) {
+        BlockVector v[LAYOUT_MAX_VECTORS];
+        Block b = m->blocks[i];
+        size_t k = layout_vectors(c, i, &b, v);
+        while (k--) n += v[k].rows * (v[k].cols ? v[k].cols : 1);
+    }
+    return n;
 }
 
 ModelBytes model_bytes(const Model *m) {
     ModelBytes n = {0};
     const ModelConfig *c = &m->config;
     for (int64_t i = 0; i < c->n_layers; i++)
-        for (LinearRole r = 0; r < ROLE_COUNT; r++) {
-            const Linear *l = &m->blocks[i].linears[r];
+        for (int64_t k = 0; k < m->blocks[i].n_linears; k++) {
+            const Linear *l = &m->blocks[i].linears[k];
+            if (!l->rows) continue;
             n.linear_params += l->rows * l->cols;
             n.linear_bytes += qtensor_bytes(&l->q);
             if (l->q.dense == DT_NONE) {
@@ -315,9 +342,14 @@ ModelBytes model_bytes(const Model *m) {
             n.unquantized += qtensor_bytes(ends[i]);
         }
     }
-    int64_t norms = (2 * c->n_layers + 1) * c->hidden;
-    n.unquantized += (size_t)norms * 4;
-    n.params += n.linear_params + norms + c->vocab * c->hidden * (c->tied ? 1 : 2);
+    int64_t vectors = count_vectors(m);
+    const QTensor *rest[] = {&m->positions, &m->project_in, &m->project_out};
+    for (int i = 0; i < 3; i++) {
+        n.unquantized += qtensor_bytes(rest[i]);
+        if (rest[i]->data) n.params += rest[i]->rows * rest[i]->cols;
+    }
+    n.unquantized += (size_t)vectors * 4;
+    n.params += n.linear_params + vectors + c->vocab * c->embed_dim * (c->tied ? 1 : 2);
     n.total = n.codes + n.scales + n.zeros + n.permutations + n.outliers + n.unquantized;
     return n;
 }

@@ -9,11 +9,29 @@
 #include "model/linear.h"
 #include "model/weights.h"
 
+/* 共用同一输入的线性层组（校准统计以组为单位）。家族独有的接在 INPUT_COUNT 之后：MLA 的 q_b、kv_b，
+ * 第 i 个专家的 gate 与 up（GROUP_EXPERTS+2i）、down（再加 1）。 */
+typedef enum { INPUT_QKV, INPUT_O, INPUT_GATE_UP, INPUT_DOWN, INPUT_COUNT } InputGroup;
+enum { GROUP_Q_B = INPUT_COUNT, GROUP_KV_B, GROUP_EXPERTS };
+
+/* 向量都在后端内存，家族没有的为 NULL。 */
 typedef struct Block {
-    float *attn_norm, *mlp_norm; /* (hidden)，在后端内存 */
-    Linear linears[ROLE_COUNT];
+    float *attn_norm, *mlp_norm; /* (hidden) 半块之前（FORM_AFTER：加残差之后）的归一化 */
+    float *attn_norm_bias, *mlp_norm_bias;
+    float *post_attn_norm, *post_mlp_norm; /* (hidden) 半块之后、加残差之前 */
+    float *q_norm, *k_norm;      /* 旋转之前，形状见 QkNorm */
+    float *q_a_norm, *kv_a_norm; /* MLA */
+    float *router, *router_bias; /* (n_experts, hidden)、(n_experts)：不量化 */
+    QTensor router_q;            /* router 装成的 f32 矩阵 */
+    bool loaded;                 /* 以上已载入 */
+    Linear *linears;  /* 前 ROLE_COUNT 个按 LinearRole 排，之后是家族独有的 */
+    int64_t n_linears;
     FileMap file; /* 由存盘的块装入时的映射（blockfile.h） */
 } Block;
+/* 输入组的个数。 */
+static inline int block_n_groups(const ModelConfig *c, int64_t layer) {
+    return GROUP_EXPERTS + (arch_has_experts(c, layer) ? 2 * (int)c->n_experts : 0);
+}
 
 struct Model {
     Arena arena; /* 装好的权重，在后端内存 */
@@ -27,10 +45,19 @@ struct Model {
     QTensor embed;       /* (vocab, hidden) */
     QTensor own_head;    /* 不共享时的 lm_head */
     const QTensor *head; /* 共享时指向 embed */
-    float *final_norm;
+    float *final_norm, *final_norm_bias;
+    float *embed_norm, *embed_norm_bias;
+    QTensor positions;           /* (位置, hidden) 学得的位置 */
+    QTensor project_in, project_out; /* 词嵌入与 hidden 之间的投影，补零成 (hidden, hidden) */
+    bool ends_loaded;            /* 以上除头之外已载入 */
+    Arena rope_arena;
     double *inv_freq;    /* (rotary_dim/2) */
+    const float *rope_factors; /* GGUF 存的各频率的除数；没有为 NULL */
     float *cos_table, *sin_table; /* (n_rope, rotary_dim/2)，按需增长 */
-    int64_t n_rope;
+    float *local_cos, *local_sin; /* 有窗口的层另用的（gemma3）；没有为 NULL */
+    float *alibi;        /* (n_heads, alibi_stride) 各头对各键位置的偏置；没有为 NULL */
+    int64_t n_rope, alibi_stride;
+    int64_t rope_regime; /* 表是为多长的时间线造的，见 model_ensure_rope */
     double load_seconds, pack_seconds;
     bool stream;          /* 未量化的线性层不留在内存里，逐块载入 */
     Arena stream_arena;   /* 正在用的那一块 */
@@ -42,6 +69,8 @@ struct Model {
 
 /* 打开并检查：所有张量存在且形状相符。参数: dtype 为 DT_NONE 时取文件自身的类型。 */
 bool model_open(Model *m, const char *path, DType dtype, Backend *b, Err *e);
+/* 同上，另指明家族（模型 YAML 的 adapter；NULL 由 config.json 决定）。 */
+bool model_open_as(Model *m, const char *path, const char *adapter, DType dtype, Backend *b, Err *e);
 /* 载入归一化、偏置、词嵌入与头；未装好的线性层装成稠密。已载入的不再做。 */
 bool model_finish(Model *m, Err *e);
 void model_close(Model *m);
@@ -60,8 +89,15 @@ bool model_stream_linear(Model *m, Linear *l, Err *e);
 bool model_need_block(Model *m, int64_t layer, Err *e);
 /* 按名字找线性层；没有返回 NULL。 */
 Linear *model_find_linear(Model *m, const char *name);
-/* 保证旋转表至少有 n 个位置。 */
+/* 备好位置的表（旋转、ALiBi），供长至 n 的时间线。longrope 与 dynamic 的频率随时间线的长度变（transformers 亦然），
+ * 所以每次前向之前都要以整条时间线将有的长度调用：表不合用就重造。错误: 学得的位置不够、内存不足。 */
 bool model_ensure_rope(Model *m, int64_t n, Err *e);
+/* 第 layer 层的旋转表；不旋转的层（或家族）返回 false。 */
+bool model_rope(const Model *m, int64_t layer, const float **cos_table, const float **sin_table);
+/* 长 n 的时间线用哪一套频率：同一个值即同一套。 */
+int64_t model_rope_regime(const ModelConfig *c, int64_t n);
+/* 最终归一化后的 hidden (n, hidden) → logits (n, vocab)，含软截断。 */
+void model_logits(Model *m, float *logits, const float *hidden, int64_t n);
 
 /* 存放的字节数与参数个数，逐项清点（共享的词嵌入只算一次）。 */
 typedef struct ModelBytes {

@@ -58,14 +58,14 @@ void session_reset(Session *s) {
 static bool forward_piece(Session *s, const int32_t *ids, int64_t n, Err *e) {
     Model *m = s->model;
     const ModelConfig *c = &m->config;
-    op_embed(m->backend, tensor_f32(s->work.x, n, c->hidden), &m->embed, ids);
+    Segment seg = {.n = n, .first = s->length};
+    if (!model_ensure_rope(m, s->capacity, e)) return false;
+    forward_embed(m, &s->work, ids, n, &seg, 1);
     for (int64_t l = 0; l < c->n_layers; l++) {
-        Segment seg = {.n = n, .first = s->length, .kv = &s->kv[l]};
+        seg.kv = &s->kv[l];
         if (!interrupt_check(e) || !block_forward(m, l, &s->work, n, &seg, 1, NULL, e)) return false;
     }
-    op_rmsnorm(m->backend, tensor_f32(s->work.h, n, c->hidden),
-               tensor_f32(s->work.x, n, c->hidden), tensor_f32_1d(m->final_norm, c->hidden),
-               (float)c->norm_eps);
+    forward_finish(m, s->work.h, s->work.x, n);
     s->length += n;
     return backend_check(m->backend, e);
 }
@@ -101,21 +101,28 @@ bool sessions_step(Session *const *s, size_t n, Workspace *w, const int32_t *ids
     const ModelConfig *c = &m->config;
     int64_t rows = (int64_t)n;
     CHECK(rows <= w->max_rows);
-    for (size_t i = 0; i < n; i++)
+    int64_t longest = 0;
+    for (size_t i = 0; i < n; i++) {
         if (!room_for_one(s[i], &ids[i], e)) return false;
+        if (model_rope_regime(c, s[i]->capacity) != model_rope_regime(c, s[0]->capacity))
+            return err_set(e, ERR_UNSUPPORTED,
+                           "家族 %s 的旋转频率随会话的容量变，%lld 与 %lld 个位置的会话不能一批解码", c->arch->name,
+                           (long long)s[0]->capacity, (long long)s[i]->capacity);
+        if (s[i]->capacity > longest) longest = s[i]->capacity;
+    }
+    if (!model_ensure_rope(m, longest, e)) return false;
     Arena tmp = {0};
     Segment *seg = ARENA_ARRAY(&tmp, Segment, n, e);
     bool ok = seg != NULL;
-    if (ok) op_embed(m->backend, tensor_f32(w->x, rows, c->hidden), &m->embed, ids);
+    for (int64_t i = 0; ok && i < rows; i++) seg[i] = (Segment){.row0 = i, .n = 1, .first = s[i]->length};
+    if (ok) forward_embed(m, w, ids, rows, seg, n);
     for (int64_t l = 0; ok && l < c->n_layers; l++) {
         for (int64_t i = 0; i < rows; i++)
             seg[i] = (Segment){.row0 = i, .n = 1, .first = s[i]->length, .kv = &s[i]->kv[l]};
         ok = interrupt_check(e) && block_forward(m, l, w, rows, seg, n, NULL, e);
     }
     if (ok) {
-        op_rmsnorm(m->backend, tensor_f32(hidden, rows, c->hidden),
-                   tensor_f32(w->x, rows, c->hidden), tensor_f32_1d(m->final_norm, c->hidden),
-                   (float)c->norm_eps);
+        forward_finish(m, hidden, w->x, rows);
         for (size_t i = 0; i < n; i++) s[i]->length++;
         ok = backend_check(m->backend, e);
     }

@@ -1,51 +1,11 @@
 /* weights — 权重来源的实现
- * GGUF 名字对照与 q/k 重排依据 llama.cpp 的转换约定：行 (头, 2·j+t) ← HF 行 (头, t·(dim/2)+j)。 */
+ * q/k 重排依据 llama.cpp 的转换约定：行 (头, 2·j+t) ← HF 行 (头, t·(dim/2)+j)。 */
 #include "model/weights.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* HF 层内后缀 ↔ GGUF 层内后缀。 */
-static const struct {
-    const char *hf, *gguf;
-    bool permuted; /* llama 家族的 q、k */
-    bool is_key;
-} LAYER_NAMES[] = {
-    {"input_layernorm", "attn_norm", false, false},
-    {"post_attention_layernorm", "ffn_norm", false, false},
-    {"self_attn.q_proj", "attn_q", true, false},
-    {"self_attn.k_proj", "attn_k", true, true},
-    {"self_attn.v_proj", "attn_v", false, false},
-    {"self_attn.o_proj", "attn_output", false, false},
-    {"mlp.gate_proj", "ffn_gate", false, false},
-    {"mlp.up_proj", "ffn_up", false, false},
-    {"mlp.down_proj", "ffn_down", false, false},
-};
-
-/* 翻译名字。返回: LAYER_NAMES 的下标，非层内张量为 -1。 */
-static int gguf_name(const char *hf, char *out, size_t cap) {
-    static const char *const TOP[][2] = {{"model.embed_tokens.", "token_embd."},
-                                         {"model.norm.", "output_norm."},
-                                         {"lm_head.", "output."}};
-    for (size_t i = 0; i < 3; i++)
-        if (strncmp(hf, TOP[i][0], strlen(TOP[i][0])) == 0) {
-            snprintf(out, cap, "%s%s", TOP[i][1], hf + strlen(TOP[i][0]));
-            return -1;
-        }
-    int layer = 0, used = 0;
-    if (sscanf(hf, "model.layers.%d.%n", &layer, &used) == 1 && used)
-        for (size_t i = 0; i < sizeof LAYER_NAMES / sizeof *LAYER_NAMES; i++) {
-            size_t n = strlen(LAYER_NAMES[i].hf);
-            if (strncmp(hf + used, LAYER_NAMES[i].hf, n) == 0 && hf[used + (int)n] == '.') {
-                snprintf(out, cap, "blk.%d.%s%s", layer, LAYER_NAMES[i].gguf, hf + used + n);
-                return (int)i;
-            }
-        }
-    snprintf(out, cap, "%s", hf);
-    return -1;
-}
 
 static int by_name(const void *a, const void *b) {
     return strcmp((*(const FileTensor *const *)a)->name, (*(const FileTensor *const *)b)->name);
@@ -54,7 +14,8 @@ static int by_name(const void *a, const void *b) {
 static bool sort_tensors(WeightStore *w, Err *e) {
     for (size_t i = 0; i < w->n_shards; i++) w->n_tensors += w->shards[i].n_tensors;
     w->sorted = ARENA_ARRAY(&w->arena, const FileTensor *, w->n_tensors, e);
-    if (!w->sorted) return false;
+    w->used = ARENA_ARRAY(&w->arena, bool, w->n_tensors, e);
+    if (!w->sorted || !w->used) return false;
     size_t k = 0;
     for (size_t i = 0; i < w->n_shards; i++)
         for (size_t j = 0; j < w->shards[i].n_tensors; j++)
@@ -82,6 +43,26 @@ static bool open_shards(WeightStore *w, const char *const *files, size_t n, Err 
         w->n_shards = i + 1;
     }
     return sort_tensors(w, e);
+}
+
+/* 二分查找。返回: 在 sorted 里的下标，没有为 n_tensors。 */
+static size_t find_index(const WeightStore *w, const char *name) {
+    size_t lo = 0, hi = w->n_tensors;
+    while (lo < hi) {
+        size_t mid = (lo + hi) / 2;
+        int c = strcmp(w->sorted[mid]->name, name);
+        if (c == 0) return mid;
+        if (c < 0)
+            lo = mid + 1;
+        else
+            hi = mid;
+    }
+    return w->n_tensors;
+}
+
+const FileTensor *weights_find(const WeightStore *w, const char *name) {
+    size_t i = find_index(w, name);
+    return i < w->n_tensors ? w->sorted[i] : NULL;
 }
 
 static int by_text(const void *a, const void *b) {
@@ -118,7 +99,7 @@ static bool open_index(WeightStore *w, const json_t *root, const char *name, Err
     return true;
 }
 
-static bool open_dir(WeightStore *w, ModelConfig *config, Err *e) {
+static bool open_dir(WeightStore *w, const char *adapter, ModelConfig *config, Err *e) {
     char *cfg = file_join(&w->arena, w->path, "config.json", e);
     char *single = file_join(&w->arena, w->path, "model.safetensors", e);
     char *index = file_join(&w->arena, w->path, "model.safetensors.index.json", e);
@@ -127,7 +108,7 @@ static bool open_dir(WeightStore *w, ModelConfig *config, Err *e) {
         return err_set(e, ERR_MISSING, "%s: 不是模型文件夹（缺少 config.json）", w->path);
     json_t *root = json_load(cfg, e);
     if (!root) return false;
-    bool ok = arch_from_json(config, root, cfg, e);
+    bool ok = arch_from_json(config, root, cfg, adapter, e);
     json_decref(root);
     if (!ok) return false;
     if (file_exists(index)) {
@@ -144,12 +125,13 @@ static bool open_dir(WeightStore *w, ModelConfig *config, Err *e) {
     return open_shards(w, (const char *const[]){"model.safetensors"}, 1, e);
 }
 
-bool weights_open(WeightStore *w, const char *path, ModelConfig *config, Err *e) {
-    *w = (WeightStore){.config = config, .format = "safetensors"};
+bool weights_open(WeightStore *w, const char *path, const char *adapter, ModelConfig *config,
+                  Err *e) {
+    *w = (WeightStore){.format = "safetensors"};
     w->path = arena_strdup(&w->arena, path, e);
     bool ok = w->path != NULL;
     if (ok && file_is_dir(path)) {
-        ok = open_dir(w, config, e);
+        ok = open_dir(w, adapter, config, e);
     } else if (ok) {
         w->format = "gguf";
         ok = gguf_open(&w->gguf, path, e);
@@ -173,28 +155,6 @@ void weights_close(WeightStore *w) {
     *w = (WeightStore){0};
 }
 
-/* 二分查找文件里的名字。 */
-static const FileTensor *find_raw(const WeightStore *w, const char *name) {
-    size_t lo = 0, hi = w->n_tensors;
-    while (lo < hi) {
-        size_t mid = (lo + hi) / 2;
-        int c = strcmp(w->sorted[mid]->name, name);
-        if (c == 0) return w->sorted[mid];
-        if (c < 0)
-            lo = mid + 1;
-        else
-            hi = mid;
-    }
-    return NULL;
-}
-
-const FileTensor *weights_find(const WeightStore *w, const char *hf_name) {
-    if (!w->is_gguf) return find_raw(w, hf_name);
-    char name[160];
-    gguf_name(hf_name, name, sizeof name);
-    return find_raw(w, name);
-}
-
 /* 形状的文字，如 "[128, 256]"。 */
 static const char *shape_text(const FileTensor *t, char *buf, size_t cap) {
     size_t n = (size_t)snprintf(buf, cap, "[");
@@ -204,23 +164,31 @@ static const char *shape_text(const FileTensor *t, char *buf, size_t cap) {
     return buf;
 }
 
-bool weights_check(const WeightStore *w, const char *hf_name, int64_t rows, int64_t cols,
-                   Err *e) {
-    const FileTensor *t = weights_find(w, hf_name);
+/* 多维的前几维连成行。 */
+static bool same_shape(const FileTensor *t, int64_t rows, int64_t cols) {
+    int64_t n = t->n_dims > 0 ? t->shape[0] : 0;
+    if (!cols) return t->n_dims == 1 && n == rows;
+    for (int i = 1; i + 1 < t->n_dims; i++) n *= t->shape[i];
+    return t->n_dims >= 2 && n == rows && t->shape[t->n_dims - 1] == cols;
+}
+
+bool weights_check(const WeightStore *w, const TensorSource *s, Err *e) {
+    size_t at = find_index(w, s->name);
     char shape[128];
-    if (!t) return err_set(e, ERR_MISSING, "%s: 缺少张量 '%s'", w->path, hf_name);
-    bool ok = cols ? t->n_dims == 2 && t->shape[0] == rows && t->shape[1] == cols
-                   : t->n_dims == 1 && t->shape[0] == rows;
-    if (!ok && cols)
+    if (at == w->n_tensors) return err_set(e, ERR_MISSING, "%s: 缺少张量 '%s'", w->path, s->name);
+    const FileTensor *t = w->sorted[at];
+    int64_t rows = s->transposed ? s->cols : s->rows, cols = s->transposed ? s->rows : s->cols;
+    w->used[at] = true;
+    if (!same_shape(t, rows, cols) && cols)
         return err_set(e, ERR_FORMAT, "%s: 张量 '%s' 的形状是 %s，按配置应为 [%lld, %lld]", t->path,
                        t->name, shape_text(t, shape, sizeof shape), (long long)rows,
                        (long long)cols);
-    if (!ok)
+    if (!same_shape(t, rows, cols))
         return err_set(e, ERR_FORMAT, "%s: 张量 '%s' 的形状是 %s，按配置应为 [%lld]", t->path, t->name,
                        shape_text(t, shape, sizeof shape), (long long)rows);
     float probe[256];
     size_t n = dtype_block_elems(t->dtype);
-    if ((cols ? cols : 1) % (int64_t)n)
+    if ((cols ? cols : 1) % (int64_t)n || (s->transposed && n != 1))
         return err_set(e, ERR_UNSUPPORTED, "%s: 张量 '%s' 的行长不是 %s 块长的倍数", t->path, t->name,
                        dtype_name(t->dtype));
     if (t->bytes >= dtype_block_bytes(t->dtype) && !dtype_decode(t->dtype, t->data, probe, n))
@@ -229,19 +197,20 @@ bool weights_check(const WeightStore *w, const char *hf_name, int64_t rows, int6
     return true;
 }
 
-/* GGUF 中 q、k 的行换回 HF 的次序：HF 行 row 在文件中的行号。heads 为 0 表示未重排。 */
-static int64_t file_row(int64_t row, int64_t rows, int64_t heads) {
-    if (!heads) return row;
+/* GGUF 中 q、k 的行换回 HF 的次序：HF 行 row 在文件中的行号。 */
+static int64_t swapped_row(int64_t row, int64_t rows, int64_t heads) {
     int64_t dim = rows / heads, half = dim / 2, h = row / dim, i = row % dim;
     return h * dim + 2 * (i % half) + i / half;
 }
 
-static int64_t permuted_heads(const WeightStore *w, const char *hf_name) {
-    if (!w->is_gguf || !w->config->arch->gguf_permuted_qk) return 0;
-    char name[160];
-    int i = gguf_name(hf_name, name, sizeof name);
-    if (i < 0 || !LAYER_NAMES[i].permuted) return 0;
-    return LAYER_NAMES[i].is_key ? w->config->n_kv_heads : w->config->n_heads;
+/* 第 row 行在文件里的行号；*run 为从它起在文件里相连的行数。 */
+static int64_t file_row(const TensorSource *s, int64_t row, int64_t left, int64_t *run) {
+    *run = s->heads ? 1 : left;
+    if (s->heads) return swapped_row(row, s->rows, s->heads);
+    if (!s->block) return row;
+    int64_t rest = s->block - row % s->block;
+    if (rest < left) *run = rest;
+    return row / s->block * s->stride + s->offset + row % s->block;
 }
 
 /* 舍入到 dtype（值仍是 f32），并查 NaN/Inf。base 是首元素在张量中的下标，用于报错。 */
@@ -265,34 +234,39 @@ static bool round_and_check(const FileTensor *t, DType dtype, float *v, size_t n
     return true;
 }
 
-bool weights_load_rows(const WeightStore *w, const char *hf_name, int64_t rows, int64_t cols,
-                       int64_t row0, int64_t n, DType dtype, float *out, Err *e) {
-    if (!weights_check(w, hf_name, rows, cols, e)) return false;
-    const FileTensor *t = weights_find(w, hf_name);
-    size_t width = cols ? (size_t)cols : 1, row_bytes = t->bytes / (size_t)rows;
-    int64_t heads = permuted_heads(w, hf_name);
+/* 转置存放的：第 row 行是文件的一列。 */
+static bool decode_column(const FileTensor *t, int64_t row, int64_t rows, size_t cols, float *out) {
+    size_t item = dtype_block_bytes(t->dtype);
+    for (size_t c = 0; c < cols; c++)
+        if (!dtype_decode(t->dtype, (const char *)t->data + (c * (size_t)rows + (size_t)row) * item,
+                          out + c, 1))
+            return false;
+    return true;
+}
+
+bool weights_load(const WeightStore *w, const TensorSource *s, int64_t row0, int64_t n, DType dtype,
+                  float *out, Err *e) {
+    if (!weights_check(w, s, e)) return false;
+    const FileTensor *t = weights_find(w, s->name);
+    size_t width = s->cols ? (size_t)s->cols : 1, row_bytes = t->bytes / (size_t)s->rows;
     bool ok = true;
-    if (heads) {
-        for (int64_t i = 0; ok && i < n; i++)
-            ok = dtype_decode(t->dtype,
-                              (const char *)t->data +
-                                  (size_t)file_row(row0 + i, rows, heads) * row_bytes,
-                              out + (size_t)i * width, width);
-    } else {
-        ok = dtype_decode(t->dtype, (const char *)t->data + (size_t)row0 * row_bytes, out,
-                          (size_t)n * width);
+    for (int64_t i = 0, run; ok && i < n; i += run) {
+        int64_t at = file_row(s, row0 + i, n - i, &run);
+        CHECK(at >= 0 && at + run <= s->rows);
+        float *to = out + (size_t)i * width;
+        if (s->transposed)
+            for (int64_t k = 0; ok && k < run; k++)
+                ok = decode_column(t, at + k, s->rows, width, to + (size_t)k * width);
+        else
+            ok = dtype_decode(t->dtype, (const char *)t->data + (size_t)at * row_bytes, to,
+                              (size_t)run * width);
     }
     if (!ok) return err_set(e, ERR_FORMAT, "%s: 张量 '%s' 无法解码", t->path, t->name);
     return round_and_check(t, dtype, out, (size_t)n * width, (size_t)row0 * width, e);
 }
 
-bool weights_load(const WeightStore *w, const char *hf_name, int64_t rows, int64_t cols,
-                  DType dtype, float *out, Err *e) {
-    return weights_load_rows(w, hf_name, rows, cols, 0, rows, dtype, out, e);
-}
-
-void weights_drop(const WeightStore *w, const char *hf_name) {
-    const FileTensor *t = weights_find(w, hf_name);
+void weights_drop(const WeightStore *w, const char *name) {
+    const FileTensor *t = weights_find(w, name);
     if (t) file_map_drop(t->data, t->bytes);
 }
 

@@ -44,9 +44,7 @@ void engine_admit(Engine *g) {
 /* n 行隐藏状态 → logits，写在 g->logits（n <= LOGIT_ROWS）。 */
 static bool expand(Engine *g, const float *hidden, int64_t n, Err *e) {
     Model *m = g->o.model;
-    op_linear(m->backend, tensor_f32(g->head_out, n, m->config.vocab),
-              tensor_f32((float *)(uintptr_t)hidden, n, m->config.hidden), m->head,
-              tensor_f32_1d(NULL, 0));
+    model_logits(m, g->head_out, hidden, n);
     op_read(m->backend, g->logits, g->head_out,
             (size_t)(n * m->config.vocab) * sizeof *g->logits);
     return backend_check(m->backend, e);
@@ -54,7 +52,8 @@ static bool expand(Engine *g, const float *hidden, int64_t n, Err *e) {
 
 static bool best_tokens(Engine *g, const float *hidden, int64_t n, const int32_t *targets,
                         double *nll, int32_t *top, double *top_nll, Err *e) {
-    ScoreJob job = {.n = n, .x = hidden, .head = g->o.model->head, .targets = targets, .nll = nll,
+    ScoreJob job = {.n = n, .x = hidden, .head = g->o.model->head, .softcap = (float)g->o.model->config.logit_softcap,
+                    .targets = targets, .nll = nll,
                     .top1 = top, .top_nll = top_nll};
     op_score(g->o.model->backend, &job);
     if (!backend_check(g->o.model->backend, e)) return false;

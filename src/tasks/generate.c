@@ -83,7 +83,8 @@ static bool greedy(Generator *g, const float *hidden, int64_t n, int32_t *ids, E
     double nll[MAX_SLOTS];
     int32_t none[MAX_SLOTS];
     for (int64_t i = 0; i < n; i++) none[i] = -1;
-    ScoreJob job = {.n = n, .x = hidden, .head = g->m->head, .targets = none, .nll = nll,
+    ScoreJob job = {.n = n, .x = hidden, .head = g->m->head, .softcap = (float)g->m->config.logit_softcap,
+                    .targets = none, .nll = nll,
                     .top1 = ids};
     op_score(g->m->backend, &job);
     return backend_check(g->m->backend, e);

@@ -49,7 +49,8 @@ static bool score_window(const PplJob *job, int64_t index, const float *hidden,
     /* 基线的 logits 要由未量化的头算出 */
     bool compare = ref && !m->head_int8 && index < job->kl_windows && index < ref->hidden_windows;
     for (int64_t i = 0; i < n; i++) s->targets[i] = ids[p->first_target + i];
-    ScoreJob score = {.n = n, .x = x, .head = m->head, .targets = s->targets, .nll = s->nll,
+    ScoreJob score = {.n = n, .x = x, .head = m->head, .softcap = (float)m->config.logit_softcap,
+                    .targets = s->targets, .nll = s->nll,
                       .top1 = s->top1};
     if (compare) {
         const float *kept = ref->hidden + index * n * d;

@@ -62,7 +62,7 @@ static int by_ids(const void *a, const void *b) {
 
 /* 过去能否由别的请求代算：量化的规则只看位置与时间线，与一次喂入了几个 token 无关。 */
 static bool can_share(const Model *m) {
-    for (LinearRole i = 0; i < ROLE_COUNT; i++) {
+    for (int64_t i = 0; i < m->blocks[0].n_linears; i++) {
         const Linear *l = &m->blocks[0].linears[i];
         if (l->act.kind == ACT_TENSOR || l->out.kind == ACT_TENSOR) return false;
     }
@@ -73,7 +73,8 @@ static bool can_share(const Model *m) {
 
 static bool flush_scores(Scorer *s, Err *e) {
     if (s->n_scores == 0) return true;
-    ScoreJob job = {.n = s->n_scores, .x = s->x, .head = s->m->head, .targets = s->targets,
+    ScoreJob job = {.n = s->n_scores, .x = s->x, .head = s->m->head, .softcap = (float)s->m->config.logit_softcap,
+                    .targets = s->targets,
                     .nll = s->nll, .top1 = s->top1, .top_nll = s->top_nll};
     op_score(s->m->backend, &job);
     if (!backend_check(s->m->backend, e)) return false;
@@ -311,6 +312,7 @@ static bool scorer_open(Scorer *s, Arena *a, Model *m, const ScoreOptions *o, Sc
     if (!s->ids || !s->segments || !s->leaf || !s->x || !workspace_open(&s->w, m, rows, e))
         return false;
     s->w.past = &s->past;
+    s->w.horizon = longest; /* 与怎样装批无关 */
     return true;
 }
 

@@ -243,15 +243,17 @@ static void s_quantize(Backend *b, QTensor *q, const float *w, const float *scal
 }
 
 /* ---- 前向 ---- */
-static void s_rmsnorm(Backend *b, float *y, const float *x, const float *w, int64_t n, int64_t d, float eps) {
-    x = floats(b, x, n * d, IN), w = floats(b, w, d, IN), y = floats(b, y, n * d, OUT);
-    CUDA(rmsnorm, y, x, w, n, d, eps);
+static void s_norm(Backend *b, float *y, const float *x, const NormSpec *spec, int64_t n, int64_t d) {
+    NormSpec s = *spec;
+    s.weight = floats(b, s.weight, s.period * d, IN), s.bias = floats(b, s.bias, s.period * d, IN);
+    x = floats(b, x, n * d, IN), y = floats(b, y, n * d, OUT);
+    CUDA(norm, y, x, &s, n, d);
 }
 static void s_rope(Backend *b, float *x, int64_t n, int64_t heads, int64_t dim, int64_t half, const float *c,
-                   const float *s, int64_t first) {
+                   const float *s, int64_t first, bool interleaved) {
     x = floats(b, x, n * heads * dim, BOTH);
     c = floats(b, c, (first + n) * half, IN), s = floats(b, s, (first + n) * half, IN);
-    CUDA(rope, x, n, heads, dim, half, c, s, first);
+    CUDA(rope, x, n, heads, dim, half, c, s, first, interleaved);
 }
 typedef struct Side {
     KvStore near, far;
@@ -269,8 +271,10 @@ static void side(Backend *b, Side *d, const AttnSide *h, int64_t positions) {
     d->side.sin_table = floats(b, h->sin_table, positions * h->half, IN);
 }
 static void s_attention(Backend *b, float *out, const float *q, const AttnSide *k, const AttnSide *v, int64_t n,
-                        const AttnSpec *s) {
+                        const AttnSpec *spec) {
     Side dk, dv;
+    AttnSpec copy = *spec, *s = &copy;
+    s->bias = floats(b, s->bias, s->n_heads * s->bias_stride, IN);
     int64_t width = n * s->n_heads * s->head_dim;
     side(b, &dk, k, s->first + n), side(b, &dv, v, s->first + n);
     q = floats(b, q, width, IN), out = floats(b, out, width, OUT);
@@ -304,9 +308,26 @@ static void s_kv_quantize(Backend *b, KvStore *s, const KvStore *near, int64_t p
     }
     done(b);
 }
-static void s_silu_mul(Backend *b, float *y, const float *g, const float *u, int64_t n) {
+static void s_activate(Backend *b, float *y, const float *g, const float *u, int64_t n, Activation f) {
     g = floats(b, g, n, IN), u = floats(b, u, n, IN), y = floats(b, y, n, OUT);
-    CUDA(silu_mul, y, g, u, n);
+    CUDA(activate, y, g, u, n, f);
+}
+static void s_multiply(Backend *b, float *y, const float *x, float a, int64_t n) {
+    x = floats(b, x, n, IN), y = floats(b, y, n, OUT);
+    CUDA(multiply, y, x, a, n);
+}
+static void s_gather_rows(Backend *b, float *dst, const float *src, const int32_t *index, int64_t n, int64_t d) {
+    int64_t rows = 0;
+    for (int64_t i = 0; i < n; i++) rows = index[i] >= rows ? index[i] + 1 : rows;
+    src = floats(b, src, rows * d, IN), dst = floats(b, dst, n * d, OUT);
+    CUDA(gather_rows, dst, src, index, n, d);
+}
+static void s_scatter_rows(Backend *b, float *dst, const float *src, const int32_t *index, const float *weight,
+                           int64_t n, int64_t d) {
+    int64_t rows = 0;
+    for (int64_t i = 0; i < n; i++) rows = index[i] >= rows ? index[i] + 1 : rows;
+    src = floats(b, src, n * d, IN), dst = floats(b, dst, rows * d, BOTH);
+    CUDA(scatter_rows, dst, src, index, weight, n, d);
 }
 static void s_add(Backend *b, float *y, const float *x, int64_t n) {
     x = floats(b, x, n, IN), y = floats(b, y, n, BOTH);
@@ -477,8 +498,9 @@ static void s_fake_quant_grad(Backend *b, float *dx, float *dscale, const float 
 #define OP(name) .name = s_##name
 static const BackendOps STAGED_OPS = {
     OP(read), OP(write), OP(copy), OP(copy_2d), OP(parallel), OP(linear), OP(linear_exact), OP(linear_int8),
-    OP(round_act), OP(embed), OP(dequantize), OP(pack_dense), OP(qparams), OP(quantize), OP(rmsnorm), OP(rope),
-    OP(attention), OP(kv_write), OP(kv_quantize), OP(silu_mul), OP(add), OP(score), OP(gram), OP(feedback),
+    OP(round_act), OP(embed), OP(dequantize), OP(pack_dense), OP(qparams), OP(quantize), OP(norm), OP(rope),
+    OP(attention), OP(kv_write), OP(kv_quantize), OP(activate), OP(add), OP(multiply), OP(gather_rows),
+    OP(scatter_rows), OP(score), OP(gram), OP(feedback),
     OP(symmetrize), OP(column_stats), OP(column_sum), OP(row_errors), OP(divide), OP(gather_columns),
     OP(update_rest), OP(all_finite), OP(adamw), OP(mse_grad), OP(matmul), OP(rmsnorm_grad), OP(silu_mul_grad),
     OP(attention_grad), OP(round_act_grad), OP(score_grad), OP(group_range), OP(group_range_grad), OP(scale),

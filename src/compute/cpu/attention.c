@@ -43,6 +43,9 @@ static AttnTile make_tile(const AttnJob *j, int64_t kv_head, int64_t i, int64_t 
         .first = s->first + i,
         .window = s->window,
         .scale = s->scale,
+        .softcap = s->softcap,
+        .bias = s->bias ? s->bias + kv_head * group * s->bias_stride : NULL,
+        .bias_stride = s->bias_stride,
         .packed = j->packed ? j->packed + kv_head * j->n_blocks * j->block_floats : NULL,
     };
 }

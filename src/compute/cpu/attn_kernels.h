@@ -22,6 +22,9 @@ typedef struct AttnTile {
     int64_t n, group, dim; /* 查询数、共享此键值头的查询头数、头的维数 */
     int64_t first, window; /* 第一个查询的绝对位置；0 表示不限窗口 */
     float scale;           /* 须 > 0 */
+    float softcap;         /* 见 AttnSpec */
+    const float *bias;     /* 组内第 g 个头的偏置在 bias + g·bias_stride，或 NULL */
+    int64_t bias_stride;
     const float *packed;   /* 此键值头已打包的块（pack 所写，从位置 0 起），或 NULL：边算边打包 */
 } AttnTile;
 

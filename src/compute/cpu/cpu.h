@@ -44,15 +44,20 @@ void cpu_linear_int8(Backend *b, const LinearOut *out, int n_out, const float *x
                      const ActQuant *act);
 void cpu_round_act(Backend *b, float *x, int64_t n, int64_t d, const ActQuant *act);
 void cpu_embed(Backend *b, float *y, const QTensor *table, const int32_t *ids, int64_t n);
-void cpu_rmsnorm(Backend *b, float *y, const float *x, const float *weight, int64_t n, int64_t d,
-                 float eps);
+void cpu_norm(Backend *b, float *y, const float *x, const NormSpec *s, int64_t n, int64_t d);
 void cpu_rope(Backend *b, float *x, int64_t n, int64_t heads, int64_t dim, int64_t half,
-              const float *cos_table, const float *sin_table, int64_t first);
+              const float *cos_table, const float *sin_table, int64_t first, bool interleaved);
 void cpu_attention(Backend *b, float *out, const float *q, const AttnSide *k, const AttnSide *v,
                    int64_t n, const AttnSpec *s);
 void cpu_kv_write(Backend *b, KvStore *s, const float *x, int64_t n);
 void cpu_kv_quantize(Backend *b, KvStore *s, const KvStore *near, int64_t pos, int64_t n);
-void cpu_silu_mul(Backend *b, float *y, const float *gate, const float *up, int64_t n);
+void cpu_activate(Backend *b, float *y, const float *gate, const float *up, int64_t n,
+                  Activation f);
+void cpu_multiply(Backend *b, float *y, const float *x, float a, int64_t n);
+void cpu_gather_rows(Backend *b, float *dst, const float *src, const int32_t *index, int64_t n,
+                     int64_t d);
+void cpu_scatter_rows(Backend *b, float *dst, const float *src, const int32_t *index,
+                      const float *weight, int64_t n, int64_t d);
 void cpu_add(Backend *b, float *y, const float *x, int64_t n);
 void cpu_score(Backend *b, const ScoreJob *job);
 void cpu_pack_dense(Backend *b, QTensor *q, const float *w);

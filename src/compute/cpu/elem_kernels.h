@@ -4,12 +4,25 @@
 #define PTQ_COMPUTE_CPU_ELEM_KERNELS_H
 #include <stdint.h>
 
+#include "compute/backend.h"
+
 struct ElemKernels {
+    /* weight 可为 NULL */
     void (*rmsnorm_row)(float *y, const float *x, const float *weight, int64_t d, float eps);
+    /* LayerNorm；weight、bias 可为 NULL */
+    void (*layernorm_row)(float *y, const float *x, const float *weight, const float *bias,
+                          int64_t d, float eps);
     /* 就地旋转一个头：x[i]、x[i+half]，i < half */
     void (*rope_head)(float *x, int64_t half, const float *cos_row, const float *sin_row);
-    void (*silu_mul)(float *y, const float *gate, const float *up, int64_t n);
+    /* 同上，x[2i]、x[2i+1] */
+    void (*rope_pairs)(float *x, int64_t half, const float *cos_row, const float *sin_row);
+    /* y = f(gate)·up，up 可为 NULL */
+    void (*activate)(float *y, const float *gate, const float *up, int64_t n, Activation f);
     void (*add)(float *y, const float *x, int64_t n);
+    /* y += a·x（先乘后加，两次舍入） */
+    void (*add_scaled)(float *y, const float *x, float a, int64_t n);
+    /* y = a·x */
+    void (*multiply)(float *y, const float *x, float a, int64_t n);
     /* z = cap·tanh(z/cap) */
     void (*softcap)(float *z, int64_t n, float cap);
     /* 最大值（忽略 NaN；全为 NaN 时为 -inf） */

@@ -1,4 +1,4 @@
-/* elementwise — RMSNorm、RoPE、SiLU·乘、加法：切成块分给线程
+/* elementwise — 归一化、RoPE、激活函数、加法与数乘：切成块分给线程
  * 小的输入不值得唤醒线程，直接在主线程算；切分不影响任何元素的运算次序。 */
 #include "compute/cpu/cpu.h"
 #include "compute/cpu/elem_kernels.h"
@@ -15,7 +15,10 @@ typedef struct ElemJob {
     int64_t n;            /* 总行数或总元素数 */
     int64_t per_task;     /* 每任务的行数 */
     int64_t d, heads, half, first;
-    float eps;
+    bool interleaved;
+    Activation f;
+    float a;
+    const NormSpec *norm;
 } ElemJob;
 
 static int64_t min64(int64_t a, int64_t b) {
@@ -37,18 +40,25 @@ static void dispatch(Backend *b, ElemJob *j, int64_t row_elems,
     for (int64_t t = 0; t < n_tasks; t++) fn(j, t, 0);
 }
 
-static void rmsnorm_task(void *ctx, int64_t task, int thread) {
+static void norm_task(void *ctx, int64_t task, int thread) {
     (void)thread;
     const ElemJob *j = ctx;
+    const NormSpec *s = j->norm;
     int64_t end = min64(j->n, (task + 1) * j->per_task);
-    for (int64_t i = task * j->per_task; i < end; i++)
-        j->kernels->rmsnorm_row(j->y + i * j->d, j->x + i * j->d, j->u, j->d, j->eps);
+    for (int64_t i = task * j->per_task; i < end; i++) {
+        int64_t at = i % s->period * j->d;
+        float *y = j->y + i * j->d;
+        const float *x = j->x + i * j->d, *w = s->weight ? s->weight + at : NULL;
+        if (s->center)
+            j->kernels->layernorm_row(y, x, w, s->bias ? s->bias + at : NULL, j->d, s->eps);
+        else
+            j->kernels->rmsnorm_row(y, x, w, j->d, s->eps);
+    }
 }
 
-void cpu_rmsnorm(Backend *b, float *y, const float *x, const float *weight, int64_t n, int64_t d,
-                 float eps) {
-    ElemJob j = {.y = y, .x = x, .u = weight, .n = n, .d = d, .eps = eps};
-    if (d > 0) dispatch(b, &j, d, rmsnorm_task);
+void cpu_norm(Backend *b, float *y, const float *x, const NormSpec *s, int64_t n, int64_t d) {
+    ElemJob j = {.y = y, .x = x, .norm = s, .n = n, .d = d};
+    if (d > 0) dispatch(b, &j, d, norm_task);
 }
 
 static void rope_task(void *ctx, int64_t task, int thread) {
@@ -58,29 +68,45 @@ static void rope_task(void *ctx, int64_t task, int thread) {
     for (int64_t i = task * j->per_task; i < end; i++) {
         const float *cos_row = j->u + (j->first + i) * j->half;
         const float *sin_row = j->sin_table + (j->first + i) * j->half;
+        void (*turn)(float *, int64_t, const float *, const float *) =
+            j->interleaved ? j->kernels->rope_pairs : j->kernels->rope_head;
         for (int64_t h = 0; h < j->heads; h++)
-            j->kernels->rope_head(j->y + (i * j->heads + h) * j->d, j->half, cos_row, sin_row);
+            turn(j->y + (i * j->heads + h) * j->d, j->half, cos_row, sin_row);
     }
 }
 
 void cpu_rope(Backend *b, float *x, int64_t n, int64_t heads, int64_t dim, int64_t half,
-              const float *cos_table, const float *sin_table, int64_t first) {
+              const float *cos_table, const float *sin_table, int64_t first, bool interleaved) {
     CHECK(half >= 0 && 2 * half <= dim);
     ElemJob j = {.y = x, .u = cos_table, .sin_table = sin_table, .n = n, .d = dim, .heads = heads,
-                 .half = half, .first = first};
+                 .half = half, .first = first, .interleaved = interleaved};
     if (heads > 0 && dim > 0) dispatch(b, &j, heads * dim, rope_task);
 }
 
-static void silu_task(void *ctx, int64_t task, int thread) {
+static void activate_task(void *ctx, int64_t task, int thread) {
     (void)thread;
     const ElemJob *j = ctx;
     int64_t i = task * j->per_task;
-    j->kernels->silu_mul(j->y + i, j->x + i, j->u + i, min64(j->per_task, j->n - i));
+    j->kernels->activate(j->y + i, j->x + i, j->u ? j->u + i : NULL, min64(j->per_task, j->n - i),
+                         j->f);
 }
 
-void cpu_silu_mul(Backend *b, float *y, const float *gate, const float *up, int64_t n) {
-    ElemJob j = {.y = y, .x = gate, .u = up, .n = n};
-    dispatch(b, &j, 1, silu_task);
+void cpu_activate(Backend *b, float *y, const float *gate, const float *up, int64_t n,
+                  Activation f) {
+    ElemJob j = {.y = y, .x = gate, .u = up, .n = n, .f = f};
+    dispatch(b, &j, 1, activate_task);
+}
+
+static void multiply_task(void *ctx, int64_t task, int thread) {
+    (void)thread;
+    const ElemJob *j = ctx;
+    int64_t i = task * j->per_task;
+    j->kernels->multiply(j->y + i, j->x + i, j->a, min64(j->per_task, j->n - i));
+}
+
+void cpu_multiply(Backend *b, float *y, const float *x, float a, int64_t n) {
+    ElemJob j = {.y = y, .x = x, .a = a, .n = n};
+    dispatch(b, &j, 1, multiply_task);
 }
 
 static void add_task(void *ctx, int64_t task, int thread) {

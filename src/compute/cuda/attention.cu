@@ -49,16 +49,17 @@ __device__ static float kv_at(const Store &v, int64_t pos, int64_t head, int64_t
 
 /* 位置 [p0, p1) → 行主序 f32（行号即位置），cos 非 NULL 时旋转。 */
 __global__ static void kv_expand_kernel(Store v, float *dst, int64_t p0, int64_t p1, const float *cos_t, const float *sin_t,
-                                        int64_t half) {
+                                        int64_t half, bool interleaved) {
     int64_t width = v.s.heads * v.s.dim;
     EACH(i, (p1 - p0) * width) {
         int64_t pos = p0 + i / width, h = i % width / v.s.dim, d = i % v.s.dim;
         float x = kv_at(v, pos, h, d);
         if (cos_t && d < 2 * half) {
-            int64_t j = d < half ? d : d - half;
-            float y = kv_at(v, pos, h, d < half ? d + half : d - half);
+            bool head = interleaved ? d % 2 == 0 : d < half;
+            int64_t step = interleaved ? 1 : half, j = interleaved ? d / 2 : d % half;
+            float y = kv_at(v, pos, h, head ? d + step : d - step);
             float co = cos_t[pos * half + j], si = sin_t[pos * half + j];
-            x = d < half ? __fadd_rn(__fmul_rn(x, co), -__fmul_rn(y, si)) : __fadd_rn(__fmul_rn(x, co), __fmul_rn(y, si));
+            x = head ? __fadd_rn(__fmul_rn(x, co), -__fmul_rn(y, si)) : __fadd_rn(__fmul_rn(x, co), __fmul_rn(y, si));
         }
         dst[pos * width + i % width] = x;
     }
@@ -82,14 +83,14 @@ static bool expand_side(Backend *b, const AttnSide *a, int64_t first, int64_t n,
         int64_t from = s->first, till = s->first + s->length < end ? s->first + s->length : end;
         if (till > from)
             kv_expand_kernel<<<cuda_blocks((till - from) * width, 256), 256, 0, STREAM(b)>>>(
-                store_of(s, true), to, from, till, a->cos_table, a->sin_table, a->half);
+                store_of(s, true), to, from, till, a->cos_table, a->sin_table, a->half, a->interleaved);
         out->near_rows = to;
     }
     if (far > 0) {
         float *to = (float *)cuda_slot(b, far_slot, (size_t)(far * width) * 4);
         if (!to) return false;
         kv_expand_kernel<<<cuda_blocks(far * width, 256), 256, 0, STREAM(b)>>>(store_of(a->far, true), to, 0, far,
-                                                                           a->cos_table, a->sin_table, a->half);
+                                                                           a->cos_table, a->sin_table, a->half, a->interleaved);
         out->far_rows = to;
     }
     return LAUNCHED(b, "键值展开");
@@ -125,6 +126,8 @@ __global__ static void attention_kernel(float *out, const float *q, Rows k, Rows
             if (lane + 32 * i < dim) dot += qr[i] * kr[lane + 32 * i];
         for (int o = 16; o; o /= 2) dot += __shfl_xor_sync(0xFFFFFFFFu, dot, o);
         dot *= s.scale;
+        if (s.softcap > 0) dot = s.softcap * tanhf(dot / s.softcap);
+        if (s.bias) dot += s.bias[h * s.bias_stride + j];
         float m = dot > max ? dot : max, shrink = expf(max - m), p = expf(dot - m);
         sum = sum * shrink + p;
         max = m;

@@ -271,7 +271,8 @@ static BackendOps table(void) {
     t.linear = cuda_linear, t.linear_exact = cuda_linear_exact, t.linear_int8 = cuda_linear_int8;
     t.round_act = cuda_round_act, t.embed = cuda_embed, t.pack_dense = cuda_pack_dense, t.quantize = cuda_quantize;
     t.dequantize = cuda_dequantize, t.qparams = cuda_qparams, t.gram = cuda_gram, t.feedback = cuda_feedback;
-    t.matmul = cuda_matmul, t.rmsnorm = cuda_rmsnorm, t.rope = cuda_rope, t.silu_mul = cuda_silu_mul, t.add = cuda_add;
+    t.matmul = cuda_matmul, t.norm = cuda_norm, t.rope = cuda_rope, t.activate = cuda_activate, t.add = cuda_add;
+    t.multiply = cuda_multiply, t.gather_rows = cuda_gather_rows, t.scatter_rows = cuda_scatter_rows;
     t.attention = cuda_attention, t.kv_write = cuda_kv_write, t.kv_quantize = cuda_kv_quantize, t.score = cuda_score;
     t.rmsnorm_grad = cuda_rmsnorm_grad, t.silu_mul_grad = cuda_silu_mul_grad, t.attention_grad = cuda_attention_grad;
     t.round_act_grad = cuda_round_act_grad, t.score_grad = cuda_score_grad, t.group_range = cuda_group_range;

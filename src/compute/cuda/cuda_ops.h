@@ -2,9 +2,12 @@
 #ifndef PTQ_COMPUTE_CUDA_OPS_H
 #define PTQ_COMPUTE_CUDA_OPS_H
 #include "compute/cuda/cuda.h"
-void cuda_rmsnorm(Backend *, float *, const float *, const float *, int64_t, int64_t, float);
-void cuda_rope(Backend *, float *, int64_t, int64_t, int64_t, int64_t, const float *, const float *, int64_t);
-void cuda_silu_mul(Backend *, float *, const float *, const float *, int64_t);
+void cuda_norm(Backend *, float *, const float *, const NormSpec *, int64_t, int64_t);
+void cuda_rope(Backend *, float *, int64_t, int64_t, int64_t, int64_t, const float *, const float *, int64_t, bool);
+void cuda_activate(Backend *, float *, const float *, const float *, int64_t, Activation);
+void cuda_multiply(Backend *, float *, const float *, float, int64_t);
+void cuda_gather_rows(Backend *, float *, const float *, const int32_t *, int64_t, int64_t);
+void cuda_scatter_rows(Backend *, float *, const float *, const int32_t *, const float *, int64_t, int64_t);
 void cuda_add(Backend *, float *, const float *, int64_t);
 void cuda_attention(Backend *, float *, const float *, const AttnSide *, const AttnSide *, int64_t, const AttnSpec *);
 void cuda_kv_write(Backend *, KvStore *, const float *, int64_t);

@@ -1,42 +1,104 @@
 /* elementwise — 归一化、旋转、激活函数与它们的反向，缩放与伪量化 */
 #include "compute/cuda/cuda_ops.h"
 
-__global__ static void rmsnorm_kernel(float *y, const float *x, const float *weight, int64_t d, float eps) {
+__global__ static void norm_kernel(float *y, const float *x, NormSpec s, int64_t d) {
     __shared__ double sh[256];
     const float *row = x + blockIdx.x * d;
-    double sum = 0;
-    for (int64_t i = threadIdx.x; i < d; i += blockDim.x) sum += (double)row[i] * (double)row[i];
+    int64_t at = blockIdx.x % s.period * d;
+    double mean = 0, sum = 0;
+    if (s.center) {
+        for (int64_t i = threadIdx.x; i < d; i += blockDim.x) mean += (double)row[i];
+        mean = block_sum(mean, sh) / (double)d;
+    }
+    for (int64_t i = threadIdx.x; i < d; i += blockDim.x) sum += ((double)row[i] - mean) * ((double)row[i] - mean);
     sum = block_sum(sum, sh);
-    float r = 1.0f / sqrtf((float)(sum / (double)d) + eps);
-    for (int64_t i = threadIdx.x; i < d; i += blockDim.x) y[blockIdx.x * d + i] = row[i] * r * weight[i];
+    float r = 1.0f / sqrtf((float)(sum / (double)d) + s.eps), m = (float)mean;
+    for (int64_t i = threadIdx.x; i < d; i += blockDim.x) {
+        float v = s.center ? __fmul_rn(__fadd_rn(row[i], -m), r) : row[i] * r;
+        if (s.weight) v = __fmul_rn(v, s.weight[at + i]);
+        y[blockIdx.x * d + i] = s.bias ? __fadd_rn(v, s.bias[at + i]) : v;
+    }
 }
-void cuda_rmsnorm(Backend *b, float *y, const float *x, const float *weight, int64_t n, int64_t d, float eps) {
-    rmsnorm_kernel<<<(unsigned)n, 256, 0, STREAM(b)>>>(y, x, weight, d, eps);
-    LAUNCHED(b, "rmsnorm");
+void cuda_norm(Backend *b, float *y, const float *x, const NormSpec *s, int64_t n, int64_t d) {
+    norm_kernel<<<(unsigned)n, 256, 0, STREAM(b)>>>(y, x, *s, d);
+    LAUNCHED(b, "norm");
 }
 
 __global__ static void rope_kernel(float *x, int64_t n, int64_t heads, int64_t dim, int64_t half, const float *cos_t,
-                                   const float *sin_t, int64_t first) {
+                                   const float *sin_t, int64_t first, bool interleaved) {
     EACH(i, n * heads * half) {
-        int64_t j = i % half, h = i / half % heads, t = i / half / heads;
-        float *p = x + (t * heads + h) * dim + j, a = p[0], c = p[half];
+        int64_t j = i % half, h = i / half % heads, t = i / half / heads, step = interleaved ? 1 : half;
+        float *p = x + (t * heads + h) * dim + (interleaved ? 2 * j : j), a = p[0], c = p[step];
         float co = cos_t[(first + t) * half + j], si = sin_t[(first + t) * half + j];
         p[0] = __fadd_rn(__fmul_rn(a, co), -__fmul_rn(c, si));
-        p[half] = __fadd_rn(__fmul_rn(c, co), __fmul_rn(a, si));
+        p[step] = __fadd_rn(__fmul_rn(c, co), __fmul_rn(a, si));
     }
 }
 void cuda_rope(Backend *b, float *x, int64_t n, int64_t heads, int64_t dim, int64_t half, const float *cos_table,
-               const float *sin_table, int64_t first) {
+               const float *sin_table, int64_t first, bool interleaved) {
     if (!half) return;
-    rope_kernel<<<cuda_blocks(n * heads * half, 256), 256, 0, STREAM(b)>>>(x, n, heads, dim, half, cos_table, sin_table, first);
+    rope_kernel<<<cuda_blocks(n * heads * half, 256), 256, 0, STREAM(b)>>>(x, n, heads, dim, half, cos_table, sin_table, first,
+                                                                          interleaved);
     LAUNCHED(b, "rope");
 }
-__global__ static void silu_kernel(float *y, const float *gate, const float *up, int64_t n) {
-    EACH(i, n) y[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
+__device__ static float activation(float x, Activation f) {
+    switch (f) {
+    case ACTF_GELU_ERF: return x * (0.5f * erfcf(-x * 0.70710678f));
+    case ACTF_GELU_TANH: return x / (1.0f + expf(-1.5957691216f * (x + 0.044715f * (x * x * x))));
+    case ACTF_GELU_QUICK: return x / (1.0f + expf(-1.702f * x));
+    case ACTF_RELU: return x < 0 ? 0 : x;
+    default: return x / (1.0f + expf(-x));
+    }
 }
-void cuda_silu_mul(Backend *b, float *y, const float *gate, const float *up, int64_t n) {
-    silu_kernel<<<cuda_blocks(n, 256), 256, 0, STREAM(b)>>>(y, gate, up, n);
-    LAUNCHED(b, "silu_mul");
+__global__ static void activate_kernel(float *y, const float *gate, const float *up, int64_t n, Activation f) {
+    EACH(i, n) {
+        float r = activation(gate[i], f);
+        y[i] = up ? r * up[i] : r;
+    }
+}
+void cuda_activate(Backend *b, float *y, const float *gate, const float *up, int64_t n, Activation f) {
+    activate_kernel<<<cuda_blocks(n, 256), 256, 0, STREAM(b)>>>(y, gate, up, n, f);
+    LAUNCHED(b, "activate");
+}
+__global__ static void multiply_kernel(float *y, const float *x, float a, int64_t n) {
+    EACH(i, n) y[i] = a == 0 ? 0 : __fmul_rn(a, x[i]);
+}
+void cuda_multiply(Backend *b, float *y, const float *x, float a, int64_t n) {
+    multiply_kernel<<<cuda_blocks(n, 256), 256, 0, STREAM(b)>>>(y, x, a, n);
+    LAUNCHED(b, "multiply");
+}
+
+/* ---- 混合专家：取行与加回 ---- */
+
+__global__ static void gather_rows_kernel(float *dst, const float *src, const int32_t *index, int64_t n, int64_t d) {
+    EACH(i, n * d) dst[i] = src[index[i / d] * d + i % d];
+}
+__global__ static void scatter_rows_kernel(float *dst, const float *src, const int32_t *index, const float *weight, int64_t n,
+                                           int64_t d) {
+    EACH(i, n * d) {
+        float *to = dst + index[i / d] * d + i % d;
+        *to = __fadd_rn(*to, __fmul_rn(weight[i / d], src[i]));
+    }
+}
+/* index 与（可无的）weight 传到显存；失败返回 NULL。 */
+static int32_t *upload_rows(Backend *b, const int32_t *index, const float *weight, int64_t n) {
+    int32_t *d = (int32_t *)cuda_slot(b, SLOT_HOST, (size_t)n * 8);
+    if (!d || !cuda_ok(b, cudaMemcpyAsync(d, index, (size_t)n * 4, cudaMemcpyHostToDevice, STREAM(b)), "上传行号")) return NULL;
+    if (weight && !cuda_ok(b, cudaMemcpyAsync(d + n, weight, (size_t)n * 4, cudaMemcpyHostToDevice, STREAM(b)), "上传权重"))
+        return NULL;
+    return d;
+}
+void cuda_gather_rows(Backend *b, float *dst, const float *src, const int32_t *index, int64_t n, int64_t d) {
+    int32_t *at = upload_rows(b, index, NULL, n);
+    if (!at) return;
+    gather_rows_kernel<<<cuda_blocks(n * d, 256), 256, 0, STREAM(b)>>>(dst, src, at, n, d);
+    LAUNCHED(b, "gather_rows");
+}
+void cuda_scatter_rows(Backend *b, float *dst, const float *src, const int32_t *index, const float *weight, int64_t n, int64_t d) {
+    int32_t *at = upload_rows(b, index, weight, n);
+    if (!at) return;
+    scatter_rows_kernel<<<cuda_blocks(n * d, 256), 256, 0, STREAM(b)>>>(dst, src, at, (const float *)(at + n), n, d);
+    LAUNCHED(b, "scatter_rows");
 }
 __global__ static void add_kernel(float *y, const float *x, int64_t n) {
     EACH(i, n) y[i] += x[i];

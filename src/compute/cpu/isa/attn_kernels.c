@@ -133,6 +133,19 @@ static int boundary(const AttnSide *side, const AttnTile *t, int64_t row, int64_
 
 static const float ONES[8] = {1, 1, 1, 1, 1, 1, 1, 1};
 
+/* 一行的分数：乘 scale、软截断、加偏置（键从 base 起）。此后 softmax 的系数是 1。 */
+static void adjust_row(const AttnTile *t, float *s, int64_t row, int64_t base, int lo, int hi) {
+    const float *bias = t->bias ? t->bias + row % t->group * t->bias_stride + base : NULL;
+    vf scale = vf_set1(t->scale), cap = vf_set1(t->softcap);
+    vf inverse = vf_set1(t->softcap > 0 ? 1.0f / t->softcap : 0);
+    for (int i = lo / 16 * 16; i < hi; i += 16) {
+        vf x = vf_mul(vf_load(s + i), scale);
+        if (t->softcap > 0) x = vf_mul(vf_tanh(vf_mul(x, inverse)), cap);
+        if (bias) x = vf_add(x, vf_load(bias + i));
+        vf_store(s + i, x);
+    }
+}
+
 /* 一块键上的 rows（<= ATTN_ROWS）行 */
 static void step_rows(Run *run, int64_t row, int rows, int64_t base) {
     Work *w = &run->w;
@@ -144,6 +157,8 @@ static void step_rows(Run *run, int64_t row, int rows, int64_t base) {
         mid_v[r] = run->far ? boundary(t->v, t, row + r, base, lo[r], hi[r]) : lo[r];
     }
     score_rows(run, w->q + row * run->dq, rows, lo, hi, mid_k);
+    for (int r = 0; (t->softcap > 0 || t->bias) && r < rows; r++)
+        adjust_row(t, w->s + r * ATTN_BLOCK, row + r, base, lo[r], hi[r]);
     for (int r = 0; r < rows; r++)
         w->alpha[r] = softmax_row(w->s + r * ATTN_BLOCK, w->sum + (row + r) * 16,
                                   w->max + row + r, run->log2_scale, lo[r], hi[r]);
@@ -169,10 +184,11 @@ static const float *fetch(const AttnTile *t, const AttnSide *side, const KvStore
     }
     *stride = s->vecs * KV_LANES;
     KERNEL_NAME(kv_kernels).expand(s, t->kv_head, pos, n, tmp, *stride);
+    void (*turn)(float *, int64_t, const float *, const float *) =
+        side->interleaved ? KERNEL_NAME(elem_kernels).rope_pairs : KERNEL_NAME(elem_kernels).rope_head;
     for (int64_t i = 0; side->cos_table && i < n; i++)
-        KERNEL_NAME(elem_kernels).rope_head(tmp + i * *stride, side->half,
-                                            side->cos_table + (pos + i) * side->half,
-                                            side->sin_table + (pos + i) * side->half);
+        turn(tmp + i * *stride, side->half, side->cos_table + (pos + i) * side->half,
+             side->sin_table + (pos + i) * side->half);
     return tmp;
 }
 
@@ -282,7 +298,7 @@ static void finish_rows(const Run *run, int64_t rows) {
 
 static void tile(const AttnCore *core, const AttnTile *t, void *work) {
     Run run = {.t = t, .core = core, .dq = attn_q_floats(t->dim), .dv = attn_v_floats(t->dim),
-               .log2_scale = t->scale * 1.44269504f, .far = has_far(t)};
+               .log2_scale = (t->softcap > 0 || t->bias ? 1.0f : t->scale) * 1.44269504f, .far = has_far(t)};
     int64_t rows = t->n * t->group, end = t->first + t->n;
     carve(&run.w, work, rows, t->dim, run.far);
     start_rows(&run, rows);

@@ -16,7 +16,27 @@ static void rmsnorm_row(float *y, const float *x, const float *weight, int64_t d
     vf r = vf_set1(1.0f / sqrtf(vf_sum(acc) / (float)d + eps));
     for (int64_t i = 0; i < d; i += 16) {
         vf v = vf_mul(vf_load_n(x + i, d - i), r);
-        vf_store_n(y + i, vf_mul(v, vf_load_n(weight + i, d - i)), d - i);
+        if (weight) v = vf_mul(v, vf_load_n(weight + i, d - i));
+        vf_store_n(y + i, v, d - i);
+    }
+}
+
+static void layernorm_row(float *y, const float *x, const float *weight, const float *bias,
+                          int64_t d, float eps) {
+    vf sum = vf_zero(), square = vf_zero();
+    for (int64_t i = 0; i < d; i += 16) sum = vf_add(sum, vf_load_n(x + i, d - i));
+    vf mean = vf_set1(vf_sum(sum) / (float)d);
+    for (int64_t i = 0; i < d; i += 16) {
+        vf v = vf_sub(vf_load_n(x + i, d - i), mean);
+        if (d - i < 16) v = vf_select(vu_first(d - i), v, vf_zero());
+        square = vf_fma(v, v, square);
+    }
+    vf r = vf_set1(1.0f / sqrtf(vf_sum(square) / (float)d + eps));
+    for (int64_t i = 0; i < d; i += 16) {
+        vf v = vf_mul(vf_sub(vf_load_n(x + i, d - i), mean), r);
+        if (weight) v = vf_mul(v, vf_load_n(weight + i, d - i));
+        if (bias) v = vf_add(v, vf_load_n(bias + i, d - i));
+        vf_store_n(y + i, v, d - i);
     }
 }
 
@@ -30,13 +50,66 @@ static void rope_head(float *x, int64_t half, const float *cos_row, const float 
     }
 }
 
-static void silu_mul(float *y, const float *gate, const float *up, int64_t n) {
-    vf one = vf_set1(1.0f);
-    for (int64_t i = 0; i < n; i += 16) {
-        vf g = vf_load_n(gate + i, n - i), u = vf_load_n(up + i, n - i);
-        vf e = vf_exp(vf_sub(vf_zero(), g));
-        vf_store_n(y + i, vf_mul(vf_div(g, vf_add(one, e)), u), n - i);
+/* 与 rope_head 逐元素同样的运算，只是成对的位置不同。 */
+static void rope_pairs(float *x, int64_t half, const float *cos_row, const float *sin_row) {
+    for (int64_t i = 0; i < half; i += 16) {
+        float a[16] = {0}, b[16] = {0};
+        int64_t n = half - i < 16 ? half - i : 16;
+        for (int64_t k = 0; k < n; k++) {
+            a[k] = x[2 * (i + k)];
+            b[k] = x[2 * (i + k) + 1];
+        }
+        vf c = vf_load_n(cos_row + i, n), s = vf_load_n(sin_row + i, n);
+        vf p = vf_load(a), q = vf_load(b);
+        vf_store(a, vf_sub(vf_mul(p, c), vf_mul(q, s)));
+        vf_store(b, vf_fma(q, c, vf_mul(p, s)));
+        for (int64_t k = 0; k < n; k++) {
+            x[2 * (i + k)] = a[k];
+            x[2 * (i + k) + 1] = b[k];
+        }
     }
+}
+
+VEC_INLINE vf sigmoid_mul(vf x, vf k) {
+    return vf_div(x, vf_add(vf_set1(1.0f), vf_exp(vf_sub(vf_zero(), vf_mul(x, k)))));
+}
+/* gelu 的 tanh 近似：x/2·(1+tanh(√(2/π)·(x+0.044715x³)))；负得多的 x 用 x·sigmoid(2u) 的形式避免相消 */
+VEC_INLINE vf gelu_tanh(vf x) {
+    vf u = vf_mul(vf_fma(vf_mul(vf_mul(x, x), x), vf_set1(0.044715f), x), vf_set1(1.5957691216f));
+    return vf_div(x, vf_add(vf_set1(1.0f), vf_exp(vf_sub(vf_zero(), u))));
+}
+/* x·Φ(x)，Φ(−a) = erfc(a/√2)/2，见 vf_half_erfc */
+VEC_INLINE vf gelu_erf(vf x) {
+    vu sign = vu_and(vu_bits(x), vu_set1(0x80000000u));
+    vf a = vf_bits(vu_xor(vu_bits(x), sign)), tail = vf_half_erfc(a);
+    vf phi = vf_select(vf_less(x, vf_zero()), tail, vf_sub(vf_set1(1.0f), tail));
+    return vf_mul(x, phi);
+}
+
+#define ACTIVATE(expr)                                                                             \
+    for (int64_t i = 0; i < n; i += 16) {                                                          \
+        vf g = vf_load_n(gate + i, n - i), r = (expr);                                             \
+        if (up) r = vf_mul(r, vf_load_n(up + i, n - i));                                           \
+        vf_store_n(y + i, r, n - i);                                                               \
+    }
+
+static void activate(float *y, const float *gate, const float *up, int64_t n, Activation f) {
+    vf one = vf_set1(1.0f), zero = vf_zero();
+    switch (f) {
+    case ACTF_SILU: ACTIVATE(vf_div(g, vf_add(one, vf_exp(vf_sub(zero, g))))) break;
+    case ACTF_GELU_ERF: ACTIVATE(gelu_erf(g)) break;
+    case ACTF_GELU_TANH: ACTIVATE(gelu_tanh(g)) break;
+    case ACTF_GELU_QUICK: ACTIVATE(sigmoid_mul(g, vf_set1(1.702f))) break;
+    case ACTF_RELU: ACTIVATE(vf_select(vf_less(g, zero), zero, g)) break;
+    }
+}
+
+static void add_scaled(float *y, const float *x, float a, int64_t n) {
+    for (int64_t i = 0; i < n; i++) y[i] += a * x[i];
+}
+
+static void multiply(float *y, const float *x, float a, int64_t n) {
+    for (int64_t i = 0; i < n; i++) y[i] = a == 0 ? 0 : a * x[i];
 }
 
 static void add(float *y, const float *x, int64_t n) {
@@ -111,9 +184,13 @@ static void feedback_rows(float *w, float *err, int64_t n, const float *u, int64
 
 const ElemKernels KERNEL_NAME(elem_kernels) = {
     .rmsnorm_row = rmsnorm_row,
+    .layernorm_row = layernorm_row,
     .rope_head = rope_head,
-    .silu_mul = silu_mul,
+    .rope_pairs = rope_pairs,
+    .activate = activate,
     .add = add,
+    .add_scaled = add_scaled,
+    .multiply = multiply,
     .softcap = softcap,
     .max = max,
     .sum_exp = sum_exp,

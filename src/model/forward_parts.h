@@ -1,0 +1,29 @@
+/* forward_parts — 前向各文件之间的契约（只供 forward.c、experts.c、mla.c 包含） */
+#ifndef PTQ_MODEL_FORWARD_PARTS_H
+#define PTQ_MODEL_FORWARD_PARTS_H
+#include "model/forward.h"
+
+/* y(n, rows) = l(x(n, cols))，含激活的量化与偏置。 */
+void forward_linear(Model *m, const Linear *l, float *y, const float *x, int64_t n,
+                    const Workspace *w);
+/* 家族的归一化（RMS 或 LayerNorm），x (n, d)；weight、bias 可为 NULL，形状 (period, d)。 */
+void forward_norm(Model *m, float *y, const float *x, const float *weight, const float *bias,
+                  int64_t n, int64_t d, int64_t period, double eps);
+/* 交给旁听者（可为 NULL）。返回: 后面还要算。 */
+bool forward_show(BlockTap *tap, int group, const float *x, int64_t n, int64_t cols);
+/* y = down(f(gate x)·(up x))，没有门时 y = down(f(up x))；用 w->gate、w->up。group 是 gate、up 的输入组，down 的是下一个。
+ * 返回: 旁听者没有叫停。 */
+bool forward_mlp(Model *m, const Linear *gate, const Linear *up, const Linear *down, float *y,
+                 const float *x, int64_t n, int group, Workspace *w, BlockTap *tap);
+
+/* 混合专家的 MLP：w->h → w->h。 */
+void experts_forward(Model *m, int64_t layer, Workspace *w, int64_t n, BlockTap *tap);
+typedef struct Routing Routing;
+/* 路由的名单，至多 max_rows 行。 */
+Routing *routing_new(Arena *a, const ModelConfig *c, int64_t max_rows, Err *e);
+
+/* MLA：w->h → w->q、w->k、w->v（各头 [rope|nope]，值补零到 head_dim）。返回: 旁听者没有叫停。 */
+bool mla_project(Model *m, int64_t layer, Workspace *w, int64_t n, BlockTap *tap);
+/* 注意力的输出去掉补的零：(n, heads·v_dim)，在 w 的某处。 */
+const float *mla_values(Model *m, Workspace *w, int64_t n);
+#endif

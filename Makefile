@@ -14,7 +14,8 @@ Q       := $(if $(V),,@)
 # ---------------------------------------------------------------- 依赖
 PKGS     := yaml-0.1 jansson libpcre2-8 libutf8proc libcrypto openblas libmicrohttpd libcurl
 PKG_LIBS := $(shell pkg-config --libs $(PKGS) 2>/dev/null)
-NO_BUILD := deps deps-test demo test help clean format tidy fuzz bench test-smollm2 test-lm-eval test-bridge test-tokenizers test-hub
+NO_BUILD := deps deps-test demo test help clean format tidy fuzz bench test-smollm2 test-lm-eval test-bridge test-tokenizers test-hub \
+            test-families
 ifeq ($(strip $(PKG_LIBS)),)
 ifneq ($(filter-out $(NO_BUILD),$(or $(MAKECMDGOALS),all)),)
 $(error ❌ 缺少编译依赖（$(PKGS)），先运行 make deps)
@@ -206,6 +207,14 @@ test-hub: deps-test
 	+@$(MAKE) --no-print-directory $(BUILD)/ptq-bench
 	@$(PYTHON) tests/tools/hub_interop.py --binary $(BUILD)/ptq-bench
 
+# 每个模型家族的随机小模型（六十多个变体），logits、隐藏状态与 transformers 对照，逐 token 与一次前向逐位相同。
+# PYTHON= 指明装有 torch、transformers、safetensors 的 Python；FAMILIES= 模型放在哪里（已有的不重做）
+FAMILIES ?= $(BUILD)/families
+test-families: deps-test
+	+@$(MAKE) --no-print-directory $(BUILD)/tests/golden/test_logits
+	@test -d '$(FAMILIES)' || $(PYTHON) tests/tools/families.py '$(FAMILIES)'
+	@PTQ_ARCH='$(abspath $(FAMILIES))' $(BUILD)/tests/golden/test_logits
+
 # 每个解析器在 ASan+UBSan 下被随机输入轰炸 FUZZ_S 秒；FUZZ=名字 只跑一个
 fuzz: deps-test
 	+@$(MAKE) --no-print-directory CC=clang SAN=address,undefined,fuzzer-no-link BUILD=build-fuzz \
@@ -248,6 +257,7 @@ help:
 	@echo '  bench         与 transformers、llama.cpp 并排测速'
 	@echo '  readme        用 results/ 的结果更新 README、summary 与图'
 	@echo '  test-smollm2  真实模型 SmolLM2 的数值对照（慢）'
+	@echo '  test-families 每个模型家族与 transformers 对照（PYTHON= 指明装有 transformers 的 Python）'
 	@echo '  test-bridge   真正的 lm_eval 经 HTTP 服务评测，与原生比较（慢，首次要网络）'
 	@echo '  format tidy   clang-format、clang-tidy'
 	@echo '  compile_commands.json   供编辑器与 clangd'
@@ -258,5 +268,5 @@ help:
 	@echo '变量: CC=clang SAN=address,undefined OPT="-O0 -g" BUILD=目录 V=1'
 
 FORCE:
-.PHONY: all cuda tests bench-kernels fuzzers deps deps-test demo test test-smollm2 test-lm-eval fuzz bench readme format tidy clean help FORCE test-bridge test-tokenizers test-hub
+.PHONY: all cuda tests bench-kernels fuzzers deps deps-test demo test test-smollm2 test-lm-eval fuzz bench readme format tidy clean help FORCE test-bridge test-tokenizers test-hub test-families
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

@@ -232,8 +232,9 @@ static void read_special(Reader *r, ModelConfig *c) {
         c->attn_scale = pow(scalar, -0.5);
         get_num(r, "attn_logit_softcapping", strcmp(family, "gemma2") ? 0 : 50, &c->attn_softcap);
         get_num(r, "final_logit_softcapping", strcmp(family, "gemma2") ? 0 : 30, &c->logit_softcap);
-        /* 明写的 null 是「没有」 */
-        if (json_is_null(json_object_get(r->root, "attn_logit_softcapping"))) c->attn_softcap = 0;
+        /* 明写的 null 是「没有」；gemma3 的注意力不用这个键（transformers 亦然） */
+        bool gemma3 = strcmp(family, "gemma2") != 0;
+        if (gemma3 || json_is_null(json_object_get(r->root, "attn_logit_softcapping"))) c->attn_softcap = 0;
         if (json_is_null(json_object_get(r->root, "final_logit_softcapping"))) c->logit_softcap = 0;
     }
     if (strcmp(family, "granite") == 0) {

@@ -37,11 +37,6 @@ static const ArchNames STARCODER2 = {ENDS, QKVO, PRE_NORMS, [T_UP] = L "mlp.c_fc
 static const ArchNames STABLELM = {ENDS, QKVO, MLP, PRE_NORMS,
                                    [T_Q_NORM] = L "self_attn.q_layernorm.norms.@",
                                    [T_K_NORM] = L "self_attn.k_layernorm.norms.@"};
-static const ArchNames PHI = {
-    [T_EMBED] = "model.embed_tokens", [T_FINAL_NORM] = "model.final_layernorm", [T_HEAD] = "lm_head",
-    [T_ATTN_NORM] = L "input_layernorm", [T_MLP_NORM] = L "input_layernorm",
-    [T_Q] = L "self_attn.q_proj", [T_K] = L "self_attn.k_proj", [T_V] = L "self_attn.v_proj",
-    [T_O] = L "self_attn.dense", [T_UP] = L "mlp.fc1", [T_DOWN] = L "mlp.fc2"};
 static const ArchNames GPT2 = {
     [T_EMBED] = "transformer.wte", [T_POSITION] = "transformer.wpe",
     [T_FINAL_NORM] = "transformer.ln_f", [T_HEAD] = "lm_head",
@@ -60,7 +55,7 @@ static const ArchNames OPT = {
 #define N "gpt_neox.layers.#."
 static const ArchNames NEOX = {
     [T_EMBED] = "gpt_neox.embed_in", [T_FINAL_NORM] = "gpt_neox.final_layer_norm",
-    [T_HEAD] = "embed_out", [T_ATTN_NORM] = N "input_layernorm",
+    [T_HEAD] = "embed_out|lm_head", [T_ATTN_NORM] = N "input_layernorm",
     [T_MLP_NORM] = N "post_attention_layernorm", [T_QKV] = N "attention.query_key_value",
     [T_O] = N "attention.dense", [T_UP] = N "mlp.dense_h_to_4h", [T_DOWN] = N "mlp.dense_4h_to_h"};
 #define H "transformer.h.#."
@@ -72,9 +67,8 @@ static const ArchNames NEOX = {
 static const ArchNames BLOOM = {BLOOM_MOST, [T_EMBED_NORM] = "transformer.word_embeddings_layernorm",
                                 [T_ATTN_NORM] = H "input_layernorm",
                                 [T_MLP_NORM] = H "post_attention_layernorm"};
-/* 新结构的 ln_attn、ln_mlp 见 layout.c 的 TWO_NORMS */
-static const ArchNames FALCON = {BLOOM_MOST, [T_ATTN_NORM] = H "input_layernorm",
-                                 [T_MLP_NORM] = H "post_attention_layernorm"};
+static const ArchNames FALCON = {BLOOM_MOST, [T_ATTN_NORM] = H "input_layernorm|" H "ln_attn",
+                                 [T_MLP_NORM] = H "post_attention_layernorm|" H "ln_mlp"};
 static const ArchNames MIXTRAL = {ENDS, QKVO, PRE_NORMS, [T_ROUTER] = L "block_sparse_moe.gate",
                                   [T_EXPERT_GATE] = L "block_sparse_moe.experts.@.w1",
                                   [T_EXPERT_UP] = L "block_sparse_moe.experts.@.w3",
@@ -116,8 +110,6 @@ static const ArchSpec SPECS[] = {
      .query_scalar = true},
     {.name = "phi3", .gguf = "phi3", .names = &PHI3, .fused_qkv = FUSED_STACKED,
      .fused_gate_up = true, .norm_eps = 1e-5, .window = WINDOW_ALL},
-    {.name = "phi", .gguf = "phi2", .names = &PHI, ALL_BIAS, LAYER_NORM, .parallel = ALWAYS,
-     .shared_norm = true, .plain_mlp = true, .activation = ACTF_GELU_TANH, .partial_rotary = 0.5},
     {.name = "gpt2", .gguf = "gpt2", .names = &GPT2, ALL_BIAS, LAYER_NORM, .plain_mlp = true,
      .activation = ACTF_GELU_TANH, .position = POS_LEARNED, .fused_qkv = FUSED_STACKED,
      .transposed = true, .tied_default = true},

@@ -80,6 +80,12 @@ static bool gguf_factors(Model *m, const char *name, float *out, bool *found, Er
     return true;
 }
 
+static void set_frequencies(Model *m, int64_t regime) {
+    frequencies(&m->config, &m->config.rope, regime, m->inv_freq);
+    for (int64_t i = 0; m->rope_factors && i < m->config.rope.rotary_dim / 2; i++)
+        m->inv_freq[i] = (float)(m->inv_freq[i] / (double)m->rope_factors[i]);
+}
+
 bool rope_init(Model *m, Err *e) {
     RopeConfig *r = &m->config.rope;
     int64_t half = r->rotary_dim / 2;
@@ -97,6 +103,7 @@ bool rope_init(Model *m, Err *e) {
         return err_set(e, ERR_MISSING, "%s: longrope 须有 rope_factors_short 与 rope_factors_long",
                        m->weights.path);
     m->rope_factors = divided ? factors : NULL;
+    set_frequencies(m, 0);
     return true;
 }
 
@@ -156,9 +163,7 @@ static bool build_alibi(Model *m, int64_t cap, Err *e) {
 
 static bool build_rope(Model *m, int64_t cap, int64_t regime, Err *e) {
     const ModelConfig *c = &m->config;
-    frequencies(c, &c->rope, regime, m->inv_freq);
-    for (int64_t i = 0; m->rope_factors && i < c->rope.rotary_dim / 2; i++)
-        m->inv_freq[i] = (float)(m->inv_freq[i] / (double)m->rope_factors[i]);
+    set_frequencies(m, regime);
     if (!build_table(m, &c->rope, m->inv_freq, cap, &m->cos_table, &m->sin_table, e)) return false;
     bool local = false;
     for (int64_t i = 0; i < c->n_layers; i++) local |= (c->layer[i] & LAYER_LOCAL_ROPE) != 0;

@@ -1,6 +1,8 @@
 /* test_logits — 前向的对照：transformers 的 logits、各层隐藏状态与 NLL
- * 对照数: $PTQ_SHARED/goldens/arch/{llama3-rope,qwen2}（随机小模型）与 real/smol.json（SmolLM2，须先 prepare_data）。
- * 容差: max |Δlogit| ≤ 2e-3，每 token 的 NLL ≤ 1e-4。 */
+ * 对照数: $PTQ_SHARED/goldens/arch/ 里的每个家族（随机小模型；$PTQ_ARCH 可另指一个同样的文件夹，make test-families 用）与
+ * real/smol.json（SmolLM2，须先 prepare_data）。容差: 随机小模型的 logits 与隐藏状态相对最大值 1e-5，SmolLM2 的 logit 2e-3、
+ * 每 token 的 NLL 1e-4。 */
+#include <dirent.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -16,6 +18,7 @@
 #include "model/session.h"
 
 static const char *shared;
+static const double TOLERANCE = 1e-5;
 
 /* 打开模型并按 fp16 方法装好。 */
 static void open_model(Model *m, Backend *b, const char *path, DType dtype) {
@@ -38,8 +41,7 @@ static float *all_logits(Model *m, Arena *a, const int32_t *ids, int64_t n, int6
     assert_non_null(out);
     if (!session_open(&s, m, n, piece, &e) || !session_forward(&s, ids, n, hidden, &e))
         fail_msg("%s", e.msg);
-    op_linear(m->backend, tensor_f32(out, n, m->config.vocab),
-              tensor_f32(hidden, n, m->config.hidden), m->head, tensor_f32_1d(NULL, 0));
+    model_logits(m, out, hidden, n);
     assert_true(backend_check(m->backend, &e));
     session_close(&s);
     return out;
@@ -54,47 +56,99 @@ static double max_diff(const float *a, const float *b, int64_t n) {
     return worst;
 }
 
-static void check_arch(const char *name) {
+static double max_abs(const float *a, int64_t n) {
+    double most = 0;
+    for (int64_t i = 0; i < n; i++) most = fmax(most, fabs((double)a[i]));
+    return most;
+}
+
+/* 各层的隐藏状态：hidden.0 是进入首块的词嵌入，此后是各块的输出，最后一个还过了最终归一化。 */
+static double hidden_diff(Model *m, const TensorFile *golden, const int32_t *ids, int64_t n) {
+    Workspace w;
+    Err e = {0};
+    Segment s = {.n = n};
+    const ModelConfig *c = &m->config;
+    double worst = 0;
+    assert_true(workspace_open(&w, m, n, &e) && model_ensure_rope(m, n, &e));
+    forward_embed(m, &w, ids, n, &s, 1);
+    for (int64_t l = 0; l <= c->n_layers; l++) {
+        char name[32];
+        float *got = w.x;
+        snprintf(name, sizeof name, "hidden.%lld", (long long)l);
+        const FileTensor *t = tensorfile_find(golden, name);
+        if (l == c->n_layers) {
+            forward_finish(m, w.h, w.x, n);
+            op_multiply(m->backend, tensor_f32(w.h, n, c->hidden), tensor_f32(w.h, n, c->hidden),
+                        (float)(1 / c->logit_scale));
+            got = w.h;
+        }
+        if (t) worst = fmax(worst, max_diff(got, t->data, n * c->hidden) / max_abs(t->data, n * c->hidden));
+        if (l < c->n_layers && !block_forward(m, l, &w, n, &s, 1, NULL, &e)) fail_msg("%s", e.msg);
+    }
+    workspace_close(&w);
+    return worst;
+}
+
+/* 一串 ids 与它的 logits；prefix 为 "" 或 "short."。 */
+static void check_ids(Model *m, const TensorFile *golden, const char *name, const char *prefix) {
+    char key[32];
+    Arena a = {0};
+    Err e = {0};
+    snprintf(key, sizeof key, "%sinput_ids", prefix);
+    const FileTensor *ids_t = tensorfile_find(golden, key);
+    snprintf(key, sizeof key, "%slogits", prefix);
+    const FileTensor *logits_t = tensorfile_find(golden, key);
+    if (!ids_t && *prefix) return;
+    assert_non_null(ids_t);
+    assert_non_null(logits_t);
+    int64_t n = ids_t->shape[ids_t->n_dims - 1], size = n * m->config.vocab;
+    int32_t *ids = ARENA_ARRAY(&a, int32_t, n, &e);
+    for (int64_t i = 0; i < n; i++) ids[i] = (int32_t)((const int64_t *)ids_t->data)[i];
+    float *whole = all_logits(m, &a, ids, n, n), *single = all_logits(m, &a, ids, n, 1);
+    double d = max_diff(whole, logits_t->data, size) / max_abs(logits_t->data, size);
+    double h = *prefix ? 0 : hidden_diff(m, golden, ids, n);
+    print_message("%s %s: 相对最大值，logits 差 %.1e，隐藏状态差 %.1e\n", name, prefix, d, h);
+    if (!(d <= TOLERANCE && h <= TOLERANCE)) fail_msg("%s 超过 %.0e", name, TOLERANCE);
+    /* 逐 token 与一次前向逐位相同 */
+    assert_memory_equal(whole, single, (size_t)size * sizeof *whole);
+    arena_free(&a);
+}
+
+static void check_arch(const char *dir, const char *name) {
     char path[512];
     Err e = {0};
     Backend b;
     Model m;
     TensorFile golden;
-    Arena a = {0};
-    if (!shared) {
-        print_message("没有 PTQ_SHARED，跳过 %s\n", name);
-        skip();
-    }
-    snprintf(path, sizeof path, "%s/goldens/arch/%s/golden.safetensors", shared, name);
+    snprintf(path, sizeof path, "%s/%s/golden.safetensors", dir, name);
     if (!safetensors_open(&golden, path, &e)) fail_msg("%s", e.msg);
-    snprintf(path, sizeof path, "%s/goldens/arch/%s", shared, name);
+    snprintf(path, sizeof path, "%s/%s", dir, name);
     open_model(&m, &b, path, DT_NONE);
-    const FileTensor *ids_t = tensorfile_find(&golden, "input_ids");
-    const FileTensor *logits_t = tensorfile_find(&golden, "logits");
-    assert_non_null(ids_t);
-    assert_non_null(logits_t);
-    int64_t n = ids_t->shape[ids_t->n_dims - 1];
-    int32_t *ids = ARENA_ARRAY(&a, int32_t, n, &e);
-    for (int64_t i = 0; i < n; i++) ids[i] = (int32_t)((const int64_t *)ids_t->data)[i];
-    float *whole = all_logits(&m, &a, ids, n, n), *single = all_logits(&m, &a, ids, n, 1);
-    double d = max_diff(whole, logits_t->data, n * m.config.vocab);
-    print_message("%s: max |Δlogit| = %.2e\n", name, d);
-    assert_true(d <= 2e-3);
-    /* 逐 token 与一次前向逐位相同 */
-    assert_memory_equal(whole, single, (size_t)(n * m.config.vocab) * sizeof *whole);
+    check_ids(&m, &golden, name, "");
+    check_ids(&m, &golden, name, "short.");
     model_close(&m);
     backend_close(&b);
     tensorfile_close(&golden);
-    arena_free(&a);
 }
 
-static void test_llama3_rope(void **state) {
+/* $PTQ_ARCH（缺省 $PTQ_SHARED/goldens/arch）里的每一个文件夹；排序以使输出固定。 */
+static void test_arch(void **state) {
     (void)state;
-    check_arch("llama3-rope");
-}
-static void test_qwen2(void **state) {
-    (void)state;
-    check_arch("qwen2");
+    char dir[512];
+    const char *own = getenv("PTQ_ARCH");
+    struct dirent **list = NULL;
+    if (!shared && !own) {
+        print_message("没有 PTQ_SHARED，跳过\n");
+        skip();
+    }
+    snprintf(dir, sizeof dir, own ? "%s" : "%s/goldens/arch", own ? own : shared);
+    int n = scandir(dir, &list, NULL, alphasort), checked = 0;
+    for (int i = 0; i < n; i++) {
+        if (list[i]->d_name[0] != '.') check_arch(dir, list[i]->d_name), checked++;
+        free(list[i]);
+    }
+    free(list);
+    if (checked == 0) fail_msg("%s 里没有对照的模型", dir);
 }
 
 static double logsumexp(const float *v, int64_t n, float top) {
@@ -157,8 +211,7 @@ static void test_smollm2(void **state) {
 
 int main(void) {
     shared = getenv("PTQ_SHARED");
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_llama3_rope),
-                                       cmocka_unit_test(test_qwen2),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_arch),
                                        cmocka_unit_test(test_smollm2)};
     return cmocka_run_group_tests_name("golden_logits", tests, NULL, NULL);
 }

@@ -100,21 +100,25 @@ static void ref_block(double x[N][HIDDEN], int layer, int window) {
 /* 被测模型：参数与 ref 相同（f32），window 为第 1 块的滑动窗口。 */
 static void open_model(Model *m, Backend *b, int window) {
     Err e = {0};
-    static ModelConfig c = {.n_layers = LAYERS, .hidden = HIDDEN, .intermediate = FF,
-                            .n_heads = HEADS, .n_kv_heads = KV, .head_dim = DIM, .vocab = VOCAB,
-                            .norm_eps = 1e-5, .rope = {.rotary_dim = DIM}, .tied = true};
+    static ModelConfig c;
+    arch_defaults(&c, arch_find("llama", false));
+    c.n_layers = LAYERS, c.hidden = c.embed_dim = HIDDEN, c.intermediate = FF, c.n_heads = HEADS;
+    c.n_kv_heads = KV, c.head_dim = DIM, c.vocab = VOCAB, c.norm_eps = 1e-5, c.tied = true;
+    c.attn_scale = 1 / sqrt(DIM);
+    c.rope = (RopeConfig){.theta = 100, .rotary_dim = DIM};
+    c.sliding_window = window;
+    for (int i = 1; i < LAYERS; i++) c.layer[i] = window ? LAYER_WINDOW : 0;
     *m = (Model){.config = c, .backend = b, .dtype = DT_F32};
-    m->config.sliding_window = window;
-    m->config.first_window_layer = window ? 1 : 0;
     m->blocks = ARENA_ARRAY(&m->meta, Block, LAYERS, &e);
     m->inv_freq = ARENA_ARRAY(&m->meta, double, DIM / 2, &e);
-    for (int i = 0; i < DIM / 2; i++) m->inv_freq[i] = pow(100, -2.0 * i / DIM);
     float w[MAX_W > VOCAB * HIDDEN ? MAX_W : VOCAB * HIDDEN];
     memset(&ref, 0, sizeof ref);
     for (int l = 0; l < LAYERS; l++) {
         Block *k = &m->blocks[l];
         k->attn_norm = ARENA_ARRAY(&m->meta, float, HIDDEN, &e);
         k->mlp_norm = ARENA_ARRAY(&m->meta, float, HIDDEN, &e);
+        k->linears = ARENA_ARRAY(&m->meta, Linear, ROLE_COUNT, &e);
+        k->n_linears = ROLE_COUNT;
         for (int i = 0; i < HIDDEN; i++) {
             ref.attn_norm[l][i] = k->attn_norm[i] = (float)(1 + 0.5 * noise(1, (uint64_t)(l * 99 + i)));
             ref.mlp_norm[l][i] = k->mlp_norm[i] = (float)(1 + 0.5 * noise(2, (uint64_t)(l * 99 + i)));

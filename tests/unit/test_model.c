@@ -167,8 +167,12 @@ static void test_bad_config(void **state) {
         const char *extra, *part;
         ErrCode code;
     } CASES[] = {
-        {", \"hidden_act\": \"gelu\"", "gelu", ERR_UNSUPPORTED},
-        {", \"rope_scaling\": {\"rope_type\": \"yarn\", \"factor\": 4}", "yarn", ERR_UNSUPPORTED},
+        {", \"hidden_act\": \"mish\"", "mish", ERR_UNSUPPORTED},
+        {", \"rope_scaling\": {\"rope_type\": \"spiral\", \"factor\": 4}", "spiral", ERR_UNSUPPORTED},
+        {", \"clip_qkv\": 8.0", "clip_qkv", ERR_UNSUPPORTED}, /* 不认识的键 */
+        {", \"layer_types\": [\"full_attention\"]", "layer_types", ERR_FORMAT},
+        {", \"layer_types\": [\"full_attention\", \"sliding_attention\"]", "滑动窗口", ERR_UNSUPPORTED},
+        {", \"rope_scaling\": {\"rope_type\": \"longrope\", \"short_factor\": [1]}", "short_factor", ERR_FORMAT},
         {", \"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 8, \"low_freq_factor\": 4,"
          " \"high_freq_factor\": 1}", "low_freq_factor", ERR_FORMAT},
         {", \"quantization_config\": {\"bits\": 4}", "quantization_config", ERR_UNSUPPORTED},

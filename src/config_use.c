@@ -141,6 +141,11 @@ json_t *config_merged_json(const Config *c) {
     return NULL;
 }
 
+/* adapter 指明了家族；auto 则由模型文件决定。 */
+static bool names_family(const char *adapter) {
+    return adapter && strcmp(adapter, "auto") != 0;
+}
+
 /* 不影响数值的设置：权重与分词器由各自的哈希固定，所以 model_id 等也在其列。 */
 static bool influences_numbers(const char *key) {
     static const char *const NOT[] = {"threads",  "max_memory", "results_dir",       "data_dir", "model_id",
@@ -160,7 +165,8 @@ char *config_canonical(const Config *c, Arena *a, Err *e) {
     bool ok = settings != NULL;
     for (size_t t = 0; t < N_TABLES; t++)
         for (const Option *o = views[t].table; ok && o && o->key; o++)
-            if (influences_numbers(o->key))
+            if (influences_numbers(o->key) ||
+                (strcmp(o->key, "adapter") == 0 && names_family(c->model.adapter)))
                 ok = !json_object_set_new(settings, o->key, option_to_json(o, views[t].values));
     ok = ok && !json_object_set_new(settings, "eval.ppl_datasets",
                                     list_json(c->run.ppl_datasets, c->run.n_ppl_datasets));

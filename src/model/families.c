@@ -242,7 +242,7 @@ bool arch_require(const ModelConfig *c, unsigned refused, const char *who, Err *
     unsigned bad = arch_features(c) & refused;
     for (size_t i = 0; bad && i < sizeof NAMES / sizeof *NAMES; i++)
         if (bad >> i & 1)
-            return err_set(e, ERR_UNSUPPORTED, "%s不支持家族 %s 的「%s」；请换一个方法（如 rtn、gptq）",
+            return err_set(e, ERR_UNSUPPORTED, "%s不支持家族 %s 的「%s」；请换一个方法",
                            who, c->arch->name, NAMES[i]);
     return true;
 }

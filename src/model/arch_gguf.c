@@ -153,6 +153,7 @@ static bool read_experts(const Meta *m, ModelConfig *c) {
 static bool read_special(const Meta *m, ModelConfig *c) {
     double scale = 0, query = 0;
     c->attn_scale = 1 / sqrt((double)c->head_dim);
+    if (strcmp(c->arch->name, "gemma2") == 0) c->attn_softcap = 50, c->logit_softcap = 30; /* llama.cpp 的默认值 */
     if (c->arch->embed_scale) c->embed_scale = (double)(float)sqrt((double)c->hidden);
     if (!get_num(m, "attn_logit_softcapping", &c->attn_softcap) ||
         !get_num(m, "final_logit_softcapping", &c->logit_softcap) ||

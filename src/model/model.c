@@ -40,10 +40,10 @@ void model_close(Model *m) {
 
 /* 来源的第 row0 行起 n 行解码到 w（后端内存），行宽 width（多出的列补零）。 */
 static bool load_rows(Model *m, const TensorSource *src, int64_t row0, int64_t n, int64_t width,
-                      float *w, Err *e) {
+                      DType dtype, float *w, Err *e) {
     HostView v = host_view(m->backend);
     float *host = HOST_MAP(&v, float, w, n * width, HOST_WRITE);
-    bool ok = host && weights_load(&m->weights, src, row0, n, m->dtype, host, e);
+    bool ok = host && weights_load(&m->weights, src, row0, n, dtype, host, e);
     int64_t cols = src->cols ? src->cols : 1;
     for (int64_t r = n - 1; ok && cols < width && r >= 0; r--) {
         memmove(host + r * width, host + r * cols, (size_t)cols * sizeof *host);
@@ -59,10 +59,10 @@ bool model_load_linear(Model *m, Linear *l, float *w, Err *e) {
     if (l->has_bias && !l->bias) {
         layout_linear(m, l, true, &src);
         l->bias = ARENA_ARRAY(&m->arena, float, l->rows, e);
-        if (!l->bias || !load_rows(m, &src, 0, l->rows, 1, l->bias, e)) return false;
+        if (!l->bias || !load_rows(m, &src, 0, l->rows, 1, m->dtype, l->bias, e)) return false;
     }
     layout_linear(m, l, false, &src);
-    if (!load_rows(m, &src, 0, l->rows, l->cols, w, e)) return false;
+    if (!load_rows(m, &src, 0, l->rows, l->cols, m->dtype, w, e)) return false;
     bool last = l->slot == T_V || l->slot == T_UP || l->expert + 1 == m->config.n_experts;
     if (last || !src.block) weights_drop(&m->weights, src.name); /* 融合的等最后一份 */
     m->load_seconds += clock_seconds() - t;
@@ -145,7 +145,7 @@ static bool load_matrix(Model *m, TensorSlot slot, int64_t rows, int64_t cols, b
         QTensor part = rows_of(q, r, n);
         int64_t have = src.rows - r < n ? src.rows - r : n; /* project_out 之外恒为 n */
         if (have < n) op_multiply(m->backend, tensor_f32(w, n, cols), tensor_f32(w, n, cols), 0);
-        ok = (have <= 0 || load_rows(m, &src, r, have, cols, w, e)) &&
+        ok = (have <= 0 || load_rows(m, &src, r, have, cols, m->dtype, w, e)) &&
              pack_rows(m, &part, tensor_f32(w, n, cols), &tmp, e);
     }
     arena_free(&tmp);
@@ -154,21 +154,26 @@ static bool load_matrix(Model *m, TensorSlot slot, int64_t rows, int64_t cols, b
     return ok;
 }
 
-/* GGUF 里 gemma 的归一化已加 1。 */
+/* 舍入到 t（值仍是 f32）。 */
+static float rounded(float x, DType t) {
+    return t == DT_BF16 ? bf16_to_f32(f32_to_bf16(x)) : t == DT_F16 ? f16_to_f32(f32_to_f16(x)) : x;
+}
+
+/* GGUF 里 gemma 的归一化已加 1（存为 f32）：减回来舍入到模型的类型再加，与 HF 的权重相同。 */
 static bool load_block_vector(Model *m, int64_t layer, const BlockVector *v, Err *e) {
     int64_t cols = v->cols ? v->cols : 1, n = v->rows * cols;
-    bool split = v->split && !m->weights.is_gguf;
+    bool split = v->split && !m->weights.is_gguf, added = v->plus_one && m->weights.is_gguf;
     float *to = *v->data = ARENA_ARRAY(&m->arena, float, n, e);
     bool ok = to != NULL;
     for (int64_t k = 0; ok && k < (split ? v->rows : 1); k++) {
         TensorSource s = layout_whole(m, v->slot, layer, k, v->suffix, split ? cols : v->rows,
                                       split ? 0 : v->cols);
-        ok = load_rows(m, &s, 0, s.rows, s.cols ? s.cols : 1, to + k * cols, e);
+        ok = load_rows(m, &s, 0, s.rows, s.cols ? s.cols : 1, added ? DT_F32 : m->dtype, to + k * cols, e);
     }
-    if (!ok || !v->plus_one || m->weights.is_gguf) return ok;
+    if (!ok || !v->plus_one) return ok;
     HostView view = host_view(m->backend);
     float *host = HOST_MAP(&view, float, to, n, HOST_BOTH);
-    for (int64_t i = 0; host && i < n; i++) host[i] += 1;
+    for (int64_t i = 0; host && i < n; i++) host[i] = (added ? rounded(host[i] - 1, m->dtype) : host[i]) + 1;
     host_end(&view);
     return backend_check(m->backend, e);
 }

@@ -128,15 +128,6 @@ static bool serve(Experiment *x, ServerOptions *o, Err *e) {
     return true;
 }
 
-/* 方法支持的第一个轨道。 */
-static const char *first_track(const char *method) {
-    static const char *const TRACKS[] = {"A", "B", "C"};
-    const Method *m = registry_find(method, NULL);
-    for (int i = 0; m && i < 3; i++)
-        if (strchr(m->tracks, TRACKS[i][0])) return TRACKS[i];
-    return "A";
-}
-
 static int run(const Args *a) {
     Err e = {0};
     Arena arena = {0};
@@ -145,7 +136,7 @@ static int run(const Args *a) {
     QuantJob job;
     const char *method = a->method ? a->method : "fp16";
     ConfigRequest r = {.root = env_project_root(), .model = a->model, .method = method,
-                       .track = a->track ? a->track : first_track(method),
+                       .track = a->track ? a->track : registry_first_track(method),
                        .overrides = a->overrides.items, .n_overrides = a->overrides.n};
     bool ok = server_options(a, &arena, &o, &e);
     if (ok) {

@@ -21,6 +21,7 @@ static const Command COMMANDS[] = {
     {"prepare_data", cmd_prepare_data, "取得模型与评测文本"},
     {"list", cmd_list, "列出模型、方法、轨道、任务或全部设置"},
     {"serve", cmd_serve, "把量化后的模型开成 OpenAI 兼容的 HTTP 服务"},
+    {"export", cmd_export, "量化并写成 GPTQ、AWQ、compressed-tensors 等格式的文件夹"},
     {"tokenize", cmd_tokenize, "把文件分词成 ids，供与其他程序对照"},
     {"logits", cmd_logits, "算出一串 ids 的 logits，供与其他程序对照"},
 };

@@ -47,3 +47,11 @@ bool registry_check_track(const Method *m, char track, Err *e) {
     str_free(&list);
     return false;
 }
+
+const char *registry_first_track(const char *method) {
+    static const char *const TRACKS[] = {"A", "B", "C"};
+    const Method *m = registry_find(method, NULL);
+    for (int i = 0; m && i < 3; i++)
+        if (strchr(m->tracks, TRACKS[i][0])) return TRACKS[i];
+    return "A";
+}

@@ -9,4 +9,6 @@ const Method *const *registry_methods(size_t *n); /* 按名字排序 */
 const Method *registry_find(const char *name, Err *e);
 /* 检查轨道。错误: 「方法 xxx 不支持 Track Y」及其支持的轨道。 */
 bool registry_check_track(const Method *m, char track, Err *e);
+/* 方法支持的第一个轨道，如 "A"；没有这个方法时也是 "A"（由后面的检查报错）。 */
+const char *registry_first_track(const char *method);
 #endif

@@ -1,0 +1,86 @@
+"""导出的文件夹在别的工具里的困惑度：由 run.sh 调用。
+
+用法: ppl_of_export.py 文件夹 文本 窗口长 窗口数
+hf-dequantized 与 compressed-tensors 由 transformers 装入（后者要 compressed-tensors 包）；
+gptq 与 awq 的编码在这里按 AutoGPTQ、AutoAWQ 的公式独立解开，再交给 transformers 的普通模型
+（这里没有 GPU，那两个项目的内核装不了）。标准输出只有一个数。
+"""
+import json
+import os
+import sys
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+
+def unpack_rows(words, bits, n):
+    """(字, 列) 的 int32 沿第 0 维从低位起连着排 → (n, 列)。"""
+    words = words.to(torch.int64) & 0xFFFFFFFF
+    out = torch.zeros(n, words.shape[1], dtype=torch.int64)
+    for i in range(n):
+        bit = i * bits
+        low = words[bit // 32] >> (bit % 32)
+        if bit % 32 + bits > 32:
+            low = low | (words[bit // 32 + 1] << (32 - bit % 32))
+        out[i] = low & ((1 << bits) - 1)
+    return out
+
+
+def dequantize_gptq(t, name, config):
+    qweight, scales = t[name + ".qweight"], t[name + ".scales"].float()
+    cols, bits = t[name + ".g_idx"].shape[0], config["bits"]
+    code = unpack_rows(qweight, bits, cols)
+    zero = unpack_rows(t[name + ".qzeros"].T.contiguous(), bits, scales.shape[1]).T
+    if config["checkpoint_format"] == "gptq":
+        zero = zero + 1
+    group = t[name + ".g_idx"].long()
+    return ((code - zero[group]).float() * scales[group]).T.contiguous()
+
+
+def dequantize_awq(t, name, config):
+    order = [0, 2, 4, 6, 1, 3, 5, 7]
+
+    def split(words):
+        words = words.to(torch.int64) & 0xFFFFFFFF
+        parts = torch.zeros(*words.shape, 8, dtype=torch.int64)
+        for i, at in enumerate(order):
+            parts[..., at] = words >> (4 * i) & 15
+        return parts.reshape(words.shape[0], -1)
+
+    group = torch.arange(t[name + ".qweight"].shape[0]) // config["group_size"]
+    zero, scales = split(t[name + ".qzeros"])[group], t[name + ".scales"].float()[group]
+    return ((split(t[name + ".qweight"]) - zero).float() * scales).T.contiguous()
+
+
+def open_model(folder):
+    config = json.load(open(os.path.join(folder, "config.json")))
+    quant = config.get("quantization_config")
+    if not quant or quant["quant_method"] == "compressed-tensors":
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    t = load_file(os.path.join(folder, "model.safetensors"))
+    unpack = {"gptq": dequantize_gptq, "awq": dequantize_awq}[quant["quant_method"]]
+    names = sorted(k[: -len(".qweight")] for k in t if k.endswith(".qweight"))
+    state = {k: v.float() for k, v in t.items()
+             if not k.endswith((".qweight", ".qzeros", ".scales", ".g_idx"))}
+    state.update({n + ".weight": unpack(t, n, quant) for n in names})
+    plain = AutoConfig.from_pretrained(folder)
+    del plain.quantization_config
+    model = AutoModelForCausalLM.from_config(plain, dtype=torch.float32)
+    missing, extra = model.load_state_dict(state, strict=False)
+    assert not extra and all("lm_head" in k for k in missing), (missing, extra)
+    model.tie_weights()
+    return model
+
+
+folder, text, window, count = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+torch.set_num_threads(2)
+model = open_model(folder).eval()
+ids = AutoTokenizer.from_pretrained(folder)(open(text, encoding="utf-8").read(), return_tensors="pt").input_ids[0]
+total = 0.0
+with torch.no_grad():
+    for i in range(count):
+        x = ids[i * window: (i + 1) * window][None]
+        logits = model(x).logits[0, :-1].double()
+        total += torch.nn.functional.cross_entropy(logits, x[0, 1:], reduction="mean").item()
+print(torch.tensor(total / count).exp().item())

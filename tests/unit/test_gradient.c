@@ -283,6 +283,7 @@ static void test_block(void **state) {
         check_layer(&m, 0, 0);
         check_layer(&m, 1, WINDOW);
         check_rounding(&m, 0);
+        arena_free(&m.rope_arena);
         arena_free(&m.arena);
         arena_free(&m.meta);
         backend_close(&b);
@@ -343,6 +344,7 @@ static void test_model(void **state) {
     assert_false(model_gradient_window(&g, IDS, N, NULL, see_kv, &calls, &e));
     assert_int_equal(e.code, ERR_NUMERIC);
     model_gradient_close(&g);
+    arena_free(&m.rope_arena);
     arena_free(&m.arena);
     arena_free(&m.meta);
     backend_close(&b);

@@ -1,4 +1,4 @@
-"""导出的文件夹在别的工具里的困惑度：由 run.sh 调用。
+"""导出的文件夹在别的工具里的困惑度。
 
 用法: ppl_of_export.py 文件夹 文本 窗口长 窗口数
 hf-dequantized 与 compressed-tensors 由 transformers 装入（后者要 compressed-tensors 包）；

@@ -55,7 +55,7 @@ KERNEL_SRC := $(sort $(wildcard src/compute/cpu/isa/*.c))
 KERNEL_OBJ := $(foreach i,$(ISAS),$(KERNEL_SRC:src/%.c=$(BUILD)/obj/%.$(i).o))
 MAIN_SRC   := $(sort src/main.c $(wildcard scripts/*.c))
 MAIN_OBJ   := $(patsubst src/%.c,$(BUILD)/obj/%.o,$(MAIN_SRC:scripts/%.c=$(BUILD)/obj/scripts/%.o))
-METHOD_SRC := $(sort $(filter-out src/methods/base.c,$(wildcard src/methods/*.c)))
+METHOD_SRC := $(sort $(filter-out src/methods/base.c src/methods/base_%.c,$(wildcard src/methods/*.c)))
 METHODS    := $(basename $(notdir $(METHOD_SRC)))
 LIB_SRC    := $(sort $(filter-out $(MAIN_SRC) $(KERNEL_SRC),$(shell find src -name '*.c')))
 LIB_OBJ    := $(LIB_SRC:src/%.c=$(BUILD)/obj/%.o) $(BUILD)/obj/method_table.o

@@ -34,7 +34,7 @@ BEGIN {
 FNR == 1 {
     # 程序入口 main.c 派发到 scripts/ 的子命令，算作 scripts
     here = FILENAME ~ /^(scripts\/|src\/main\.c$)/ ? "scripts" : room(substr(FILENAME, 5))
-    plugin = FILENAME ~ /^src\/methods\/.*\.c$/ && FILENAME != "src/methods/base.c"
+    plugin = FILENAME ~ /^src\/methods\/.*\.c$/ && FILENAME !~ /\/base(_[a-z]+)?\.c$/
 }
 /^[ \t]*#[ \t]*include[ \t]*"/ {
     split($0, part, "\"")

@@ -368,6 +368,7 @@ static void check_scale(Tensor x, Tensor row, Tensor col) {
 }
 
 void op_scale(Backend *b, Tensor y, Tensor x, Tensor row, Tensor col) {
+    if (!row.data) row = tensor_f32_1d(NULL, x.shape[0]);
     check_scale(x, row, col);
     check_2d(y, x.shape[0], x.shape[1]);
     if (failed(b) || n_elements(x) == 0) return;

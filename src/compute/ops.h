@@ -120,7 +120,7 @@ void op_group_range(Backend *b, Tensor lo, Tensor hi, Tensor x, const QSpec *spe
 /* 它的反向：取到最小（大）值的元素 dx += d_lo（d_hi），并列时平分（torch 的 amin、amax）。 */
 void op_group_range_grad(Backend *b, Tensor dx, Tensor x, Tensor lo, Tensor hi, Tensor d_lo,
                          Tensor d_hi, const QSpec *spec);
-/* y[r][c] = x[r][c]·row[r]·col[c] */
+/* y[r][c] = x[r][c]·row[r]·col[c]；row 的 data 为 NULL 即全 1。 */
 void op_scale(Backend *b, Tensor y, Tensor x, Tensor row, Tensor col);
 /* d_row[r] = Σ_c dy·x·col[c]，d_col[c] = Σ_r dy·x·row[r] */
 void op_scale_grad(Backend *b, Tensor d_row, Tensor d_col, Tensor dy, Tensor x, Tensor row,

@@ -35,22 +35,15 @@ typedef struct Round {
 } Round;
 static const Round ALL[] = {{PARTS, 1}}, HALVING[] = {{1, 8}, {2, 5}, {4, 3}, {8, 2}, {PARTS, 1}};
 
-/* 各输入组的线性层。 */
-static const struct {
-    LinearRole first;
-    int n;
-} ROLES[INPUT_COUNT] = {{ROLE_Q, 3}, {ROLE_O, 1}, {ROLE_GATE, 2}, {ROLE_DOWN, 1}};
-
 /* 一次比例搜索。看模块时，单位（注意力是整个样本，MLP 是单个 token）按编号除以 PARTS 的余数分成 PARTS 份。 */
 typedef struct Search {
     QuantJob *job;
     QuantBlock *b;
-    InputGroup group;
+    const Group *group;
     const InputStats *st;
     QSpec spec;
     const double *mean; /* (cols) mean|x|，在主机 */
-    float *scale;       /* (cols) 当前的 s，在主机；col 是它在后端的副本 */
-    float *col, *ones;  /* (cols)；(行数) 全为 1 */
+    float *scale, *col; /* (cols) 当前的 s：在主机，在后端 */
     Workspace work;     /* 看模块时用 */
     Segment *segments;
     int64_t unit;       /* 一个单位的 token 数 */
@@ -66,7 +59,7 @@ static bool quantize_scaled(Search *s, Tensor w, QTensor *q, Err *e) {
     int64_t rows = w.shape[0], cols = w.shape[1];
     float *scaled = ARENA_ARRAY(job_scratch(s->job), float, rows * cols, e);
     if (!scaled) return false;
-    op_scale(job_backend(s->job), tensor_f32(scaled, rows, cols), w, tensor_f32_1d(s->ones, rows),
+    op_scale(job_backend(s->job), tensor_f32(scaled, rows, cols), w, (Tensor){0},
              tensor_f32_1d(s->col, cols));
     return job_round_nearest(s->job, q, job_scratch(s->job), tensor_f32(scaled, rows, cols), &s->spec,
                              e);
@@ -98,7 +91,7 @@ static bool module_loss(Search *s, int64_t part, double *loss, Err *e) {
         if (!interrupt_check(e)) return false;
         op_divide(b, tensor_f32(s->work.h, n, cells), s->st->inputs + s->first * cells,
                   PARTS * cells, tensor_f32_1d(s->col, s->st->cols));
-        if (s->group == INPUT_QKV)
+        if (s->group->input == INPUT_QKV)
             attention_forward(s->b->model, s->b->layer, &s->work, n * s->unit, s->segments,
                               (size_t)n, NULL);
         else
@@ -113,7 +106,7 @@ static bool module_loss(Search *s, int64_t part, double *loss, Err *e) {
 
 /* 单个线性层：ΔW = Q(W·s)/s − W，误差 tr(ΔW·G·ΔWᵀ)。 */
 static bool linear_loss(Search *s, double *loss, Err *e) {
-    Tensor w = s->b->w[ROLES[s->group].first];
+    Tensor w = s->b->w[s->group->first];
     int64_t rows = w.shape[0], cols = w.shape[1];
     Arena *a = job_scratch(s->job);
     float *delta = ARENA_ARRAY(a, float, rows * cols, e), *y = ARENA_ARRAY(a, float, rows * cols, e);
@@ -136,13 +129,13 @@ static bool linear_loss(Search *s, double *loss, Err *e) {
 /* 候选在 [from,until) 份上的误差，加进 *loss；超过 stop 就不必再算。 */
 static bool candidate_loss(Search *s, int from, int until, double stop, double *loss, Err *e) {
     ArenaMark mark = arena_mark(job_scratch(s->job));
-    const int n = ROLES[s->group].n, first = ROLES[s->group].first;
+    const int n = s->group->n, first = s->group->first;
     Linear *l = s->b->linears + first;
     QTensor dense[3];
     bool ok = s->reference || linear_loss(s, loss, e);
     for (int i = 0; i < n; i++) dense[i] = l[i].q;
     for (int i = 0; ok && s->reference && i < n; i++)
-        ok = quantize_scaled(s, s->b->w[first + i], &l[i].q, e);
+        ok = !l[i].rows || quantize_scaled(s, s->b->w[first + i], &l[i].q, e);
     for (int p = from; ok && s->reference && p < until && *loss <= stop; p++)
         ok = module_loss(s, p, loss, e);
     for (int i = 0; i < n; i++) l[i].q = dense[i];
@@ -208,7 +201,7 @@ static bool search_ratio(Search *s, Err *e) {
 /* 看注意力或 MLP 输出的搜索；原来的输出由模块的最后一个线性层（o 或 down）作用在它的输入上得到。 */
 static bool search_module(Search *s, Err *e) {
     Arena *a = job_scratch(s->job);
-    bool attention = s->group == INPUT_QKV;
+    bool attention = s->group->input == INPUT_QKV;
     const InputStats *in = &s->b->stats[attention ? INPUT_O : INPUT_DOWN];
     const Linear *last = &s->b->linears[attention ? ROLE_O : ROLE_DOWN];
     s->unit = attention ? s->b->calib->length : 1;
@@ -239,84 +232,38 @@ static bool awq_spec(QuantJob *job, int64_t cols, QSpec *spec, Err *e) {
     return true;
 }
 
+/* 这一组可以缩放：每列有自己的 s，折得下去。 */
+static bool scaled(const Group *g) {
+    return g->feed != FEED_NONE && g->n_scales == g->cols;
+}
+
 /* 一组的 s：主机上的与后端的（cols），都活到块的结束。 */
 typedef struct Scale {
     float *host, *col;
 } Scale;
 
-/* 搜索所需的主机数据：mean|x|、全为 1 的行因子。 */
-static bool open_search(Search *s, Err *e) {
-    Backend *b = job_backend(s->job);
-    int64_t cols = s->st->cols, rows = 0;
-    for (int i = 0; i < ROLES[s->group].n; i++) {
-        int64_t n = s->b->linears[ROLES[s->group].first + i].rows;
-        if (n > rows) rows = n;
-    }
-    double *mean = ARENA_ARRAY(job_host(s->job), double, cols, e);
-    s->ones = ARENA_ARRAY(job_scratch(s->job), float, rows, e);
-    if (!mean || !s->ones) return false;
-    op_read(b, mean, s->st->absmean, (size_t)cols * sizeof *mean);
-    s->mean = mean;
-    HostView v = host_view(b);
-    float *ones = HOST_MAP(&v, float, s->ones, rows, HOST_WRITE);
-    for (int64_t i = 0; ones && i < rows; i++) ones[i] = 1;
-    host_end(&v);
-    return backend_check(b, e);
-}
-
-/* 搜出 group 的 s；不能折叠的组（GQA 的 v → o）为全 1。 */
-static bool search_group(QuantJob *job, QuantBlock *b, InputGroup group, Scale *out, Err *e) {
-    Search s = {.job = job, .b = b, .group = group, .st = &b->stats[group]};
-    int64_t cols = s.st->cols;
+/* 搜出一组的 s；不能逐列折叠的组（如 GQA 的 v → o，官方亦不缩放）为全 1。 */
+static bool search_group(QuantJob *job, QuantBlock *b, const Group *g, Scale *out, Err *e) {
+    Search s = {.job = job, .b = b, .group = g, .st = &b->stats[g->input]};
+    int64_t cols = g->cols;
     s.scale = ARENA_ARRAY(job_host(job), float, cols, e);
     s.col = ARENA_ARRAY(job_scratch(job), float, cols, e);
     *out = (Scale){s.scale, s.col};
     if (!s.scale || !s.col || !awq_spec(job, cols, &s.spec, e)) return false;
-    const Linear *l = b->linears;
     for (int64_t c = 0; c < cols; c++) s.scale[c] = 1;
     op_write(job_backend(job), s.col, s.scale, (size_t)cols * sizeof *s.scale);
-    if (group == INPUT_O && (l[ROLE_V].rows != l[ROLE_O].rows || l[ROLE_V].cols != l[ROLE_O].cols))
-        return backend_check(job_backend(job), e);
+    if (!scaled(g)) return backend_check(job_backend(job), e);
     ArenaMark mark = arena_mark(job_scratch(job)), host = arena_mark(job_host(job));
-    bool module = group == INPUT_QKV || group == INPUT_GATE_UP;
-    bool ok = open_search(&s, e) &&
-              (module ? search_module(&s, e)
-                      : second_moment(job, s.st->inputs, s.st->n, cols, &s.gram, e) &&
-                            search_ratio(&s, e));
+    double *mean = ARENA_ARRAY(job_host(job), double, cols, e);
+    if (mean) op_read(job_backend(job), mean, s.st->absmean, (size_t)cols * sizeof *mean);
+    s.mean = mean;
+    bool ok = mean && (g->feed == FEED_NORM
+                           ? search_module(&s, e)
+                           : second_moment(job, s.st->inputs, s.st->n, cols, &s.gram, e) &&
+                                 search_ratio(&s, e));
     arena_rewind(job_scratch(job), mark);
     arena_rewind(job_host(job), host);
     return ok;
-}
-
-/* 折叠：线性层的列乘 s，产生其输入的东西除以 s。 */
-static bool fold(QuantJob *job, QuantBlock *b, InputGroup group, const float *s, Err *e) {
-    Backend *be = job_backend(job);
-    for (int i = 0; i < ROLES[group].n; i++) {
-        HostView v = host_view(be);
-        Tensor t = b->w[ROLES[group].first + i];
-        int64_t n = t.shape[0] * t.shape[1];
-        float *w = HOST_MAP(&v, float, t.data, n, HOST_BOTH);
-        for (int64_t k = 0; w && k < n; k++) w[k] *= s[k % t.shape[1]];
-        host_end(&v);
-    }
-    HostView v = host_view(be);
-    if (group == INPUT_QKV || group == INPUT_GATE_UP) {
-        int64_t cols = b->stats[group].cols;
-        float *norm = HOST_MAP(&v, float, group == INPUT_QKV ? b->attn_norm : b->mlp_norm, cols,
-                               HOST_BOTH);
-        for (int64_t c = 0; norm && c < cols; c++) norm[c] /= s[c];
-    } else {
-        LinearRole from = group == INPUT_O ? ROLE_V : ROLE_UP;
-        int64_t rows = b->w[from].shape[0], cols = b->w[from].shape[1];
-        float *w = HOST_MAP(&v, float, b->w[from].data, rows *cols, HOST_BOTH);
-        float *bias = HOST_MAP(&v, float, b->linears[from].bias, rows, HOST_BOTH);
-        for (int64_t r = 0; w && r < rows; r++) {
-            for (int64_t c = 0; c < cols; c++) w[r * cols + c] /= s[r];
-            if (bias) bias[r] /= s[r];
-        }
-    }
-    host_end(&v);
-    return backend_check(be, e);
 }
 
 static float clamp(float x, float top) {
@@ -434,14 +381,18 @@ static bool quantize_linear(QuantJob *job, QuantBlock *b, LinearRole role, const
 }
 
 static bool awq_block(QuantJob *job, QuantBlock *b, Err *e) {
-    if (!arch_require(&b->model->config, FEATURE_PLAIN_MLP, "awq ", e)) return false;
+    Group g[INPUT_COUNT];
     Scale s[INPUT_COUNT];
-    for (InputGroup g = 0; g < INPUT_COUNT; g++)
-        if (!search_group(job, b, g, &s[g], e)) return false;
-    for (InputGroup g = 0; g < INPUT_COUNT; g++)
-        if (!fold(job, b, g, s[g].host, e)) return false;
+    float *const norm[] = {b->attn_norm, b->mlp_norm};
+    group_list(b->model, b->layer, g);
+    for (int i = 0; i < INPUT_COUNT; i++)
+        if (!search_group(job, b, &g[i], &s[i], e)) return false;
+    for (int i = 0; i < INPUT_COUNT; i++)
+        if (scaled(&g[i]) &&
+            !group_fold_scale(job_backend(job), &g[i], b->linears, b->w, norm, s[i].host, e))
+            return false;
     for (LinearRole r = 0; r < ROLE_COUNT; r++)
-        if (!quantize_linear(job, b, r, s[input_group(r)].col, e)) return false;
+        if (b->linears[r].rows && !quantize_linear(job, b, r, s[input_group(r)].col, e)) return false;
     return true;
 }
 

@@ -1,13 +1,11 @@
 /* base — 方法可用的助手的实现
- * 循环在这里，算法在方法文件里；每个线性层的临时内存随层释放，所以峰值只比装好的权重多一层。 */
+ * 循环在 base_walk.c，共同的选项在 base_options.c，算法在方法文件里。 */
 #include "methods/base.h"
 
 #include <stdio.h>
 #include <string.h>
 
-#include "base/str.h"
 #include "methods/job.h"
-#include "model/blockfile.h"
 
 const void *job_options(const QuantJob *job) {
     return job->options;
@@ -56,45 +54,6 @@ void job_fallback(QuantJob *job, const char *fmt, ...) {
     if (copy) job->fallbacks[job->n_fallbacks++] = copy;
 }
 
-const char *const WEIGHT_GRANULARITY[] = {"per_group", "per_channel", "per_tensor", NULL};
-const char *const WEIGHT_SCHEME[] = {"symmetric", "asymmetric", NULL};
-const char *const WEIGHT_POINT[] = {"integer", "float", NULL};
-const char *const WEIGHT_SCALE[] = {"float32", "float16", NULL};
-const char *const WEIGHT_REMAINDER[] = {"smaller", "error", NULL};
-
-enum { SYMMETRIC, ASYMMETRIC };          /* WEIGHT_SCHEME */
-enum { INTEGER_POINT, FLOAT_POINT };     /* WEIGHT_POINT */
-
-bool check_weight_options(const WeightOptions *o, bool integer_zero, Err *e) {
-    if (o->group_size == 0)
-        return err_set(e, ERR_CONFIG, "weight.group_size 不能为 0（-1 表示整行一组）");
-    if (integer_zero && o->zero_point == FLOAT_POINT)
-        return err_set(e, ERR_CONFIG, "这个方法的零点是整数，weight.zero_point 须为 integer");
-    if (o->zero_point == FLOAT_POINT && o->scheme != ASYMMETRIC)
-        return err_set(e, ERR_CONFIG, "weight.zero_point=float 只用于 weight.scheme=asymmetric");
-    if (o->granularity == PER_TENSOR && o->scheme == ASYMMETRIC)
-        return err_set(e, ERR_CONFIG, "weight.granularity=per_tensor 只用于 weight.scheme=symmetric");
-    return true;
-}
-
-bool job_weight_spec(QuantJob *job, const WeightOptions *o, int64_t cols, QSpec *spec, Err *e) {
-    spec->bits = (int)o->w_bits;
-    spec->group_size = o->granularity == PER_GROUP ? o->group_size : -1;
-    spec->grid = o->granularity == PER_TENSOR ? GRID_TENSOR : GRID_GPTQ;
-    spec->zero = o->scheme == SYMMETRIC            ? ZERO_SYM
-                 : o->zero_point == FLOAT_POINT ? ZERO_FLOAT
-                                                : ZERO_INT;
-    spec->scale_dtype = o->scale_dtype == 1 ? DT_F16 : DT_F32;
-    int64_t g = spec->group_size, rest = g > 0 && g < cols ? cols % g : 0;
-    if (rest && o->group_remainder == 1)
-        return err_set(e, ERR_CONFIG, "组宽 %lld 不整除 %lld 列（weight.group_remainder=error）",
-                       (long long)g, (long long)cols);
-    if (rest)
-        job_fallback(job, "组宽 %lld 不整除 %lld 列，每行末组取 %lld 列", (long long)g, (long long)cols,
-                     (long long)rest);
-    return true;
-}
-
 bool job_round_nearest(QuantJob *job, QTensor *q, Arena *a, Tensor w, const QSpec *spec, Err *e) {
     Backend *b = job->model->backend;
     int64_t rows = w.shape[0], cols = w.shape[1];
@@ -112,68 +71,6 @@ bool job_quantize_nearest(QuantJob *job, Linear *l, Tensor w, const QSpec *spec,
     QTensor q;
     return job_round_nearest(job, &q, &job->model->arena, w, spec, e) &&
            linear_set_quantized(l, &q);
-}
-
-const char *const ACT_SCHEME[] = {"none", "per_token", "per_tensor", "static", NULL};
-
-bool check_act_options(const WeightOptions *w, const ActOptions *a, Err *e) {
-    if (a->scheme == ACT_NONE) return true;
-    bool whole_rows = w->granularity != PER_GROUP || w->group_size < 0;
-    if (w->w_bits != 8 || !whole_rows || w->zero_point == FLOAT_POINT)
-        return err_set(e, ERR_CONFIG,
-                       "量化激活（activation.scheme=%s）要求权重是 8 位、整行一组、整数零点：weight.w_bits=8，"
-                       "weight.granularity=per_channel 或 per_tensor；现在是 w_bits=%lld、%s",
-                       ACT_SCHEME[a->scheme], (long long)w->w_bits,
-                       WEIGHT_GRANULARITY[w->granularity]);
-    return true;
-}
-
-bool job_int8_spec(QuantJob *job, const WeightOptions *w, const ActOptions *a, int64_t cols,
-                   QSpec *spec, Err *e) {
-    if (!job_weight_spec(job, w, cols, spec, e)) return false;
-    if (a->scheme != ACT_NONE && spec->zero == ZERO_SYM && spec->grid == GRID_GPTQ)
-        spec->grid = GRID_ABSMAX;
-    return true;
-}
-
-bool job_set_act(Linear *l, const ActOptions *o, float in_max, float out_max, Err *e) {
-    if (o->scheme == ACT_NONE) return true;
-    if (o->scheme == ACT_TENSOR && l->group >= GROUP_EXPERTS)
-        return err_set(e, ERR_UNSUPPORTED,
-                       "%s: 专家的输入来自各条时间线，整个张量一个 scale 会使结果取决于批；请用 activation.scheme=per_token",
-                       l->name);
-    if (!linear_int8_accepts(&l->q))
-        return err_set(e, ERR_NUMERIC, "有的组整组同号，零点超出编码的范围，不能做整数矩阵乘；"
-                                       "请用 weight.scheme=symmetric");
-    float top = (float)((1 << (o->a_bits - 1)) - 1);
-    l->act = (ActQuant){.kind = (ActKind)o->scheme, .bits = (int)o->a_bits,
-                        .scale = fmaxf(in_max, 1e-5f) / top};
-    if (o->bmm && l->role <= ROLE_V) {
-        l->out = l->act;
-        l->out.scale = fmaxf(out_max, 1e-5f) / top;
-    }
-    return true;
-}
-
-const char *const KV_POSITION[] = {"auto", "pre_rope", "post_rope", NULL};
-const char *const KV_SCALE[] = {"float16", "float32", NULL};
-
-bool job_kv_spec(QuantJob *job, const KvOptions *o, bool keys_per_channel, KvSpec *spec, Err *e) {
-    const ModelConfig *c = &job->model->config;
-    *spec = (KvSpec){.residual = o->residual, .split_bias = true};
-    bool biased = c->q_bias && c->qk_norm == QK_NONE;
-    spec->pre_rope = o->key_position == 1 || (o->key_position == 0 && biased);
-    spec->v = (KvFormat){.form = KV_AFFINE, .dtype = o->scale_dtype == 1 ? DT_F32 : DT_F16,
-                         .bits = (int)o->v_bits, .group = o->group_size, .sink = o->sink};
-    spec->k = spec->v;
-    spec->k.bits = (int)o->k_bits;
-    spec->k.per_channel = keys_per_channel;
-    if (o->group_size > c->head_dim)
-        job_fallback(job, "kv_cache.group_size %lld 大于头的维数 %lld，按 token 的组取整个头",
-                     (long long)o->group_size, (long long)c->head_dim);
-    if (o->key_position == 0 && biased)
-        job_fallback(job, "k_proj 有偏置：键在 RoPE 之前量化，偏置另放（kv_cache.key_position=auto）");
-    return kv_spec_check(job->model, 0, spec, e);
 }
 
 bool job_set_kv(QuantJob *job, int64_t layer, const KvSpec *spec, Err *e) {
@@ -195,7 +92,7 @@ bool quantize_each_cache(QuantJob *job, KvSampleFn *fn, Err *e) {
     return ok;
 }
 
-static void drop_factor(QuantJob *job) {
+void job_drop_factor(QuantJob *job) {
     arena_free(&job->factor_arena);
     arena_free(&job->factor_host);
     job->factor_of = NULL;
@@ -204,7 +101,7 @@ static void drop_factor(QuantJob *job) {
 bool job_factor_hessian(QuantJob *job, const Linear *l, const InputStats *st, bool descending,
                         double damp, Hessian *h, Err *e) {
     if (job->factor_of != st || job->factor_descending != descending || job->factor_damp != damp) {
-        drop_factor(job);
+        job_drop_factor(job);
         job->factor_arena = backend_arena(job->model->backend);
         if (!hessian_factor(&job->factor, job->model->backend, &job->factor_arena, &job->factor_host,
                             st->gram, st->n, st->cols, descending, damp, e))
@@ -226,314 +123,6 @@ bool job_keep_dense(QuantJob *job, Linear *l, Tensor w, Err *e) {
     return model_pack_linear(job->model, l, tensor_data_f32(w), &job->model->arena, e);
 }
 
-/* 由存放形式反量化，与（折叠后的）权重比较。 */
-static bool measure_error(QuantJob *job, Linear *l, const float *w, Err *e) {
-    double started = clock_seconds(), sum = 0;
-    Backend *b = job->model->backend;
-    int64_t n = l->rows * l->cols;
-    float *back = ARENA_ARRAY(&job->scratch, float, n, e);
-    if (!back) return false;
-    op_dequantize(b, tensor_f32(back, l->rows, l->cols), &l->q);
-    op_row_errors(b, &sum, tensor_f32(back, 1, n), w, n);
-    if (!backend_check(b, e)) return false;
-    l->weight_mse = sum / (double)n;
-    job->squared_error += sum;
-    job->n_quantized += n;
-    job->check_seconds += clock_seconds() - started;
-    return true;
-}
-
-enum { EXPERT_MIN_TOKENS = 128 };
-
-/* 一趟逐块的量化：方法、校准流、当前块。 */
-typedef struct Walk {
-    QuantJob *job;
-    unsigned kinds;
-    CalibFlow flow;
-    LinearFn linear_fn; /* 二者之一 */
-    BlockFn block_fn;
-    CalibStream stream, original; /* original 只在 FLOW_BOTH */
-    Arena arena;                  /* 本块：稠密权重、统计 */
-    /* 以下在本块的 host 内存，各块重来 */
-    Arena host;
-    InputStats *stats;    /* (block_n_groups) */
-    Tensor *w;            /* (n_linears) 稠密权重 */
-    const void **dense;   /* (n_linears) 稠密形式的数据，用来认出没有换上的线性层 */
-} Walk;
-
-static bool streams(const Walk *k) {
-    return k->kinds || k->flow == FLOW_BOTH;
-}
-
-/* 载入一个线性层的稠密权重；要校准时也装成稠密形式供前向。 */
-static bool load_linear(Walk *k, QuantBlock *b, int64_t r, Err *e) {
-    Model *m = k->job->model;
-    Linear *l = &b->linears[r];
-    float *w = ARENA_ARRAY(&k->arena, float, l->rows * l->cols, e);
-    if (!w || !model_load_linear(m, l, w, e)) return false;
-    if (streams(k) && !model_pack_linear(m, l, w, &k->arena, e)) return false;
-    k->dense[r] = l->q.data;
-    k->w[r] = tensor_f32(w, l->rows, l->cols);
-    if (r < ROLE_COUNT) b->w[r] = k->w[r];
-    return true;
-}
-
-/* 本块的表；不校准的方法用不到统计。 */
-static bool open_tables(Walk *k, int64_t layer, Err *e) {
-    const Model *m = k->job->model;
-    int64_t n = m->blocks[layer].n_linears;
-    arena_free(&k->host);
-    k->stats = ARENA_ARRAY(&k->host, InputStats, block_n_groups(&m->config, layer), e);
-    k->w = ARENA_ARRAY(&k->host, Tensor, n, e);
-    k->dense = ARENA_ARRAY(&k->host, const void *, n, e);
-    return k->stats && k->w && k->dense;
-}
-
-/* 载入整个块；逐层的方法不校准时不必（run_linears 一次只载一层）。 */
-static bool load_block(Walk *k, QuantBlock *b, Err *e) {
-    if (!open_tables(k, b->layer, e) || !model_load_norms(k->job->model, b->layer, e)) return false;
-    const Block *from = &k->job->model->blocks[b->layer];
-    b->attn_norm = from->attn_norm;
-    b->mlp_norm = from->mlp_norm;
-    for (int64_t r = 0; r < from->n_linears && (streams(k) || k->block_fn); r++)
-        if (from->linears[r].rows && !load_linear(k, b, r, e)) return false;
-    return true;
-}
-
-/* 校准中路由到它的 token 太少的专家：统计不可信，以单位阵代替 Hessian（此时按误差反馈的方法就是就近取整），记为退让。 */
-static bool feed_starved(Walk *k, const QuantBlock *b, int group, Err *e) {
-    Model *m = k->job->model;
-    for (int g = GROUP_EXPERTS; g < block_n_groups(&m->config, b->layer); g++) {
-        InputStats *s = &k->stats[g];
-        bool down = (g - GROUP_EXPERTS) % 2;
-        if ((group >= 0 && g != group) || s->n >= EXPERT_MIN_TOKENS) continue;
-        if (!down)
-            job_fallback(k->job, "第 %lld 层的专家 %d 在校准中只有 %lld 个 token（少于 %d）：就近取整",
-                         (long long)b->layer, (g - GROUP_EXPERTS) / 2, (long long)s->n,
-                         EXPERT_MIN_TOKENS);
-        if (!s->gram) continue;
-        HostView v = host_view(m->backend);
-        float *gram = HOST_MAP(&v, float, s->gram, s->cols * s->cols, HOST_WRITE);
-        if (gram) memset(gram, 0, (size_t)(s->cols * s->cols) * sizeof *gram);
-        for (int64_t i = 0; gram && i < s->cols; i++) gram[i * s->cols + i] = 1;
-        host_end(&v);
-        s->n = 1;
-    }
-    return backend_check(m->backend, e);
-}
-
-/* 校准样本过本块：收集统计；原始流同时推进。 */
-static bool collect_stats(Walk *k, QuantBlock *b, int group, Err *e) {
-    double t = clock_seconds();
-    bool ok = true;
-    drop_factor(k->job);
-    if (k->flow == FLOW_BOTH)
-        ok = calib_stream_pass(&k->original, b->layer, 0, 0, NULL, NULL, true, e);
-    if (ok && k->kinds)
-        ok = calib_stream_pass(&k->stream, b->layer, k->kinds, group, k->stats, &k->arena,
-                               k->flow == FLOW_ORIGINAL, e);
-    ok = ok && (!k->kinds || feed_starved(k, b, group, e));
-    b->stats = k->kinds ? k->stats : NULL;
-    b->inputs = k->flow == FLOW_ORIGINAL ? NULL : k->stream.x;
-    b->targets = k->original.x;
-    k->job->calib_seconds += clock_seconds() - t;
-    return ok;
-}
-
-static bool measure_linear(Walk *k, QuantBlock *b, int64_t r, Err *e) {
-    Linear *l = &b->linears[r];
-    if (!l->rows || l->streamed) return true;
-    CHECK(l->q.data != NULL && l->q.data != k->dense[r]);
-    return l->q.dense != DT_NONE || measure_error(k->job, l, tensor_data_f32(k->w[r]), e);
-}
-
-static bool run_linear(Walk *k, QuantBlock *b, int64_t r, Err *e) {
-    ArenaMark scratch = arena_mark(&k->job->scratch), block = arena_mark(&k->arena);
-    ArenaMark host = arena_mark(&k->job->host);
-    const InputStats *st = k->kinds ? &k->stats[b->linears[r].group] : NULL;
-    bool ok = interrupt_check(e) && (streams(k) || load_linear(k, b, r, e)) &&
-              k->linear_fn(k->job, &b->linears[r], k->w[r], st, e) && measure_linear(k, b, r, e);
-    arena_rewind(&k->job->scratch, scratch);
-    arena_rewind(&k->job->host, host);
-    if (!streams(k)) arena_rewind(&k->arena, block);
-    if (!ok && e->code != ERR_INTERRUPTED) err_wrap(e, "%s", b->linears[r].name);
-    return ok;
-}
-
-static bool run_linears(Walk *k, QuantBlock *b, Err *e) {
-    const Model *m = k->job->model;
-    int64_t n = m->blocks[b->layer].n_linears;
-    for (int i = 0; i < block_n_groups(&m->config, b->layer); i++) {
-        /* 按计算的次序：q、k、v 之后是 MLA 的 q_b、kv_b */
-        int group = i == 0 ? INPUT_QKV : i <= 2 ? GROUP_Q_B + i - 1 : i <= 5 ? INPUT_O + i - 3 : i;
-        bool ready = k->flow != FLOW_SEQUENTIAL;
-        for (int64_t r = 0; r < n; r++) {
-            if (b->linears[r].group != group || !b->linears[r].rows) continue;
-            if (!ready && !collect_stats(k, b, group, e)) return false;
-            ready = true;
-            if (!run_linear(k, b, r, e)) return false;
-        }
-    }
-    return true;
-}
-
-/* 有偏置的归一化，方法改的是全为 1 的替身：它乘了什么，权重与偏置都照乘（方法只会除以通道的因子）。 */
-static bool lend_norms(Walk *k, QuantBlock *b, Err *e) {
-    Model *m = k->job->model;
-    const Block *from = &m->blocks[b->layer];
-    int64_t d = m->config.hidden;
-    float **lent[2] = {&b->attn_norm, &b->mlp_norm};
-    for (int i = 0; i < 2 && from->attn_norm_bias; i++) {
-        *lent[i] = ARENA_ARRAY(&k->arena, float, d, e);
-        HostView v = host_view(m->backend);
-        float *ones = HOST_MAP(&v, float, *lent[i], d, HOST_WRITE);
-        for (int64_t j = 0; ones && j < d; j++) ones[j] = 1;
-        host_end(&v);
-        if (!*lent[i] || !backend_check(m->backend, e)) return false;
-    }
-    return true;
-}
-
-static bool return_norms(Walk *k, QuantBlock *b, Err *e) {
-    Model *m = k->job->model;
-    const Block *to = &m->blocks[b->layer];
-    int64_t d = m->config.hidden;
-    float *lent[2] = {b->attn_norm, b->mlp_norm}, *weight[2] = {to->attn_norm, to->mlp_norm};
-    float *bias[2] = {to->attn_norm_bias, to->mlp_norm_bias};
-    HostView v = host_view(m->backend);
-    for (int i = 0; i < 2 && to->attn_norm_bias; i++) {
-        const float *s = HOST_MAP(&v, float, lent[i], d, HOST_READ);
-        float *w = HOST_MAP(&v, float, weight[i], d, HOST_BOTH), *c = HOST_MAP(&v, float, bias[i], d, HOST_BOTH);
-        for (int64_t j = 0; s && w && c && j < d; j++) w[j] *= s[j], c[j] *= s[j];
-    }
-    host_end(&v);
-    return backend_check(m->backend, e);
-}
-
-static bool run_block(Walk *k, QuantBlock *b, Err *e) {
-    ArenaMark mark = arena_mark(&k->job->scratch), host = arena_mark(&k->job->host);
-    bool ok = interrupt_check(e) && lend_norms(k, b, e) && k->block_fn(k->job, b, e) &&
-              return_norms(k, b, e);
-    for (int64_t r = 0; ok && r < k->job->model->blocks[b->layer].n_linears; r++) {
-        arena_rewind(&k->job->scratch, mark);
-        ok = measure_linear(k, b, r, e);
-    }
-    arena_rewind(&k->job->scratch, mark);
-    arena_rewind(&k->job->host, host);
-    if (!ok && e->code != ERR_INTERRUPTED) err_wrap(e, "第 %lld 块", (long long)b->layer);
-    return ok;
-}
-
-static bool quantize_block(Walk *k, int64_t layer, Err *e) {
-    Model *m = k->job->model;
-    QuantBlock b = {.layer = layer, .linears = m->blocks[layer].linears, .model = m,
-                    .calib = k->job->calib};
-    bool last = layer + 1 == m->config.n_layers;
-    bool ok = load_block(k, &b, e);
-    if (ok && streams(k) && k->flow != FLOW_SEQUENTIAL)
-        ok = collect_stats(k, &b, CALIB_ALL_GROUPS, e);
-    ok = ok && (k->block_fn ? run_block(k, &b, e) : run_linears(k, &b, e));
-    if (ok && streams(k) && k->flow != FLOW_ORIGINAL && !last) {
-        double t = clock_seconds();
-        ok = calib_stream_pass(&k->stream, layer, 0, 0, NULL, NULL, true, e);
-        k->job->calib_seconds += clock_seconds() - t;
-    }
-    arena_free(&k->arena);
-    return ok;
-}
-
-/* 存下量化好的块。存不下（磁盘满等）只警告：结果不受影响，只是中断后要重做。 */
-static void save_block(Walk *k, int64_t layer) {
-    QuantJob *job = k->job;
-    Err e = {0};
-    Str notes = {0};
-    for (size_t i = 0; i < job->n_fallbacks; i++) str_addf(&notes, "%s\n", job->fallbacks[i]);
-    bool ok = !notes.failed && blockfile_save(job->model, layer, job->block_dir, job->block_key,
-                                              notes.data ? notes.data : "", &e);
-    if (!ok && !job->save_failed) log_line(LOG_WARN, "量化好的块没有存下（%s）：中断后将从头做", e.msg);
-    job->save_failed |= !ok;
-    str_free(&notes);
-}
-
-/* 上次存下的块：装入，让校准流走过去。*done 为假时本块要重做。 */
-static bool resume_block(Walk *k, int64_t layer, bool *done, Err *e) {
-    QuantJob *job = k->job;
-    Model *m = job->model;
-    Block before = m->blocks[layer], after;
-    const char *notes;
-    *done = blockfile_load(m, layer, job->block_dir, job->block_key, &notes);
-    if (!*done) return true;
-    after = m->blocks[layer];
-    bool ok = true, last = layer + 1 == m->config.n_layers;
-    bool original = k->flow == FLOW_ORIGINAL || k->flow == FLOW_BOTH;
-    if (original && !last) { /* 原始流要的是量化前的块 */
-        m->blocks[layer] = before;
-        QuantBlock b = {.layer = layer, .linears = m->blocks[layer].linears, .model = m};
-        CalibStream *s = k->flow == FLOW_BOTH ? &k->original : &k->stream;
-        ok = load_block(k, &b, e) && calib_stream_pass(s, layer, 0, 0, NULL, NULL, true, e);
-        m->blocks[layer] = after;
-        arena_free(&k->arena);
-    }
-    if (ok && k->flow != FLOW_ORIGINAL && !last)
-        ok = calib_stream_pass(&k->stream, layer, 0, 0, NULL, NULL, true, e);
-    for (int64_t r = 0; r < after.n_linears; r++) {
-        const Linear *l = &after.linears[r];
-        if (!l->rows || l->q.dense != DT_NONE) continue;
-        job->squared_error += l->weight_mse * (double)(l->rows * l->cols);
-        job->n_quantized += l->rows * l->cols;
-    }
-    for (const char *end; (end = strchr(notes, '\n')); notes = end + 1)
-        job_fallback(job, "%.*s", (int)(end - notes), notes);
-    return ok;
-}
-
-static bool walk_blocks(Walk *k, Err *e) {
-    Model *m = k->job->model;
-    bool ok = true;
-    k->arena = backend_arena(m->backend);
-    if (streams(k)) {
-        CHECK(k->job->calib != NULL);
-        ok = model_load_embed(m, e) && calib_stream_open(&k->stream, m, k->job->calib, e) &&
-             (k->flow != FLOW_BOTH || calib_stream_open(&k->original, m, k->job->calib, e));
-    }
-    Progress p = progress_start(LOG_QUANT, "量化", "块", m->config.n_layers);
-    bool files = streams(k) && k->job->block_dir, resuming = files;
-    int64_t n_resumed = 0;
-    for (int64_t i = 0; ok && i < m->config.n_layers; i++) {
-        if (resuming) ok = resume_block(k, i, &resuming, e);
-        if (ok && !resuming) {
-            if (n_resumed) log_line(LOG_INFO, "接着上次：前 %lld 块已经量化", (long long)n_resumed);
-            n_resumed = 0;
-            ok = quantize_block(k, i, e);
-            if (ok && files) save_block(k, i);
-        } else {
-            n_resumed++;
-        }
-        progress_step(&p, i + 1);
-    }
-    progress_end(&p);
-    arena_free(&k->host);
-    calib_stream_close(&k->stream);
-    calib_stream_close(&k->original);
-    return ok;
-}
-
-bool quantize_each_linear(QuantJob *job, unsigned stats, CalibFlow flow, LinearFn fn, Err *e) {
-    CHECK(stats || flow == FLOW_QUANTIZED);
-    Walk k = {.job = job, .kinds = stats, .flow = flow, .linear_fn = fn};
-    return walk_blocks(&k, e);
-}
-
-bool quantize_each_block(QuantJob *job, unsigned stats, CalibFlow flow, BlockFn fn, Err *e) {
-    CHECK(flow != FLOW_SEQUENTIAL);
-    if (!arch_require(&job->model->config,
-                      FEATURE_FORM | FEATURE_SHARED_NORM | FEATURE_EXPERTS | FEATURE_MLA,
-                      "把通道的因子折进归一化的方法（awq、smoothquant、omniquant）", e))
-        return false;
-    Walk k = {.job = job, .kinds = stats, .flow = flow, .block_fn = fn};
-    return walk_blocks(&k, e);
-}
-
 bool job_run(QuantJob *job, const Method *method, const void *options, Model *model,
              const CalibSet *calib, Err *e) {
     job->method = method;
@@ -546,7 +135,7 @@ bool job_run(QuantJob *job, const Method *method, const void *options, Model *mo
 }
 
 void job_close(QuantJob *job) {
-    drop_factor(job);
+    job_drop_factor(job);
     arena_free(&job->scratch);
     arena_free(&job->host);
     arena_free(&job->notes);

@@ -1,4 +1,4 @@
-/* job — 一次量化的内部结构（方法文件看不到，只供 base.c 与 runner） */
+/* job — 一次量化的内部结构（方法文件看不到，只供 base*.c 与 runner） */
 #ifndef PTQ_METHODS_JOB_H
 #define PTQ_METHODS_JOB_H
 #include "methods/base.h"
@@ -32,4 +32,6 @@ struct QuantJob {
 bool job_run(QuantJob *job, const Method *method, const void *options, Model *model,
              const CalibSet *calib, Err *e);
 void job_close(QuantJob *job);
+/* 作废最近的 Hessian 分解（统计换了）。 */
+void job_drop_factor(QuantJob *job);
 #endif

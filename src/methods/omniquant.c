@@ -6,6 +6,7 @@
 #include "methods/base.h"
 
 enum { LET_AUTO, LET_ON, LET_OFF };
+enum { GROUP_STATS = 7 }; /* 每组有几个量，见 Learner */
 static const char *const LET[] = {"auto", "on", "off", NULL};
 
 typedef struct OmniOptions {
@@ -42,9 +43,8 @@ typedef struct Learner {
     float *u, *q, *d_q, *d_bias;
     float *lo, *hi, *scale, *zero, *d_scale, *d_lo, *d_hi;
     float *low, *high, *d_low, *d_high; /* β、γ，参数向量的一段；不学时为 NULL */
-    int32_t *row_s, *col_s; /* LET：行、列乘（row_inverse: 除）第几个 s；−1 为不变 */
-    bool row_inverse;
-    float *row, *col, *d_row, *d_col; /* LET：u = row·w·col 的因子与导数 */
+    ScaleMap map;                     /* LET：u = row·w·col 的因子各取哪个 s */
+    float *row, *col, *d_row, *d_col; /* 因子与导数 */
     QTensor packed;                     /* q 的稠密面板，训练时的前向用 */
 } Learner;
 
@@ -57,7 +57,7 @@ typedef struct Omni {
     AdamW lwc, let;
     bool use_let;
     float *norm[2], *d_norm[2]; /* 原来的归一化权重 */
-    int32_t s_norm[2];          /* 两个归一化各自的 s 从第几个起 */
+    int64_t s_norm[2];          /* 两个归一化各自的 s 从第几个起 */
 } Omni;
 
 static float sigmoid(float x) {
@@ -82,12 +82,8 @@ static void smooth(Omni *m, Learner *n, const float *s) {
     float *col = HOST_MAP(&v, float, n->col, n->cols, HOST_WRITE);
     float *to = HOST_MAP(&v, float, n->bias ? n->l->bias : NULL, n->rows, HOST_WRITE);
     const float *bias = HOST_MAP(&v, float, n->bias, n->rows, HOST_READ);
-    bool ok = row && col && (!n->bias || (to && bias));
-    for (int64_t r = 0; ok && r < n->rows; r++) {
-        row[r] = n->row_s[r] < 0 ? 1 : n->row_inverse ? 1 / s[n->row_s[r]] : s[n->row_s[r]];
-        if (bias) to[r] = bias[r] * row[r];
-    }
-    for (int64_t c = 0; ok && c < n->cols; c++) col[c] = n->col_s[c] < 0 ? 1 : s[n->col_s[c]];
+    if (row && col) scale_map_factors(&n->map, s, row, col);
+    for (int64_t r = 0; row && to && bias && r < n->rows; r++) to[r] = bias[r] * row[r];
     host_end(&v);
     op_scale(m->backend, wide(n, n->u), wide(n, n->w), tensor_f32_1d(n->row, n->rows),
              tensor_f32_1d(n->col, n->cols));
@@ -110,18 +106,26 @@ static void params_row(void *ctx, int64_t r) {
     }
 }
 
-/* 各组的 scale、zero。 */
-static void set_params(Omni *m, const Learner *n) {
+/* 各组的量依次排在一处，各参数亦然。 */
+static void place_groups(Learner *n, float *stats, float *param, float *grad) {
+    int64_t ng = n->rows * n->n_groups;
+    float **each[] = {&n->lo, &n->hi, &n->scale, &n->zero, &n->d_scale, &n->d_lo, &n->d_hi};
+    for (int i = 0; i < GROUP_STATS; i++) *each[i] = stats ? stats + i * ng : NULL;
+    n->low = param;
+    n->high = param ? param + ng : NULL;
+    n->d_low = grad;
+    n->d_high = grad ? grad + ng : NULL;
+}
+
+/* 在主机上对各行调用 fn。 */
+static void on_rows(Omni *m, const Learner *n, void (*fn)(void *ctx, int64_t row)) {
     int64_t ng = n->rows * n->n_groups;
     HostView v = host_view(m->backend);
     Learner h = *n;
-    h.lo = HOST_MAP(&v, float, n->lo, ng, HOST_READ);
-    h.hi = HOST_MAP(&v, float, n->hi, ng, HOST_READ);
-    h.low = HOST_MAP(&v, float, n->low, ng, HOST_READ);
-    h.high = HOST_MAP(&v, float, n->high, ng, HOST_READ);
-    h.scale = HOST_MAP(&v, float, n->scale, ng, HOST_WRITE);
-    h.zero = HOST_MAP(&v, float, n->zero, ng, HOST_WRITE);
-    if (m->backend->err.code == ERR_NONE) job_parallel(m->job, n->rows, params_row, &h);
+    place_groups(&h, HOST_MAP(&v, float, n->lo, GROUP_STATS *ng, HOST_BOTH),
+                 HOST_MAP(&v, float, n->low, 2 * ng, HOST_BOTH),
+                 HOST_MAP(&v, float, n->d_low, 2 * ng, HOST_BOTH));
+    if (m->backend->err.code == ERR_NONE) job_parallel(m->job, n->rows, fn, &h);
     host_end(&v);
 }
 
@@ -137,7 +141,7 @@ static void quantize_weights(Omni *m) {
     for (LinearRole r = 0; r < ROLE_COUNT; r++) {
         Learner *n = &m->learners[r];
         if (m->use_let && s) smooth(m, n, s);
-        set_params(m, n);
+        on_rows(m, n, params_row);
         op_fake_quant(m->backend, wide(n, n->q), wide(n, n->u), groups(n, n->scale),
                       groups(n, n->zero), &n->spec);
     }
@@ -168,25 +172,6 @@ static void params_back_row(void *ctx, int64_t r) {
     }
 }
 
-/* 各组的 β、γ 与最小最大值的导数。 */
-static void params_back(Omni *m, const Learner *n) {
-    int64_t ng = n->rows * n->n_groups;
-    HostView v = host_view(m->backend);
-    Learner h = *n;
-    h.lo = HOST_MAP(&v, float, n->lo, ng, HOST_READ);
-    h.hi = HOST_MAP(&v, float, n->hi, ng, HOST_READ);
-    h.low = HOST_MAP(&v, float, n->low, ng, HOST_READ);
-    h.high = HOST_MAP(&v, float, n->high, ng, HOST_READ);
-    h.scale = HOST_MAP(&v, float, n->scale, ng, HOST_READ);
-    h.d_scale = HOST_MAP(&v, float, n->d_scale, ng, HOST_READ);
-    h.d_low = HOST_MAP(&v, float, n->d_low, ng, HOST_WRITE);
-    h.d_high = HOST_MAP(&v, float, n->d_high, ng, HOST_WRITE);
-    h.d_lo = HOST_MAP(&v, float, n->d_lo, ng, HOST_WRITE);
-    h.d_hi = HOST_MAP(&v, float, n->d_hi, ng, HOST_WRITE);
-    if (m->backend->err.code == ERR_NONE) job_parallel(m->job, n->rows, params_back_row, &h);
-    host_end(&v);
-}
-
 /* 一个线性层的 s 的梯度，加进 grad（主机）；d_q 里是 dL/du。各行、各列共用的 s 依次累加。 */
 static void smooth_back(Omni *m, Learner *n, const float *s, float *grad) {
     op_group_range_grad(m->backend, wide(n, n->d_q), wide(n, n->u), groups(n, n->lo),
@@ -195,18 +180,12 @@ static void smooth_back(Omni *m, Learner *n, const float *s, float *grad) {
                   wide(n, n->d_q), wide(n, n->w), tensor_f32_1d(n->row, n->rows),
                   tensor_f32_1d(n->col, n->cols));
     HostView v = host_view(m->backend);
-    const float *d_row = HOST_MAP(&v, float, n->d_row, n->rows, HOST_READ);
+    float *d_row = HOST_MAP(&v, float, n->d_row, n->rows, HOST_BOTH);
     const float *d_col = HOST_MAP(&v, float, n->d_col, n->cols, HOST_READ);
     const float *bias = HOST_MAP(&v, float, n->bias, n->rows, HOST_READ);
     const float *d_bias = HOST_MAP(&v, float, n->d_bias, n->rows, HOST_READ);
-    bool ok = m->backend->err.code == ERR_NONE;
-    for (int64_t r = 0; ok && r < n->rows; r++) {
-        int32_t i = n->row_s[r];
-        float d = d_row[r] + (bias ? d_bias[r] * bias[r] : 0);
-        if (i >= 0) grad[i] += n->row_inverse ? -d / (s[i] * s[i]) : d;
-    }
-    for (int64_t c = 0; ok && c < n->cols; c++)
-        if (n->col_s[c] >= 0) grad[n->col_s[c]] += d_col[c];
+    for (int64_t r = 0; d_row && bias && d_bias && r < n->rows; r++) d_row[r] += d_bias[r] * bias[r];
+    if (m->backend->err.code == ERR_NONE) scale_map_grad(&n->map, s, d_row, d_col, grad);
     host_end(&v);
 }
 
@@ -234,7 +213,7 @@ static void parameter_gradients(Omni *m) {
         op_fake_quant_grad(m->backend, m->use_let ? wide(n, n->d_q) : tensor_f32(NULL, 0, 0),
                            groups(n, n->d_scale), wide(n, n->d_q), wide(n, n->u),
                            groups(n, n->scale), groups(n, n->zero), &n->spec);
-        params_back(m, n);
+        on_rows(m, n, params_back_row);
         if (let) smooth_back(m, n, s, grad);
     }
     for (int i = 0; i < 2 && let; i++) norm_back(m, i, s, grad);
@@ -315,12 +294,11 @@ static bool open_learner(Omni *m, LinearRole r, Err *e) {
     n->spec.zero = ZERO_INT; /* 对称的零点是 2^(b−1)−1，同官方 */
     n->n_groups = (n->cols - 1) / qspec_group_size(&n->spec, n->cols) + 1;
     int64_t size = n->rows * n->cols, ng = n->rows * n->n_groups;
-    float **wides[] = {&n->q, &n->d_q}, **smalls[] = {&n->lo, &n->hi, &n->scale, &n->zero,
-                                                      &n->d_scale, &n->d_lo, &n->d_hi};
-    for (int i = 0; i < 2; i++)
-        if (!(*wides[i] = floats(m, size, e))) return false;
-    for (int i = 0; i < 7; i++)
-        if (!(*smalls[i] = floats(m, ng, e))) return false;
+    float *stats = floats(m, GROUP_STATS * ng, e);
+    n->q = floats(m, size, e);
+    n->d_q = floats(m, size, e);
+    if (!stats || !n->q || !n->d_q) return false;
+    place_groups(n, stats, NULL, NULL);
     n->u = tensor_data_f32(m->b->w[r]);
     op_group_range(m->backend, groups(n, n->lo), groups(n, n->hi), wide(n, n->w), &n->spec);
     return qtensor_new_dense(&n->packed, job_scratch(m->job),
@@ -339,32 +317,10 @@ static bool open_lwc(Omni *m, Err *e) {
     host_end(&v);
     for (LinearRole r = 0; r < ROLE_COUNT; r++) {
         Learner *l = &m->learners[r];
-        int64_t size = l->rows * l->n_groups;
-        l->low = m->lwc.param + at;
-        l->d_low = m->lwc.grad + at;
-        l->high = l->low + size;
-        l->d_high = l->d_low + size;
-        at += 2 * size;
+        place_groups(l, l->lo, m->lwc.param + at, m->lwc.grad + at);
+        at += 2 * l->rows * l->n_groups;
     }
     return backend_check(m->backend, e);
-}
-
-/* 各层的行、列乘除哪个 s。s 依次是：qkv 的输入、gate/up 的输入、v/o、q/k。 */
-static void connect(const ModelConfig *c, Learner *n, LinearRole r) {
-    int32_t d = (int32_t)c->hidden, dim = (int32_t)c->head_dim, vo = 2 * d;
-    int32_t qk = vo + (int32_t)c->n_kv_heads * dim, half = (int32_t)c->rope.rotary_dim / 2;
-    int32_t group = (int32_t)(c->n_heads / c->n_kv_heads);
-    for (int32_t i = 0; i < n->rows; i++) {
-        int32_t j = i % dim, head = r == ROLE_Q ? i / dim / group : i / dim;
-        if (j >= half && j < 2 * half) j -= half; /* RoPE 的同一对 */
-        n->row_s[i] = r == ROLE_V ? vo + i : r == ROLE_Q || r == ROLE_K ? qk + head * dim + j : -1;
-    }
-    n->row_inverse = r == ROLE_Q || r == ROLE_V;
-    for (int32_t i = 0; i < n->cols; i++)
-        n->col_s[i] = r <= ROLE_V     ? i
-                      : r == ROLE_O   ? vo + i / dim / group * dim + i % dim
-                      : r != ROLE_DOWN ? d + i
-                                       : -1;
 }
 
 /* s 的初值：s = max|x|^α / max|w|^(1−α)，w 取 q、up、o（官方的 pairs）；q/k 为 1。 */
@@ -386,7 +342,7 @@ static bool init_let(Omni *m, Err *e) {
                                      HOST_READ);
         ok = w_top && seen;
         for (int64_t c = 0; ok && c < n->cols; c++) {
-            int32_t i = n->col_s[c];
+            int32_t i = n->map.col[c];
             x_max[i] = fmaxf(x_max[i], seen[c]);
             w_max[i] = fmaxf(w_max[i], w_top[c]);
             float s = powf(fmaxf(x_max[i], 1e-5f), alpha) / powf(fmaxf(w_max[i], 1e-5f), 1 - alpha);
@@ -405,28 +361,26 @@ static float *copy(Omni *m, const float *x, int64_t n, Err *e) {
 }
 
 static bool open_let(Omni *m, Err *e) {
-    const ModelConfig *c = &m->b->model->config;
-    int64_t d = c->hidden, n_s = 2 * d + 2 * c->n_kv_heads * c->head_dim;
+    const Model *model = m->b->model;
+    int64_t d = model->config.hidden;
+    int64_t n_s = group_learned_scales(model, m->b->layer, &m->s_norm[0], &m->s_norm[1]);
     if (!adamw_new(&m->let, job_scratch(m->job), n_s, m->o->let_lr, e)) return false;
-    m->s_norm[1] = (int32_t)d;
     for (int i = 0; i < 2; i++)
         if (!(m->norm[i] = copy(m, i ? m->b->mlp_norm : m->b->attn_norm, d, e)) ||
             !(m->d_norm[i] = floats(m, d, e)))
             return false;
     for (LinearRole r = 0; r < ROLE_COUNT; r++) {
         Learner *n = &m->learners[r];
-        n->row_s = ARENA_ARRAY(job_host(m->job), int32_t, n->rows, e);
-        n->col_s = ARENA_ARRAY(job_host(m->job), int32_t, n->cols, e);
         n->row = floats(m, 2 * (n->rows + n->cols), e);
         n->w = copy(m, n->w, n->rows * n->cols, e); /* u 就在 b->w 里，学完即是折叠后的权重 */
-        if (!n->row_s || !n->col_s || !n->row || !n->w) return false;
+        if (!n->row || !n->w || !scale_map_new(&n->map, job_host(m->job), model, m->b->layer, r, e))
+            return false;
         n->d_row = n->row + n->rows;
         n->col = n->d_row + n->rows;
         n->d_col = n->col + n->cols;
         if (n->l->bias && (!(n->bias = copy(m, n->l->bias, n->rows, e)) ||
                            !(n->d_bias = floats(m, n->rows, e))))
             return false;
-        connect(c, n, r);
     }
     return init_let(m, e);
 }

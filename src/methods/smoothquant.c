@@ -39,13 +39,6 @@ static SmoothOptions effective(const void *options) {
     return o;
 }
 
-/* 可以平滑的一组：同一个归一化后面的几个线性层。 */
-typedef struct Smoothed {
-    InputGroup group;
-    LinearRole first, last;
-} Smoothed;
-static const Smoothed GROUPS[] = {{INPUT_QKV, ROLE_Q, ROLE_V}, {INPUT_GATE_UP, ROLE_GATE, ROLE_UP}};
-
 /* 式 (4)。w_max 是组内各线性层第 j 列的 max|W_j|。 */
 static void smoothing(float *s, const float *x_max, const float *w_max, int64_t n, float alpha) {
     for (int64_t j = 0; j < n; j++)
@@ -58,13 +51,13 @@ static float max_ratio(const float *x_max, const float *s, int64_t n) {
     return m;
 }
 
-/* 一组在搜索与折叠中共用的：max|X|、max|W|（主机），s（主机与后端），全为 1 的行因子（后端）。 */
+/* 一组在搜索与折叠中共用的：max|X|、max|W|（主机），s（主机与后端）。 */
 typedef struct Smoother {
     QuantJob *job;
     const SmoothOptions *o;
     int64_t cols;
     float *x_max, *w_max, *s;
-    float *col, *ones;
+    float *col;
 } Smoother;
 
 /* 由 α 定 s。 */
@@ -76,7 +69,7 @@ static void set_scale(Smoother *m, float alpha) {
 /* dst 的各列 = w 的各列乘 s。 */
 static void scale_columns(Smoother *m, float *dst, Tensor w) {
     op_scale(job_backend(m->job), tensor_f32(dst, w.shape[0], w.shape[1]), w,
-             tensor_f32_1d(m->ones, w.shape[0]), tensor_f32_1d(m->col, m->cols));
+             (Tensor){0}, tensor_f32_1d(m->col, m->cols));
 }
 
 /* 一个候选 s 下一个线性层的输出误差 ‖X·Wᵀ − Q(X/s)·Q(W·s)ᵀ‖²。x 是 X/s。 */
@@ -110,11 +103,11 @@ static bool candidate_error(Smoother *m, const Linear *l, Tensor w, Tensor x, Te
 }
 
 /* 在网格上选 α：各候选在 SEARCH_ROWS 个校准 token 上的输出误差，组内各线性层相加。 */
-static bool search_alpha(Smoother *m, const QuantBlock *b, const Smoothed *g, float *alpha,
+static bool search_alpha(Smoother *m, const QuantBlock *b, const Group *g, float *alpha,
                          Err *e) {
     QuantJob *job = m->job;
     Backend *be = job_backend(job);
-    const InputStats *st = &b->stats[g->group];
+    const InputStats *st = &b->stats[g->input];
     Arena *a = job_scratch(job);
     int64_t cols = st->cols, n = st->n < SEARCH_ROWS ? st->n : SEARCH_ROWS;
     float *x = ARENA_ARRAY(a, float, n * cols, e), *xs = ARENA_ARRAY(a, float, n * cols, e);
@@ -122,7 +115,7 @@ static bool search_alpha(Smoother *m, const QuantBlock *b, const Smoothed *g, fl
     if (!x || !xs) return false;
     for (int64_t i = 0; i < n; i++)
         op_copy(be, x + i * cols, st->inputs + st->n * i / n * cols, (size_t)cols * sizeof *x);
-    for (LinearRole r = g->first; r <= g->last; r++) {
+    for (int r = g->first; r < g->first + g->n; r++) {
         int64_t rows = b->linears[r].rows;
         if (!rows) continue;
         target[r] = tensor_f32(ARENA_ARRAY(a, float, n * rows, e), n, rows);
@@ -135,7 +128,7 @@ static bool search_alpha(Smoother *m, const QuantBlock *b, const Smoothed *g, fl
         double error = 0;
         set_scale(m, candidate);
         op_divide(be, tensor_f32(xs, n, cols), x, cols, tensor_f32_1d(m->col, cols));
-        for (LinearRole r = g->first; r <= g->last; r++)
+        for (int r = g->first; r < g->first + g->n; r++)
             if (b->linears[r].rows &&
                 !candidate_error(m, &b->linears[r], b->w[r], tensor_f32(xs, n, cols), target[r],
                                  max_ratio(m->x_max, m->s, cols), &error, e))
@@ -149,34 +142,27 @@ static bool search_alpha(Smoother *m, const QuantBlock *b, const Smoothed *g, fl
 }
 
 /* 备好一组：读出 max|X|，求 max|W|。内存活到本块结束。 */
-static bool open_smoother(Smoother *m, const QuantBlock *b, const Smoothed *g, Err *e) {
+static bool open_smoother(Smoother *m, const QuantBlock *b, const Group *g, Err *e) {
     Backend *be = job_backend(m->job);
     Arena *a = job_scratch(m->job), *host = job_host(m->job);
-    int64_t rows = 0, cols = m->cols;
-    for (LinearRole r = g->first; r <= g->last; r++)
-        if (b->linears[r].rows > rows) rows = b->linears[r].rows;
+    int64_t cols = m->cols;
     float *w_max = ARENA_ARRAY(a, float, cols, e);
     m->col = ARENA_ARRAY(a, float, cols, e);
-    m->ones = ARENA_ARRAY(a, float, rows, e);
     m->x_max = ARENA_ARRAY(host, float, cols, e);
     m->w_max = ARENA_ARRAY(host, float, cols, e);
     m->s = ARENA_ARRAY(host, float, cols, e);
-    if (!w_max || !m->col || !m->ones || !m->x_max || !m->w_max || !m->s) return false;
-    for (LinearRole r = g->first; r <= g->last; r++)
+    if (!w_max || !m->col || !m->x_max || !m->w_max || !m->s) return false;
+    for (int r = g->first; r < g->first + g->n; r++)
         if (b->linears[r].rows) op_column_stats(be, w_max, NULL, b->w[r]);
     op_read(be, m->w_max, w_max, (size_t)cols * sizeof *w_max);
-    op_read(be, m->x_max, b->stats[g->group].absmax, (size_t)cols * sizeof *w_max);
-    HostView v = host_view(be);
-    float *ones = HOST_MAP(&v, float, m->ones, rows, HOST_WRITE);
-    for (int64_t i = 0; ones && i < rows; i++) ones[i] = 1;
-    host_end(&v);
+    op_read(be, m->x_max, b->stats[g->input].absmax, (size_t)cols * sizeof *w_max);
     return backend_check(be, e);
 }
 
 /* 平滑一组：求 s，norm /= s，各 W 的第 j 列乘 s_j。返回的 s（主机）活到本块结束。 */
-static bool smooth_group(QuantJob *job, const SmoothOptions *o, QuantBlock *b, const Smoothed *g,
+static bool smooth_group(QuantJob *job, const SmoothOptions *o, QuantBlock *b, const Group *g,
                          float **s_out, Err *e) {
-    Smoother m = {.job = job, .o = o, .cols = b->stats[g->group].cols};
+    Smoother m = {.job = job, .o = o, .cols = b->stats[g->input].cols};
     if (!open_smoother(&m, b, g, e)) return false;
     Arena *a = job_scratch(job);
     float alpha = (float)o->alpha;
@@ -185,13 +171,9 @@ static bool smooth_group(QuantJob *job, const SmoothOptions *o, QuantBlock *b, c
     arena_rewind(a, mark);
     if (!ok) return false;
     set_scale(&m, alpha);
-    float *norm = g->group == INPUT_QKV ? b->attn_norm : b->mlp_norm;
-    op_divide(job_backend(job), tensor_f32(norm, 1, m.cols), norm, m.cols,
-              tensor_f32_1d(m.col, m.cols));
-    for (LinearRole r = g->first; r <= g->last; r++)
-        if (b->linears[r].rows) scale_columns(&m, tensor_data_f32(b->w[r]), b->w[r]);
+    float *const norm[] = {b->attn_norm, b->mlp_norm};
     *s_out = m.s;
-    return backend_check(job_backend(job), e);
+    return group_fold_scale(job_backend(job), g, b->linears, b->w, norm, m.s, e);
 }
 
 /* q、k、v 的输出在校准中的 max|·|（平滑不改变它），由原输入与稠密权重算出。 */
@@ -230,14 +212,25 @@ static bool smooth_block(QuantJob *job, QuantBlock *b, Err *e) {
     float out_max[ROLE_COUNT] = {0}, *s[INPUT_COUNT] = {0};
     for (LinearRole r = ROLE_Q; o.act.scheme == ACT_STATIC && o.act.bmm && r <= ROLE_V; r++)
         if (!output_max(job, &b->linears[r], &b->stats[INPUT_QKV], &out_max[r], e)) return false;
-    for (size_t i = 0; o.smooth && i < sizeof GROUPS / sizeof *GROUPS; i++)
-        if (!smooth_group(job, &o, b, &GROUPS[i], &s[GROUPS[i].group], e)) return false;
+    Group g[INPUT_COUNT];
+    int n_smoothed = 0;
+    group_list(b->model, b->layer, g);
+    for (int i = 0; o.smooth && i < INPUT_COUNT; i++) {
+        if (g[i].feed != FEED_NORM) continue;
+        if (!smooth_group(job, &o, b, &g[i], &s[i], e)) return false;
+        n_smoothed++;
+    }
+    if (o.smooth && n_smoothed == 0)
+        return err_set(e, ERR_UNSUPPORTED,
+                       "家族 %s 的归一化不在 qkv、gate/up 之前（或没有权重、两处共用），平滑无处可折；"
+                       "请用 smoothquant.smooth=false 或 rtn",
+                       b->model->config.arch->name);
     for (LinearRole r = 0; r < ROLE_COUNT; r++) {
         Linear *l = &b->linears[r];
-        InputGroup g = input_group(r);
+        InputGroup in = input_group(r);
         float in_max = 0;
         if (!l->rows) continue;
-        if (b->stats && !input_max(job, &b->stats[g], s[g], &in_max, e)) return false;
+        if (b->stats && !input_max(job, &b->stats[in], s[in], &in_max, e)) return false;
         QSpec spec;
         if (!job_int8_spec(job, &o.weight, &o.act, l->cols, &spec, e) ||
             !job_quantize_nearest(job, l, b->w[r], &spec, e) ||

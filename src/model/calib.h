@@ -4,6 +4,7 @@
 #ifndef PTQ_MODEL_CALIB_H
 #define PTQ_MODEL_CALIB_H
 #include "model/forward.h"
+#include "model/group.h"
 
 typedef struct CalibSet {
     const char *dataset; /* 名字，写入结果 */

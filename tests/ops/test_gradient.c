@@ -342,6 +342,9 @@ static void scale_case(Backend *b, const RefTarget *t, float *out) {
     }
     for (int64_t c = 0; c < SC_COLS; c++)
         ref_near((double)d_col[c], want_col[c], 1e-4, t->name, "scale_grad 列");
+    op_scale(b, mat(dy, SC_ROWS, SC_COLS), mat(x, SC_ROWS, SC_COLS), (Tensor){0}, tc); /* 只乘列 */
+    for (int64_t i = 0; i < SC_ROWS * SC_COLS; i++)
+        ref_near((double)dy[i], (double)(x[i] * col[i % SC_COLS]), 0, t->name, "scale 列");
     free(x);
     free(dy);
     free(row);

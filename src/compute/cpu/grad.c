@@ -129,8 +129,9 @@ static void range_grad_row(const GroupJob *j, int64_t r) {
     }
 }
 static void scale_row(const GroupJob *j, int64_t r) {
+    float row = j->scale ? j->scale[r] : 1;
     for (int64_t c = 0; c < j->cols; c++)
-        j->out[r * j->cols + c] = j->x[r * j->cols + c] * (j->scale[r] * j->zero[c]);
+        j->out[r * j->cols + c] = j->x[r * j->cols + c] * (row * j->zero[c]);
 }
 static void scale_grad_row(const GroupJob *j, int64_t r) {
     const float *dy = j->dy + r * j->cols, *x = j->x + r * j->cols;

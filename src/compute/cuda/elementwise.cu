@@ -218,7 +218,7 @@ void cuda_group_range_grad(Backend *b, float *dx, const float *x, const float *l
     LAUNCHED(b, "group_range_grad");
 }
 __global__ static void scale_kernel(float *y, const float *x, const float *row, const float *col, int64_t rows, int64_t cols) {
-    EACH(i, rows * cols) y[i] = __fmul_rn(__fmul_rn(x[i], row[i / cols]), col[i % cols]);
+    EACH(i, rows * cols) y[i] = __fmul_rn(row ? __fmul_rn(x[i], row[i / cols]) : x[i], col[i % cols]);
 }
 void cuda_scale(Backend *b, float *y, const float *x, const float *row, const float *col, int64_t rows, int64_t cols) {
     scale_kernel<<<cuda_blocks(rows * cols, 256), 256, 0, STREAM(b)>>>(y, x, row, col, rows, cols);

@@ -10,6 +10,7 @@ int cmd_prepare_data(int argc, char **argv); /* 取得模型与文本 */
 int cmd_list(int argc, char **argv);         /* 列出模型、方法、轨道、任务、设置 */
 int cmd_serve(int argc, char **argv);        /* OpenAI 兼容的 HTTP 服务 */
 int cmd_export(int argc, char **argv);       /* 写成别的工具能装入的文件夹 */
+int cmd_synth(int argc, char **argv);        /* 造一个随机权重的模型文件夹 */
 int cmd_tokenize(int argc, char **argv);     /* 分词，供与其他程序对照 */
 int cmd_logits(int argc, char **argv);       /* logits，供与其他程序对照 */
 

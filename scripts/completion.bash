@@ -14,7 +14,7 @@ _ptq_bench() {
     esac
     command -v "$program" >/dev/null || return 0
     if [ "$COMP_CWORD" -eq 1 ] && [ "${1##*/}" = ptq-bench ]; then
-        COMPREPLY=($(compgen -W "run_one run_all leaderboard prepare_data list serve export tokenize logits --help --version" -- "$cur"))
+        COMPREPLY=($(compgen -W "run_one run_all leaderboard prepare_data list serve export synth tokenize logits --help --version" -- "$cur"))
         return 0
     fi
     case $prev in

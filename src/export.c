@@ -11,7 +11,6 @@
 #include "model/layout.h"
 
 static const size_t SHARD_BYTES = (size_t)2 << 30;
-enum { ALIGN_HEADER = 8 };
 
 /* 要写的一个张量：原文（file）、线性层的一部分（linear）或现在的值（values，主机）。 */
 typedef struct Entry {
@@ -33,6 +32,7 @@ typedef struct Export {
     const char *out;
     Arena arena; /* 名字、清单、现在的值 */
     Entry *entries;
+    FileTensor *list; /* 同样的张量，写成的样子 */
     size_t n, n_shards;
     const Linear *first; /* 第一个量化的 */
 } Export;
@@ -108,6 +108,21 @@ static bool note_linear(Export *x, Linear *l, Err *e) {
     return true;
 }
 
+/* 写成的清单：名字、形状与所在的文件。 */
+static bool list_files(Export *x, Err *e) {
+    char name[64];
+    x->list = ARENA_ARRAY(&x->arena, FileTensor, x->n, e);
+    for (size_t i = 0; x->list && i < x->n; i++) {
+        const Entry *t = &x->entries[i];
+        safetensors_shard_name(name, sizeof name, t->shard, x->n_shards);
+        x->list[i] = (FileTensor){.name = t->name, .dtype = t->dtype, .n_dims = t->n_dims, .bytes = t->bytes,
+                                  .path = arena_strdup(&x->arena, name, e)};
+        memcpy(x->list[i].shape, t->shape, sizeof t->shape);
+        if (!x->list[i].path) return false;
+    }
+    return x->list != NULL;
+}
+
 /* 定下每个张量从哪里来，并分好片。 */
 static bool list_entries(Export *x, Err *e) {
     const WeightStore *w = &x->m->weights;
@@ -133,7 +148,7 @@ static bool list_entries(Export *x, Err *e) {
         used += x->entries[i].bytes;
     }
     x->n_shards++;
-    return true;
+    return list_files(x, e);
 }
 
 /* ---- 内容 ---- */
@@ -217,48 +232,14 @@ static bool contents(const Export *x, size_t shard, FilePart *parts, size_t *n, 
     return true;
 }
 
-/* safetensors 的头：8 字节长度、JSON，补空格到 8 的倍数。 */
-static bool header(const Export *x, size_t shard, Arena *a, FilePart *out, Err *e) {
-    json_t *root = json_pack("{s:{s:s}}", "__metadata__", "format", "pt");
-    size_t at = 0;
-    for (size_t i = 0; root && i < x->n; i++) {
-        const Entry *t = &x->entries[i];
-        if (t->shard != shard) continue;
-        json_t *shape = json_array();
-        for (int d = 0; d < t->n_dims; d++) json_array_append_new(shape, json_integer(t->shape[d]));
-        json_object_set_new(root, t->name,
-                            json_pack("{s:s, s:o, s:[I, I]}", "dtype", dtype_name(t->dtype), "shape", shape,
-                                      "data_offsets", (json_int_t)at, (json_int_t)(at + t->bytes)));
-        at += t->bytes;
-    }
-    char *text = root ? json_dumps(root, JSON_COMPACT) : NULL;
-    json_decref(root);
-    if (!text) return err_set(e, ERR_MEMORY, "内存不足");
-    size_t len = strlen(text), padded = (len + ALIGN_HEADER - 1) / ALIGN_HEADER * ALIGN_HEADER;
-    uint8_t *h = arena_alloc(a, 8 + padded, e);
-    if (h) {
-        for (int i = 0; i < 8; i++) h[i] = (uint8_t)((uint64_t)padded >> 8 * i);
-        memset(h + 8, ' ', padded);
-        memcpy(h + 8, text, len);
-        *out = (FilePart){h, 8 + padded};
-    }
-    free(text);
-    return h != NULL;
-}
-
-static const char *shard_name(const Export *x, size_t shard, char *buf, size_t cap) {
-    if (x->n_shards == 1) return "model.safetensors";
-    snprintf(buf, cap, "model-%05zu-of-%05zu.safetensors", shard + 1, x->n_shards);
-    return buf;
-}
-
 static bool write_shard(Export *x, size_t shard, Err *e) {
     char name[64];
     Arena a = {0};
     FilePart *parts = ARENA_ARRAY(&a, FilePart, x->n + 1, e);
-    char *path = file_join(&a, x->out, shard_name(x, shard, name, sizeof name), e);
+    safetensors_shard_name(name, sizeof name, shard, x->n_shards);
+    char *path = file_join(&a, x->out, name, e);
     size_t n = 1;
-    bool ok = parts && path && header(x, shard, &a, parts, e) && contents(x, shard, parts, &n, &a, e) &&
+    bool ok = parts && path && safetensors_header(x->list, x->n, name, &a, parts, e) && contents(x, shard, parts, &n, &a, e) &&
               file_write_parts(path, parts, n, e);
     arena_free(&a);
     return ok;
@@ -277,17 +258,7 @@ static bool write_json(const char *dir, const char *name, json_t *root, Err *e) 
 }
 
 static bool write_index(const Export *x, Err *e) {
-    if (x->n_shards == 1) return true;
-    json_t *map = json_object();
-    size_t total = 0;
-    char name[64];
-    for (size_t i = 0; i < x->n; i++) {
-        const char *file = shard_name(x, x->entries[i].shard, name, sizeof name);
-        json_object_set_new(map, x->entries[i].name, json_string(file));
-        total += x->entries[i].bytes;
-    }
-    return write_json(x->out, "model.safetensors.index.json",
-                      json_pack("{s:{s:I}, s:o}", "metadata", "total_size", (json_int_t)total, "weight_map", map), e);
+    return x->n_shards == 1 || safetensors_save_index(x->out, x->list, x->n, e);
 }
 
 /* 分词器、生成设置等：源文件夹里的小文件原样抄过去。 */

@@ -22,6 +22,7 @@ static const Command COMMANDS[] = {
     {"list", cmd_list, "列出模型、方法、轨道、任务或全部设置"},
     {"serve", cmd_serve, "把量化后的模型开成 OpenAI 兼容的 HTTP 服务"},
     {"export", cmd_export, "量化并写成 GPTQ、AWQ、compressed-tensors 等格式的文件夹"},
+    {"synth", cmd_synth, "造一个随机权重的模型文件夹（形状同真实的模型），测速用"},
     {"tokenize", cmd_tokenize, "把文件分词成 ids，供与其他程序对照"},
     {"logits", cmd_logits, "算出一串 ids 的 logits，供与其他程序对照"},
 };

@@ -36,6 +36,15 @@ void tensorfile_close(TensorFile *f);
 /* 按名字找；没有返回 NULL。 */
 const FileTensor *tensorfile_find(const TensorFile *f, const char *name);
 
+/* 写 safetensors：t 的 n 个张量要分写在各文件里，path 是文件名（不含文件夹），数据按 t 的次序相接。
+ * 分片的名字：只有一个时是 model.safetensors。 */
+void safetensors_shard_name(char *buf, size_t cap, size_t shard, size_t n_shards);
+/* 名为 file 的文件的开头（8 字节长度、JSON，补空格到 8 的倍数），在 a 里。 */
+bool safetensors_header(const FileTensor *t, size_t n, const char *file, Arena *a, FilePart *out,
+                        Err *e);
+/* 写 dir 里的 model.safetensors.index.json。 */
+bool safetensors_save_index(const char *dir, const FileTensor *t, size_t n, Err *e);
+
 /* 供各格式收尾：按名字排序、拒绝重名、拒绝重叠；whole 为真时还要求张量恰好铺满
  * 从 base 起的 size 字节（safetensors 的规定）。 */
 bool tensorfile_finish(TensorFile *f, const uint8_t *base, size_t size, bool whole, Err *e);

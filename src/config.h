@@ -27,6 +27,7 @@ typedef struct RunOptions {
     int64_t kl_windows;    /* 对照基线算 KL 的窗口数（从头数），0 = 不算 */
     bool speed;            /* 是否测 prefill / decode 速度 */
     int64_t decode_tokens; /* decode 测速的 token 数 */
+    int64_t speed_batch, speed_context; /* decode 测速一批几条、各接在多少个 token 之后 */
     int kv_mode;           /* 下标即 KvMode: decode all prefill_fp */
     int kv_dtype;          /* 下标: float16 float32 */
     const char **ppl_datasets; /* eval.ppl_datasets（列表） */

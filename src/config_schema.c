@@ -53,6 +53,10 @@ const Option RUN_OPTIONS[] = {
     OPT_BOOL(RunOptions, speed, "eval.speed", 1, "是否测 prefill / decode 速度"),
     OPT_INT(RunOptions, decode_tokens, "eval.decode_tokens", 16, 1, 4096,
             "decode 测速生成的 token 数"),
+    OPT_INT(RunOptions, speed_batch, "eval.speed_batch", 1, 1, 1024,
+            "decode 测速一批几条时间线；速度是全批合计"),
+    OPT_INT(RunOptions, speed_context, "eval.speed_context", 16, 1, 1048576,
+            "decode 测速各时间线已有的 token 数"),
     OPT_ENUM(RunOptions, kv_mode, "eval.kv_mode", KV_MODES, 0,
              "量化的键值缓存怎样评测：decode 同逐 token 解码（残留窗口之外才量化）；all 每个位置都量化，连同当前的；"
              "prefill_fp 一次性预填看到的是未量化的键值"),

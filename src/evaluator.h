@@ -42,10 +42,11 @@ bool evaluate_has_reference(const Evaluation *v, bool *have, Err *e);
 bool evaluate_has_task_scores(const Evaluation *v);
 /* 基线的结果文件名（不含目录）；找不到为 null。新引用。 */
 json_t *baseline_file(const Evaluation *v, const char *run_key);
-/* 速度（token/秒，批大小 1），量不了为 0。 */
+/* 速度（token/秒），量不了为 0。 */
 typedef struct Speed {
-    double prefill; /* 512 个 token 一次预填，只算末位的 logits；三次的中位数 */
-    double decode;  /* 接在 16 个 token 之后贪心逐 token 解码，单步用时的中位数 */
+    double prefill; /* 批大小 1，512 个 token 一次预填，只算末位的 logits；三次的中位数 */
+    double decode;  /* eval.speed_batch 条各接在 eval.speed_context 个 token 之后，贪心逐 token 解码，
+                     * 全批合计，按单步用时的中位数 */
 } Speed;
 /* 量速度。文本太短时相应的一项为 0。 */
 bool evaluate_speed(const Evaluation *v, Speed *s, Err *e);

@@ -169,7 +169,10 @@ static bool fill_row(BoardRow *row, const ResultFile *f, const json_t *d, Arena 
         .weights_mb = json_number_at(r, "results.system_metrics.weights_mb"),
         .memory_mb = json_number_at(r, "results.system_metrics.rss_peak_mb"),
         .prefill = json_number_at(r, "results.system_metrics.prefill_tok_s"),
-        .decode = json_number_at(r, "results.system_metrics.decode_tok_s"),
+        /* 一批的合计与别人的批 1 不可比，不列 */
+        .decode = json_number_at(r, "results.system_metrics.decode_batch") > 1
+                      ? NAN
+                      : json_number_at(r, "results.system_metrics.decode_tok_s"),
         .quant_seconds = json_number_at(r, "quant_time_seconds")};
     row->settings = leaderboard_settings(r, a, e);
     return row->settings && fill_windows(row, d, a, e);

@@ -1,6 +1,7 @@
 /* result_markdown — 一个结果的 Markdown 页（指南 §8）
  * 只把结果 JSON 里的事实排成表，不另算任何数；缺的项写 —，所以失败的、旧的结果也能排出来。 */
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "markdown.h"
@@ -255,7 +256,10 @@ static void add_metrics(Str *out, const json_t *r) {
     if (json_is_string(json_at(s, "kv_mode")))
         row_value(out, "KV 缓存的评测方式（kv_mode）", json_at(s, "kv_mode"));
     row_number(out, "prefill（token/秒）", "%.1f", json_at(s, "prefill_tok_s"));
-    row_number(out, "decode，批大小 1（token/秒）", "%.1f", json_at(s, "decode_tok_s"));
+    double batch = json_number_value(json_at(s, "decode_batch")), context = json_number_value(json_at(s, "decode_context"));
+    char label[96] = "decode，批大小 1（token/秒）";
+    if (batch > 0) snprintf(label, sizeof label, "decode，批大小 %.0f，接在 %.0f 个 token 之后（token/秒）", batch, context);
+    row_number(out, label, "%.1f", json_at(s, "decode_tok_s"));
 }
 
 static void add_merged(Str *out, const json_t *r) {

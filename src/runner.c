@@ -97,7 +97,7 @@ static json_t *metrics_json(const Experiment *x, const json_t *ppl, const Speed 
         if (!kv) kv = json_object_get(v, "kv_cache");
     }
     double rate = cost->seconds > 0 ? (double)cost->n_tokens / cost->seconds : 0;
-    return json_pack("{s:o, s:f, s:f, s:f, s:O?, s:O?, s:O?, s:o, s:o, s:o}", "vram_peak_mb",
+    return json_pack("{s:o, s:f, s:f, s:f, s:O?, s:O?, s:O?, s:o, s:o, s:I, s:I, s:o}", "vram_peak_mb",
                      vram_peak_json((Backend *)&x->backend), "rss_peak_mb",
                      (double)env_rss_peak() / 1e6, "alloc_peak_mb",
                      (double)allocator_default()->peak / 1e6, "weights_mb",
@@ -106,6 +106,8 @@ static json_t *metrics_json(const Experiment *x, const json_t *ppl, const Speed 
                      json_object_get(kv, "bits_per_value"), "kv_mode", json_object_get(kv, "mode"),
                      "prefill_tok_s", speed->prefill > 0 ? json_real(speed->prefill) : json_null(),
                      "decode_tok_s", speed->decode > 0 ? json_real(speed->decode) : json_null(),
+                     "decode_batch", (json_int_t)x->config.run.speed_batch, "decode_context",
+                     (json_int_t)x->config.run.speed_context,
                      "lm_eval",
                      rate > 0 ? json_pack("{s:I, s:I, s:f, s:f}", "n_tokens",
                                           (json_int_t)cost->n_tokens, "n_rows",

@@ -12,9 +12,10 @@ BUILD   ?= $(if $(SAN),build-san,$(if $(findstring clang,$(CC)),build-clang,buil
 Q       := $(if $(V),,@)
 
 # ---------------------------------------------------------------- 依赖
-PKGS     := yaml-0.1 jansson libpcre2-8 libutf8proc libcrypto openblas libmicrohttpd libcurl
+PKGS     := yaml-0.1 jansson libpcre2-8 libutf8proc libcrypto openblas libmicrohttpd libcurl zlib snappy libzstd
 PKG_LIBS := $(shell pkg-config --libs $(PKGS) 2>/dev/null)
 NO_BUILD := deps deps-test demo test help clean format tidy fuzz bench test-smollm2 test-lm-eval test-bridge test-tokenizers test-hub \
+            test-parquet \
             test-families
 ifeq ($(strip $(PKG_LIBS)),)
 ifneq ($(filter-out $(NO_BUILD),$(or $(MAKECMDGOALS),all)),)
@@ -202,6 +203,11 @@ test-tokenizers: deps-test
 	+@$(MAKE) --no-print-directory $(BUILD)/tests/tools/tokenizer_check
 	@$(PYTHON) tests/tools/compare_tokenizer.py --tool $(BUILD)/tests/tools/tokenizer_check
 
+# 各种编码、压缩、嵌套的 Parquet，逐值对照 pyarrow；PYTHON= 指明装有 pyarrow 的 Python
+test-parquet: deps-test
+	+@$(MAKE) --no-print-directory $(BUILD)/tests/tools/parquet_json
+	@$(PYTHON) tests/tools/compare_parquet.py --tool $(BUILD)/tests/tools/parquet_json
+
 # 与 Python 的 huggingface_hub 互用一个缓存
 test-hub: deps-test
 	+@$(MAKE) --no-print-directory $(BUILD)/ptq-bench
@@ -263,10 +269,11 @@ help:
 	@echo '  compile_commands.json   供编辑器与 clangd'
 	@echo '  test-lm-eval  真实模型 SmolLM2 的 lm-eval 任务，逐文档对照'
 	@echo '  test-tokenizers  各种分词器逐 id 对照 HF tokenizers（要 Python 的 tokenizers）'
+	@echo '  test-parquet  Parquet 的读法逐值对照 pyarrow（要 Python 的 pyarrow）'
 	@echo '  test-hub      与 Python 的 huggingface_hub 互用缓存'
 	@echo '  clean         删除 build*'
 	@echo '变量: CC=clang SAN=address,undefined OPT="-O0 -g" BUILD=目录 V=1'
 
 FORCE:
-.PHONY: all cuda tests bench-kernels fuzzers deps deps-test demo test test-smollm2 test-lm-eval fuzz bench readme format tidy clean help FORCE test-bridge test-tokenizers test-hub test-families
+.PHONY: all cuda tests bench-kernels fuzzers deps deps-test demo test test-smollm2 test-lm-eval fuzz bench readme format tidy clean help FORCE test-bridge test-tokenizers test-hub test-parquet test-families
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

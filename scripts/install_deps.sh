@@ -4,7 +4,8 @@
 set -euo pipefail
 
 RUN_PACKAGES="gcc libc6-dev pkg-config libyaml-dev libjansson-dev libpcre2-dev libutf8proc-dev
-    libssl-dev libopenblas-dev libmicrohttpd-dev libcurl4-openssl-dev gnuplot-nox fonts-wqy-microhei"
+    libssl-dev libopenblas-dev libmicrohttpd-dev libcurl4-openssl-dev zlib1g-dev libsnappy-dev libzstd-dev
+    gnuplot-nox fonts-wqy-microhei"
 TEST_PACKAGES="clang libclang-rt-14-dev libcmocka-dev curl"
 
 packages=

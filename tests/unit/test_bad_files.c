@@ -10,6 +10,7 @@
 
 #include "io/gguf.h"
 #include "io/json.h"
+#include "io/parquet.h"
 #include "io/yaml.h"
 #include "model/tokenizer_internal.h"
 #include "result_writer.h"
@@ -69,6 +70,17 @@ static long open_gguf_tokenizer(const char *path, Err *e) {
     return n;
 }
 
+/* 内存的上限取得很小：炸弹须在其内被拒绝。 */
+static long open_parquet(const char *path, Err *e) {
+    FileMap m;
+    if (!file_map(&m, path, e)) return -1;
+    json_t *rows = parquet_rows(path, m.data, m.size, (size_t)32 << 20, e);
+    long n = rows ? (long)json_array_size(rows) : -1;
+    json_decref(rows);
+    file_unmap(&m);
+    return n;
+}
+
 /* 结果还要过内容的检查；项数为数据集的个数。 */
 static long open_result(const char *path, Err *e) {
     json_t *v = json_load(path, e);
@@ -90,6 +102,7 @@ static const struct {
     {"tokenizer", open_tokenizer},
     {"tokenizer_gguf", open_gguf_tokenizer},
     {"result", open_result},
+    {"parquet", open_parquet},
 };
 
 static OpenFn opener(const char *kind) {

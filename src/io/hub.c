@@ -43,8 +43,7 @@ static const json_t *find_sibling(const json_t *list, const char *name) {
     return NULL;
 }
 
-/* API 的一项 → 文件。散列与大小都须有。 */
-static bool read_file(HubRepo *r, Arena *a, const char *name, const json_t *v, Err *e) {
+bool hub_read_file(const HubRepo *r, Arena *a, const char *name, const json_t *v, HubFile *f, Err *e) {
     const json_t *lfs = json_object_get(v, "lfs"), *size = json_object_get(v, "size");
     const char *etag = json_string_value(json_object_get(lfs, "sha256"));
     if (!etag) etag = json_string_value(json_object_get(lfs, "oid"));
@@ -53,7 +52,6 @@ static bool read_file(HubRepo *r, Arena *a, const char *name, const json_t *v, E
     if (!etag || !hub_is_etag(etag) || !json_is_integer(size) || json_integer_value(size) < 0)
         return err_set(e, ERR_FORMAT, "%s 没有给出 %s/%s 的散列与大小，无法核对，不下载", r->o->endpoint,
                        r->id, name);
-    HubFile *f = &r->files[r->n_files++];
     *f = (HubFile){arena_strdup(a, name, e), arena_strdup(a, etag, e), json_integer_value(size)};
     return f->name && f->etag;
 }
@@ -70,7 +68,7 @@ static bool pick_files(HubRepo *r, Arena *a, const json_t *list, Err *e) {
         bool weight = is_weight(name, index, single);
         if (!weight && !is_small_file(name) && !(index && strcmp(name, INDEX) == 0)) continue;
         if (!hub_safe_name(name)) continue; /* 子文件夹里的、不合规矩的：不取 */
-        if (!read_file(r, a, name, v, e)) return false;
+        if (!hub_read_file(r, a, name, v, &r->files[r->n_files++], e)) return false;
         weights += weight;
     }
     if (!find_sibling(list, "config.json"))
@@ -81,24 +79,30 @@ static bool pick_files(HubRepo *r, Arena *a, const json_t *list, Err *e) {
 
 /* ---- 问 Hub ---- */
 
-static bool ask(HubRepo *r, Arena *a, Err *e) {
+json_t *hub_ask(HubRepo *r, Arena *a, Err *e) {
     Str url = {0}, text = {0};
-    long status;
-    str_addf(&url, "%s/api/models/%s/revision/", r->o->endpoint, r->id);
+    str_addf(&url, "%s/api/%s/%s/revision/", r->o->endpoint, r->dataset ? "datasets" : "models", r->id);
     hub_escape(&url, r->revision, "");
     str_add(&url, "?blobs=true");
-    bool ok = !url.failed ? hub_get_text(r, url.data, &text, &status, e)
+    bool ok = !url.failed ? hub_get_text(r, url.data, &text, NULL, e)
                           : err_set(e, ERR_MEMORY, "内存不足：Hub");
     json_t *root = ok ? json_parse(url.data, text.data ? text.data : "", text.len, e) : NULL;
     const char *commit = json_string_value(json_object_get(root, "sha"));
     ok = root != NULL;
     if (ok && (!commit || !hub_is_commit(commit)))
         ok = err_set(e, ERR_FORMAT, "%s 的答复没有提交号（sha）", url.data);
-    ok = ok && (r->commit = arena_strdup(a, commit, e)) &&
-         pick_files(r, a, json_object_get(root, "siblings"), e);
-    json_decref(root);
+    ok = ok && (r->commit = arena_strdup(a, commit, e));
     str_free(&url);
     str_free(&text);
+    if (ok) return root;
+    json_decref(root);
+    return NULL;
+}
+
+static bool ask_model(HubRepo *r, Arena *a, Err *e) {
+    json_t *root = hub_ask(r, a, e);
+    bool ok = root && pick_files(r, a, json_object_get(root, "siblings"), e);
+    json_decref(root);
     return ok;
 }
 
@@ -151,7 +155,7 @@ static bool download(HubRepo *r, Arena *a, Err *e) {
     const char *blobs = arena_printf(a, e, "%s/blobs", r->root);
     size_t n = 0;
     int64_t need = 0;
-    if (!missing || !blobs || !file_mkdirs(blobs, e)) return false;
+    if (!missing || !blobs || !hub_make_dir(r, blobs, e)) return false;
     for (size_t i = 0; i < r->n_files; i++) {
         bool twice = false; /* 内容相同的两个文件只取一次 */
         for (size_t k = 0; k < n; k++) twice = twice || strcmp(missing[k]->etag, r->files[i].etag) == 0;
@@ -166,17 +170,19 @@ static bool download(HubRepo *r, Arena *a, Err *e) {
     return enough_space(r, need, e) && hub_fetch(r, missing, n, e);
 }
 
-static bool fetch_all(HubRepo *r, Arena *a, Err *e) {
+bool hub_fetch_all(HubRepo *r, Arena *a, Err *e) {
     if (!download(r, a, e)) return false;
     for (size_t i = 0; i < r->n_files; i++)
         if (!hub_link(r, a, &r->files[i], e)) return false;
     return hub_write_ref(r, a, e);
 }
 
-/* 仓库的文件夹：models--组织--名字。 */
-static const char *repo_root(const HubOptions *o, Arena *a, const char *id, Err *e) {
-    const char *slash = strchr(id, '/');
-    return arena_printf(a, e, "%s/models--%.*s--%s", o->cache, (int)(slash - id), id, slash + 1);
+bool hub_set_root(HubRepo *r, Arena *a, Err *e) {
+    const char *slash = strchr(r->id, '/'), *kind = r->dataset ? "datasets" : "models";
+    r->root = slash ? arena_printf(a, e, "%s/%s--%.*s--%s", r->o->cache, kind, (int)(slash - r->id), r->id,
+                                   slash + 1)
+                    : arena_printf(a, e, "%s/%s--%s", r->o->cache, kind, r->id);
+    return r->root != NULL;
 }
 
 bool hub_model(const HubOptions *o, Arena *a, const char *id, const char *revision,
@@ -186,7 +192,7 @@ bool hub_model(const HubOptions *o, Arena *a, const char *id, const char *revisi
     if (!hub_is_id(id)) return err_set(e, ERR_CONFIG, "\"%s\" 不是 Hub 的模型（组织/名字）", id);
     if (!hub_safe_revision(r.revision))
         return err_set(e, ERR_CONFIG, "revision \"%s\" 不合规矩", r.revision);
-    if (!(r.root = repo_root(o, a, id, e))) return false;
+    if (!hub_set_root(&r, a, e)) return false;
     const char *old = cached(&r, a), *old_commit = r.commit;
     bool fixed = old && hub_is_commit(r.revision); /* 提交不会变，不必问 */
     r.impatient = old != NULL;
@@ -196,7 +202,7 @@ bool hub_model(const HubOptions *o, Arena *a, const char *id, const char *revisi
     *dir = old;
     *commit = old_commit;
     if (o->offline || fixed) return true;
-    if (!ask(&r, a, &why)) {
+    if (!ask_model(&r, a, &why)) {
         if (!old || why.code == ERR_INTERRUPTED) {
             if (e) *e = why;
             return false;
@@ -205,5 +211,5 @@ bool hub_model(const HubOptions *o, Arena *a, const char *id, const char *revisi
         return true;
     }
     *commit = r.commit;
-    return fetch_all(&r, a, e) && (*dir = hub_snapshot_dir(&r, a, e));
+    return hub_fetch_all(&r, a, e) && (*dir = hub_snapshot_dir(&r, a, e));
 }

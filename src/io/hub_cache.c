@@ -2,6 +2,7 @@
  * 与 huggingface_hub 相同，两者共用一个缓存。服务器给的名字、散列、提交都先查过才用来拼路径。 */
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -51,6 +52,10 @@ bool hub_safe_name(const char *name) {
     return plain(name, "._-+ ", 200);
 }
 
+bool hub_safe_path(const char *name) {
+    return plain(name, "/._-+ ", 200) && !strstr(name, "/.") && !str_ends(name, "/");
+}
+
 bool hub_safe_revision(const char *revision) {
     return plain(revision, "/._-", 200) && !str_ends(revision, "/");
 }
@@ -75,13 +80,31 @@ const char *hub_read_ref(const HubRepo *r, Arena *a) {
     return hub_is_commit(text) ? text : NULL;
 }
 
+bool hub_make_dir(const HubRepo *r, const char *dir, Err *e) {
+    char root[PATH_MAX], real[PATH_MAX], part[PATH_MAX];
+    struct stat st;
+    if (!file_mkdirs(r->root, e)) return false;
+    if (strlen(dir) >= sizeof part || !realpath(r->root, root))
+        return err_set(e, ERR_IO, "%s: 路径过长，或打不开", dir);
+    strcpy(part, dir); /* 先查已有的最深一级，才建其下的 */
+    while (lstat(part, &st) != 0 && strlen(part) > strlen(r->root)) *strrchr(part, '/') = '\0';
+    size_t n = strlen(root);
+    if (!realpath(part, real) || strncmp(real, root, n) != 0 || (real[n] && real[n] != '/'))
+        return err_set(e, ERR_FORMAT, "%s 经符号链接指到了缓存 %s 之外，不往那里写；请删除这个链接", part, root);
+    return file_mkdirs(dir, e);
+}
+
+static bool make_parent(const HubRepo *r, Arena *a, const char *path, Err *e) {
+    char *dir = arena_strdup(a, path, e);
+    if (!dir) return false;
+    *strrchr(dir, '/') = '\0';
+    return hub_make_dir(r, dir, e);
+}
+
 bool hub_write_ref(const HubRepo *r, Arena *a, Err *e) {
     if (hub_is_commit(r->revision)) return true;
     char *path = arena_printf(a, e, "%s/refs/%s", r->root, r->revision);
-    char *dir = path ? arena_strdup(a, path, e) : NULL;
-    if (!dir) return false;
-    *strrchr(dir, '/') = '\0';
-    return file_mkdirs(dir, e) && file_write_atomic(path, r->commit, strlen(r->commit), e);
+    return path && make_parent(r, a, path, e) && file_write_atomic(path, r->commit, strlen(r->commit), e);
 }
 
 bool hub_has_blob(const HubRepo *r, Arena *a, const HubFile *f) {
@@ -93,9 +116,13 @@ bool hub_has_blob(const HubRepo *r, Arena *a, const HubFile *f) {
 bool hub_link(const HubRepo *r, Arena *a, const HubFile *f, Err *e) {
     const char *dir = hub_snapshot_dir(r, a, e);
     const char *path = dir ? arena_printf(a, e, "%s/%s", dir, f->name) : NULL;
-    const char *target = path ? arena_printf(a, e, "../../blobs/%s", f->etag) : NULL;
+    Str up = {0};
+    for (const char *p = f->name; (p = strchr(p, '/')); p++) str_add(&up, "../");
+    const char *target = path && !up.failed ? arena_printf(a, e, "%s../../blobs/%s", up.data ? up.data : "",
+                                                           f->etag) : NULL;
+    str_free(&up);
     const char *tmp = target ? arena_printf(a, e, "%s/.ptq-link-%ld", dir, (long)getpid()) : NULL;
-    if (!tmp || !file_mkdirs(dir, e)) return false;
+    if (!tmp || !make_parent(r, a, path, e)) return false;
     char old[128];
     ssize_t n = readlink(path, old, sizeof old);
     if (n > 0 && (size_t)n == strlen(target) && memcmp(old, target, (size_t)n) == 0) return true;

@@ -411,6 +411,40 @@ static void test_full(void **state) {
     run_close(&r);
 }
 
+/* 缓存里有人放了指到外面的链接：文件夹的不往里写，文件的不跟着走，外面的一个字节也没变。 */
+static void test_links(void **state) {
+    (void)state;
+    static const char *const DIRS[] = {"blobs", "snapshots", "refs"};
+    char outside[1024], victim[1100], path[2400], target[1200];
+    Err e = {0};
+    make_dir(outside, sizeof outside);
+    snprintf(victim, sizeof victim, "%s/victim", outside);
+    assert_true(file_write_atomic(victim, "keep", 4, &e));
+    for (int i = 0; i < 6; i++) {
+        Run r;
+        run_open(&r, HUB_GOOD);
+        snprintf(path, sizeof path, "%s/models--org--model/%s", r.dir,
+                 i < 3 ? "" : i == 5 ? "snapshots/" HUB_COMMIT : "blobs");
+        assert_true(file_mkdirs(path, &e));
+        if (i < 3)
+            snprintf(target, sizeof target, "%s", DIRS[i]);
+        else if (i < 5)
+            snprintf(target, sizeof target, "/%s%s", files[0].etag, i == 3 ? ".incomplete" : "");
+        else
+            snprintf(target, sizeof target, "/%s", files[0].name);
+        strncat(path, target, sizeof path - strlen(path) - 1);
+        assert_int_equal(symlink(i < 3 ? outside : victim, path), 0);
+        bool ok = run_get(&r);
+        if (ok != (i > 3)) fail_msg("%s: %s", path, r.e.msg);
+        if (ok) check_snapshot(&r);
+        size_t len;
+        char **names;
+        assert_string_equal(file_read(&r.a, victim, 100, &len, NULL), "keep");
+        assert_true(file_list(&r.a, outside, "", &names, &len, NULL) && len == 1);
+        run_close(&r);
+    }
+}
+
 static void test_names(void **state) {
     (void)state;
     assert_true(hub_is_id("meta-llama/Llama-3.1-8B"));
@@ -460,7 +494,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_good),  cmocka_unit_test(test_odd_servers),
         cmocka_unit_test(test_killed), cmocka_unit_test(test_partial),
-        cmocka_unit_test(test_full),  cmocka_unit_test(test_names),
+        cmocka_unit_test(test_full), cmocka_unit_test(test_links),  cmocka_unit_test(test_names),
         cmocka_unit_test(test_environment),
     };
     return cmocka_run_group_tests(tests, start_server, stop_server);

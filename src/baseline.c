@@ -5,11 +5,12 @@
 
 #include "base/log.h"
 #include "config_schema.h"
+#include "pretrained.h"
 #include "registry.h"
 
 bool baseline_missing(const Experiment *x, bool *missing, Err *e) {
     *missing = false;
-    if (experiment_is_baseline(x)) return true;
+    if (experiment_is_baseline(x) || pretrained_is(x->config.method)) return true; /* 检查点里没有原来的权重 */
     Evaluation v = experiment_evaluation(x);
     bool have;
     if (!evaluate_has_reference(&v, &have, e)) return false;

@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "config_schema.h"
 #include "io/file.h"
+#include "pretrained.h"
 #include "registry.h"
 
 #define YAML_MAX_BYTES (1u << 20)
@@ -168,6 +169,11 @@ static bool load_model_layer(Loader *l, const char *model) {
         YamlNode *layer = load_layer(c, rel, e);
         if (!layer || !check_name(layer, rel, model, e)) return false;
         c->model_display_name = identity_text(layer, "display_name");
+        if (pretrained_is(l->method)) {
+            const char *key = arena_printf(&c->arena, e, "pretrained_quant_models.%s", pretrained_key(l->method));
+            if (!key) return false;
+            c->pretrained_id = identity_text(layer, key);
+        }
         c->model.name = arena_strdup(&c->arena, model, e);
         const YamlNode *kw = yaml_get(layer, "model_kwargs");
         if (kw && kw->kind != YAML_MAP && kw->kind != YAML_NULL)
@@ -211,6 +217,10 @@ static bool load_method_layer(Loader *l) {
     Config *c = l->c;
     Err *e = l->e;
     const Method *m = l->method;
+    if (pretrained_is(m)) { /* 没有 YAML */
+        c->method_display_name = m->name;
+        return true;
+    }
     const char *rel = arena_printf(&c->arena, e, "configs/methods/%s.yaml", m->name);
     char *full = rel ? file_join(&c->arena, c->root, rel, e) : NULL;
     if (!full) return false;

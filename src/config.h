@@ -85,6 +85,7 @@ typedef struct Config {
     const char *model_display_name, *track_display_name; /* 前者可为 NULL */
     void *method_options; /* method->options 填好的结构体 */
     char track;           /* 'A' 'B' 'C' */
+    const char *pretrained_id; /* 方法是 pretrained:… 时模型 YAML 里指明的检查点，代替 model_id；没有为 NULL */
     bool model_is_path;   /* --model 给的是路径而非配置名 */
     bool no_download;     /* 同 ConfigRequest */
     const char *root;     /* 项目根 */

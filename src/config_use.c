@@ -26,9 +26,14 @@ static const char *usable_model(Config *c, const char *path, Err *e) {
     return n == 1 ? file_join(&c->arena, path, names[0], e) : NULL;
 }
 
+/* 要打开的模型：检查点代替 model_id。 */
+static const char *effective_id(const Config *c) {
+    return c->pretrained_id ? c->pretrained_id : c->model.model_id;
+}
+
 static void missing_model(const Config *c, const char *tried, Err *e) {
-    const char *id = c->model.model_id ? c->model.model_id : "", *name = c->model.name;
-    bool fetchable = strcmp(name, "smollm2-135m-instruct") == 0;
+    const char *id = effective_id(c) ? effective_id(c) : "", *name = c->model.name;
+    bool fetchable = !c->pretrained_id && strcmp(name, "smollm2-135m-instruct") == 0;
     bool gated = str_starts(id, "meta-llama/");
     if (fetchable)
         err_set(e, ERR_MISSING,
@@ -45,12 +50,12 @@ static void missing_model(const Config *c, const char *tried, Err *e) {
 
 /* Hub 上的模型：online 为真时下载，否则只看缓存。返回: 快照文件夹，没有则 NULL（online 时置 e）。 */
 static const char *hub_path(Config *c, bool online, Err *e) {
-    const char *id = c->model.model_id, *dir = NULL;
+    const char *id = effective_id(c), *dir = NULL;
     HubOptions o;
     if (!id || c->model_is_path || !hub_is_id(id) || !hub_options(&o, &c->arena, e)) return NULL;
     if (online && o.offline) return NULL;
     o.offline = !online;
-    const char *revision = c->model.revision;
+    const char *revision = c->pretrained_id ? NULL : c->model.revision; /* revision 说的是 model_id */
     return hub_model(&o, &c->arena, id, revision, &dir, &c->hub_commit, e) ? dir : NULL;
 }
 
@@ -58,8 +63,8 @@ static const char *model_path(Config *c, bool online, Err *e) {
     Arena *a = &c->arena;
     const char *found = NULL;
     Err why = {0};
-    if (c->model.model_id) {
-        char *own = file_join(a, c->root, c->model.model_id, e);
+    if (effective_id(c)) {
+        char *own = file_join(a, c->root, effective_id(c), e);
         if (!own) return NULL;
         found = usable_model(c, own, &why);
         if (!found && !why.code && (c->model_is_path || file_is_dir(own)))
@@ -67,7 +72,8 @@ static const char *model_path(Config *c, bool online, Err *e) {
                     "%s: 文件夹里没有 config.json，也没有 .gguf 文件，不是可用的模型", own);
     }
     if (!found && !why.code) {
-        char *raw = arena_printf(a, e, "%s/raw/%s", c->run.data_dir, c->model.name);
+        char *raw = c->pretrained_id ? arena_printf(a, e, "%s/raw/%s", c->run.data_dir, c->pretrained_id)
+                                     : arena_printf(a, e, "%s/raw/%s", c->run.data_dir, c->model.name);
         if (!raw) return NULL;
         found = usable_model(c, raw, &why);
         if (!found && !why.code && online) found = hub_path(c, true, &why);

@@ -8,6 +8,8 @@
 #include "bridge.h"
 #include "env_info.h"
 #include "io/file.h"
+#include "model/checkpoint.h"
+#include "pretrained.h"
 #include "tasks/protocol.h"
 
 bool experiment_is_baseline(const Experiment *x) {
@@ -79,7 +81,7 @@ static bool open_model(Experiment *x, Err *e) {
     if (adapter && strcmp(adapter, "auto") == 0) adapter = NULL;
     x->model_open = model_open_as(&x->model, x->model_path, adapter, DTYPES[x->config.model.dtype],
                                   &x->backend, e);
-    if (!x->model_open || !open_tokenizer(x, e)) return false;
+    if (!x->model_open || !pretrained_check(x->config.method, &x->model, e) || !open_tokenizer(x, e)) return false;
     x->model.head_int8 = x->config.model.head_quant == 1;
     int64_t vocab = tokenizer_vocab_size(x->tokenizer);
     if (vocab > x->model.config.vocab)
@@ -248,6 +250,11 @@ bool experiment_quantize(Experiment *x, QuantJob *job, Err *e) {
     if (!job->block_dir) return false;
     bool ok = job_run(job, x->config.method, x->config.method_options, &x->model,
                       x->has_calib ? &x->calib : NULL, e);
+    const char *note = ok ? checkpoint_note(&x->model) : NULL;
+    if (note) {
+        log_line(LOG_WARN, "%s", note);
+        json_array_append_new(x->warnings, json_string(note));
+    }
     x->model.kv_mode = (KvMode)x->config.run.kv_mode;
     x->model.kv_dtype = run_kv_dtype(&x->config.run);
     for (size_t i = 0; i < job->n_fallbacks; i++) {

@@ -8,7 +8,9 @@
 #include "baseline.h"
 #include "experiment.h"
 #include "io/file.h"
+#include "model/checkpoint.h"
 #include "model/session.h"
+#include "pretrained.h"
 #include "result_writer.h"
 #include "tasks/perplexity.h"
 #include "tasks/protocol.h"
@@ -27,7 +29,7 @@ static bool weight_spec(const json_t *merged, QSpec *spec) {
     if (!json_is_integer(bits)) return false;
     bool channel = setting_is(merged, "weight.granularity", "per_channel");
     const json_t *group = setting(merged, "weight.group_size");
-    spec->bits = (int)json_integer_value(bits);
+    *spec = (QSpec){.bits = (int)json_integer_value(bits)};
     spec->group_size = channel || !group ? -1 : json_integer_value(group);
     spec->zero = !setting_is(merged, "weight.scheme", "asymmetric")   ? ZERO_SYM
                  : setting_is(merged, "weight.zero_point", "float") ? ZERO_FLOAT
@@ -83,8 +85,9 @@ static bool weight_bytes(const Model *m, const QSpec *spec, size_t *bytes, Err *
             const Linear *l = &m->blocks[i].linears[k];
             QSpec none = {0};
             if (!l->rows) continue;
-            if (!qtensor_measure(&q, spec ? DT_NONE : m->dtype, spec ? *spec : none, l->rows,
-                                 l->cols, e))
+            if (!(l->packed ? checkpoint_measure(m, l, &q, e)
+                            : qtensor_measure(&q, spec ? DT_NONE : m->dtype, spec ? *spec : none,
+                                              l->rows, l->cols, e)))
                 return false;
             *bytes += qtensor_bytes(&q);
         }
@@ -200,7 +203,7 @@ static void print_files(const Experiment *x) {
 
 static bool print_baseline(const Experiment *x, Err *e) {
     bool missing;
-    if (experiment_is_baseline(x)) return true;
+    if (experiment_is_baseline(x) || pretrained_is(x->config.method)) return true;
     if (!baseline_missing(x, &missing, e)) return false;
     log_line(LOG_INFO, "fp16 基线：%s", !missing ? "已有同样数据与设置的存档"
                                         : x->config.run.baseline == BASELINE_OFF

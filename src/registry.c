@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/str.h"
+#include "pretrained.h"
 
 extern const Method *const METHOD_TABLE[];
 
@@ -20,6 +21,8 @@ const Method *registry_find(const char *name, Err *e) {
     const Method *const *all = registry_methods(&n);
     const char *names[CAP];
     Str list = {0};
+    const Method *pretrained = pretrained_find(name);
+    if (pretrained) return pretrained;
     for (size_t i = 0; i < n; i++) {
         if (strcmp(all[i]->name, name) == 0) {
             str_free(&list);
@@ -28,6 +31,9 @@ const Method *registry_find(const char *name, Err *e) {
         if (i < CAP) names[i] = all[i]->name;
         str_addf(&list, "%s%s", i ? "、" : "", all[i]->name);
     }
+    for (int i = 0; i < CKPT_KINDS && n + (size_t)i < CAP; i++) names[n + (size_t)i] = pretrained_at(i)->name;
+    for (int i = 0; i < CKPT_KINDS; i++) str_addf(&list, "、%s", pretrained_at(i)->name);
+    n += CKPT_KINDS;
     const char *near = str_nearest(name, names, n < CAP ? n : CAP);
     err_set(e, ERR_CONFIG,
             "方法 '%.80s' 未注册%s%s%s已注册: %s"

@@ -15,6 +15,7 @@
 #include "experiment.h"
 #include "methods/job.h"
 #include "model/blockfile.h"
+#include "model/checkpoint.h"
 #include "model/session.h"
 
 static json_t *model_json(const Experiment *x) {
@@ -66,7 +67,7 @@ static json_t *calibration_json(const Experiment *x) {
 
 static json_t *quantization_json(const Experiment *x, const QuantJob *job) {
     ModelBytes b = model_bytes(&x->model);
-    json_t *settings = json_object(), *merged = config_merged_json(&x->config);
+    json_t *settings = checkpoint_json(&x->model), *merged = config_merged_json(&x->config);
     for (const Option *o = x->config.method->options; o && o->key; o++) {
         json_t *value = json_object_get(json_object_get(merged, o->key), "value");
         if (value) json_object_set(settings, o->key, value);

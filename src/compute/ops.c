@@ -40,7 +40,7 @@ static void check_act(const ActQuant *a) {
 }
 
 bool linear_int8_accepts(const QTensor *w) {
-    return w->dense == DT_NONE && w->spec.bits == 8 && w->n_groups == 1 &&
+    return w->dense == DT_NONE && w->spec.codes == CODE_INT && w->spec.bits == 8 && w->n_groups == 1 &&
            w->spec.zero != ZERO_FLOAT && !w->two.scale_bits && !w->outliers.start &&
            w->cols < 131072; /* |Σ| < 131072·2^14 = 2^31 */
 }

@@ -29,9 +29,11 @@ static bool check_spec(const QSpec *s, Err *e) {
         return err_set(e, ERR_CONFIG, "零点种类 %d 未知", (int)s->zero);
     if (s->grid != GRID_GPTQ && s->zero != (s->grid == GRID_RANGE ? ZERO_INT : ZERO_SYM))
         return err_set(e, ERR_CONFIG, "max|w| 的格点只用于对称量化，不扩到零的格点只用于整数零点");
-    if (s->scale_dtype != DT_F32 && s->scale_dtype != DT_F16)
-        return err_set(e, ERR_CONFIG, "缩放的类型 %s 不支持，应为 F32 或 F16",
+    if (s->scale_dtype != DT_F32 && s->scale_dtype != DT_F16 && s->scale_dtype != DT_BF16)
+        return err_set(e, ERR_CONFIG, "缩放的类型 %s 不支持，应为 F32、F16 或 BF16",
                        dtype_name(s->scale_dtype));
+    if (s->codes != CODE_INT && (s->zero != ZERO_SYM || (s->codes != CODE_TABLE && s->bits != 8)))
+        return err_set(e, ERR_CONFIG, "查表与 FP8 的编码没有零点，FP8 是 8 位");
     return true;
 }
 
@@ -69,11 +71,23 @@ static bool check_two_level(const QTensor *q, Err *e) {
     return true;
 }
 
+/* 缩放（与实数零点、离群值）一个数的字节数。 */
+static size_t real_bytes(const QTensor *q) {
+    return q->spec.scale_dtype == DT_F32 ? 4 : 2;
+}
+
 /* 一种两级统计的字节数：各面板各组的码（凑成 4 的倍数），其后是二级格点。 */
 static bool two_level_bytes(const QTensor *q, int bits, size_t *bytes) {
     size_t codes, panels = ((size_t)q->rows - 1) / QT_PANEL + 1, groups = (size_t)q->n_groups;
+    if (q->nested.per) {
+        size_t all;
+        if (!mul3(&codes, panels, groups, QT_PANEL) || !mul_size(&all, (size_t)q->rows, groups) ||
+            all > INT64_MAX / 8 || q->nested.first > INT64_MAX / 8)
+            return false;
+        return !__builtin_add_overflow(codes, (256 + (size_t)qtensor_n_outer(q)) * sizeof(float), bytes);
+    }
     size_t row_groups = ((size_t)q->rows - 1) / (size_t)q->two.rows + 1, grids;
-    size_t grid = 2 * (q->spec.scale_dtype == DT_F16 ? 2u : 4u);
+    size_t grid = 2 * real_bytes(q);
     if (!mul3(&codes, panels, groups, (size_t)bits * QT_PANEL / 8) ||
         !mul3(&grids, row_groups, groups, grid))
         return false;
@@ -85,7 +99,7 @@ static bool measure_quantized(QTensor *q, size_t panels, Err *e) {
     q->spec.group_size = qspec_group_size(&q->spec, q->cols);
     q->n_groups = (q->cols - 1) / q->spec.group_size + 1;
     size_t blocks = ((size_t)q->cols - 1) / QT_KBLOCK + 1, groups = (size_t)q->n_groups;
-    size_t scale = q->spec.scale_dtype == DT_F16 ? 2 : 4;
+    size_t scale = real_bytes(q);
     size_t zero_row = q->spec.bits <= 4 ? QT_PANEL / 2 : QT_PANEL;
     if (q->spec.zero == ZERO_SYM) zero_row = 0;
     if (q->spec.zero == ZERO_FLOAT) zero_row = scale * QT_PANEL;
@@ -142,8 +156,19 @@ bool qtensor_new_two_level(QTensor *q, Arena *a, QSpec spec, TwoLevel two, int64
     return measure(q, DT_NONE, spec, two, rows, cols, e) && allocate(q, a, e);
 }
 
+bool qtensor_new_nested(QTensor *q, Arena *a, QSpec spec, NestedScale nested, int64_t rows,
+                        int64_t cols, Err *e) {
+    if (nested.per < 1 || nested.first < 0)
+        return err_set(e, ERR_CONFIG, "嵌套缩放每 %lld 个码共用一个外层缩放，须为正", (long long)nested.per);
+    if (!qtensor_measure(q, DT_NONE, spec, rows, cols, e)) return false;
+    q->two = (TwoLevel){.scale_bits = 8, .rows = QT_PANEL};
+    q->nested = nested;
+    return (two_level_bytes(q, 8, &q->scale_bytes) || too_large(rows, cols, e)) && allocate(q, a, e);
+}
+
 size_t qtensor_bytes(const QTensor *q) {
-    return q->data_bytes + q->scale_bytes + q->zero_bytes + q->perm_bytes + q->outliers.bytes;
+    return q->data_bytes + q->scale_bytes + q->zero_bytes + q->perm_bytes + q->table_bytes +
+           q->outliers.bytes;
 }
 
 void qtensor_parts(QTensor *q, QtPart *part) {
@@ -152,11 +177,12 @@ void qtensor_parts(QTensor *q, QtPart *part) {
     part[2] = (QtPart){&q->zeros, q->zero_bytes};
     part[3] = (QtPart){(void **)&q->perm, q->perm_bytes};
     const Outliers *o = &q->outliers;
-    size_t value = o->start ? (size_t)o->n * (q->spec.scale_dtype == DT_F16 ? 2 : 4) : 0;
+    size_t value = o->start ? (size_t)o->n * real_bytes(q) : 0;
     size_t at = o->start ? (size_t)o->n * sizeof *o->at : 0;
     part[4] = (QtPart){(void **)&q->outliers.start, o->bytes - value - at};
     part[5] = (QtPart){(void **)&q->outliers.at, at};
     part[6] = (QtPart){&q->outliers.value, value};
+    part[7] = (QtPart){(void **)&q->table, q->table_bytes};
 }
 
 bool qtensor_set_perm(QTensor *q, Arena *a, const int32_t *perm, Err *e) {
@@ -236,15 +262,16 @@ static int64_t group_index(const QTensor *q, int64_t row, int64_t group) {
 }
 
 static float get_real(const QTensor *q, const void *table, int64_t i) {
-    return q->spec.scale_dtype == DT_F16 ? f16_to_f32(((const uint16_t *)table)[i])
-                                         : ((const float *)table)[i];
+    if (q->spec.scale_dtype == DT_F32) return ((const float *)table)[i];
+    uint16_t half = ((const uint16_t *)table)[i];
+    return q->spec.scale_dtype == DT_F16 ? f16_to_f32(half) : bf16_to_f32(half);
 }
 
 static void set_real(const QTensor *q, void *table, int64_t i, float value) {
-    if (q->spec.scale_dtype == DT_F16)
-        ((uint16_t *)table)[i] = f32_to_f16(value);
-    else
+    if (q->spec.scale_dtype == DT_F32)
         ((float *)table)[i] = value;
+    else
+        ((uint16_t *)table)[i] = q->spec.scale_dtype == DT_F16 ? f32_to_f16(value) : f32_to_bf16(value);
 }
 
 static int stat_bits(const QTensor *q, StatKind kind) {
@@ -259,7 +286,7 @@ static void *grid_table(const QTensor *q, StatKind kind) {
 }
 
 static int64_t grid_index(const QTensor *q, StatKind kind, int64_t row_group, int64_t group) {
-    CHECK(stat_bits(q, kind) && row_group >= 0 && row_group <= (q->rows - 1) / q->two.rows);
+    CHECK(!q->nested.per && stat_bits(q, kind) && row_group >= 0 && row_group <= (q->rows - 1) / q->two.rows);
     CHECK(group >= 0 && group < q->n_groups);
     return 2 * (row_group * q->n_groups + group);
 }
@@ -306,6 +333,7 @@ void qtensor_set_stat_code(QTensor *q, StatKind kind, int64_t row, int64_t group
 
 /* 两级统计的值：scale·(码 − zero)。 */
 static float stat_value(const QTensor *q, StatKind kind, int64_t row, int64_t group) {
+    if (q->nested.per) return qtensor_nested_scale(q, row, group);
     StatGrid g = qtensor_stat_grid(q, kind, row / q->two.rows, group);
     return g.scale * ((float)qtensor_stat_code(q, kind, row, group) - g.zero);
 }
@@ -379,7 +407,7 @@ bool qtensor_set_outliers(QTensor *q, Arena *a, const float *w, const uint8_t *m
     for (int64_t i = 0; i < all; i++)
         o.n = scan_block(q, &o, o.n, i / blocks, i % blocks * QT_KBLOCK, w, mask);
     if (o.n > UINT32_MAX) return too_large(q->rows, q->cols, e);
-    size_t size = q->spec.scale_dtype == DT_F16 ? 2 : 4;
+    size_t size = real_bytes(q);
     o.start = ARENA_ARRAY(a, uint32_t, all + 1, e);
     o.at = ARENA_ARRAY(a, uint16_t, o.n, e);
     o.value = arena_array(a, (size_t)o.n, size, e);
@@ -422,6 +450,7 @@ float qtensor_at(const QTensor *q, int64_t row, int64_t col) {
     if (qtensor_outlier(q, row, col, &value)) return value;
     int64_t group = col / q->spec.group_size;
     float scale = qtensor_scale(q, row, group), zero = qtensor_zero(q, row, group);
-    float code = (float)qtensor_code(q, row, col);
-    return scale * (code - zero);
+    int code = qtensor_code(q, row, col);
+    if (q->spec.codes != CODE_INT) return scale * qtensor_code_values(q)[code];
+    return scale * ((float)code - zero);
 }

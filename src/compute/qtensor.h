@@ -10,15 +10,18 @@
  *             b 拆成位面：2=2 3=2+1 4=4 5=4+1 6=4+2 7=4+2+1 8=8，先低位面后高位面；
  *             位面 p 的向量 v、通道 r 的一个字里是 行 r、列 32·块+v·(32/p) 起的 32/p 个 p 位：p=8 时依次从低位起；
  *             p<8 时偶数列在低 16 位、奇数列在高 16 位，各自从低位起（相邻两列因而在两半的同一处）。
- *   缩放      [面板][组][16]，F32 或 F16
+ *   缩放      [面板][组][16]，F32、F16 或 BF16
  *   零点      INT: [面板][组][16]，b≤4 时为半字节（8 字节一组：字节 i 的低半是行 2i，高半是行 2i+1），
  *             b>4 时为 u8；FLOAT: 与缩放同型；SYM: 不存（恒为 2^(b-1)）。
  *   两级统计  （SpQR）缩放、零点各可再量化成 c 位：[面板][组][2c 字节]，16 个 c 位的码从低位起相接；
  *             其后是二级格点 [行组][组][2]：值 = scale·(码 − zero)，行组是 TwoLevel.rows 行。
+ *   嵌套缩放  （bitsandbytes 的 double quant）缩放是 u8 的码 [面板][组][16]，其后（对齐到 4 字节）是 256 个 f32 的表与
+ *             各外层缩放：值 = 表[码]·外层[(first + 行·n_groups + 组)/per − first/per] + offset。
  *   离群值    （SpQR）按面板 × 32 列分块的 CSR：start[面板·块+1]；at = 块内列·16 + 面板内行，升序；
  *             value 与缩放同型。那些位置的值就是 value，不看编码。
  * 同一行各元素沿 k 依次累加（单累加器），所以 GEMM 与 GEMV、任何批大小的结果逐位相同。
- * 反量化：w = scale·(code − zero)，以 f32 依此次序计算；FLOAT 的 zero 是实数 −lo/scale。 */
+ * 反量化：w = scale·(code − zero)，以 f32 依此次序计算；FLOAT 的 zero 是实数 −lo/scale。
+ * 编码不是整数（CodeKind）时没有零点：w = scale·值(code)，值由表（NF4、FP4）或 FP8 的格式定。 */
 #ifndef PTQ_COMPUTE_QTENSOR_H
 #define PTQ_COMPUTE_QTENSOR_H
 #include "base/arena.h"
@@ -29,6 +32,9 @@
 
 typedef enum { ZERO_SYM, ZERO_INT, ZERO_FLOAT } ZeroKind;
 
+/* 编码代表什么：整数；16（2^位宽）项的表里的一项；FP8 的一个数（8 位）。后三种的 zero 须为 ZERO_SYM（不存）。 */
+typedef enum { CODE_INT, CODE_TABLE, CODE_F8_E4M3, CODE_F8_E5M2 } CodeKind;
+
 /* 定 scale 的格点，见 ops.h 的 op_qparams；ABSMAX、TENSOR 只用于 ZERO_SYM，RANGE 只用于 ZERO_INT。 */
 typedef enum { GRID_GPTQ, GRID_ABSMAX, GRID_TENSOR, GRID_RANGE } Grid;
 
@@ -37,8 +43,9 @@ typedef struct QSpec {
     int bits;           /* 2..8 */
     int64_t group_size; /* -1 或 >=1 */
     ZeroKind zero;
-    DType scale_dtype;  /* DT_F32 或 DT_F16 */
+    DType scale_dtype;  /* DT_F32、DT_F16 或 DT_BF16 */
     Grid grid;          /* 只影响定 scale，不影响存放 */
+    CodeKind codes;     /* CODE_INT 之外的不由 op_quantize 产生，只来自已量化的检查点 */
 } QSpec;
 
 /* 激活（线性层的输入）怎样取整到 bits 位的整数，对称：x ≈ s·round(x/s)，s = max|x|/(2^(bits-1)−1)。 */
@@ -59,6 +66,11 @@ typedef struct TwoLevel {
     int scale_bits, zero_bits; /* 一级缩放、零点的码宽，2..8；0 为直接存放 */
     int64_t rows;              /* 共用一个二级格点的行数，QT_PANEL 的倍数 */
 } TwoLevel;
+/* 嵌套缩放：每 per 个码共用一个外层缩放（0 即不是嵌套的），本矩阵的首个码是全部码中的第 first 个。 */
+typedef struct NestedScale {
+    int64_t per, first;
+    float offset;
+} NestedScale;
 /* 二级格点：值 = scale·(码 − zero)。 */
 typedef struct StatGrid {
     float scale, zero;
@@ -80,9 +92,11 @@ typedef struct QTensor {
     QSpec spec;         /* 量化时有效，group_size 已化为正数（<=cols） */
     int64_t n_groups;   /* 每行的组数 */
     void *data, *scales, *zeros;
+    float *table;  /* CODE_TABLE：(2^bits) 各编码的值 */
     int32_t *perm; /* (cols) 存放的第 k 列是原来的第 perm[k] 列；NULL 为原序（act-order 用） */
-    size_t data_bytes, scale_bytes, zero_bytes, perm_bytes; /* 缩放与零点含各自的二级格点 */
+    size_t data_bytes, scale_bytes, zero_bytes, perm_bytes, table_bytes; /* 缩放与零点含各自的二级格点 */
     TwoLevel two;      /* 二级格点在 scales、zeros 的末尾 */
+    NestedScale nested;
     Outliers outliers; /* start 为 NULL 即没有 */
 } QTensor;
 
@@ -98,10 +112,13 @@ bool qtensor_new_two_level(QTensor *q, Arena *a, QSpec spec, TwoLevel two, int64
 /* 不分配，只算三部分的字节数（填进 q 的 *_bytes），供 --dry_run。 */
 bool qtensor_measure(QTensor *q, DType dense_or_none, QSpec spec, int64_t rows, int64_t cols,
                      Err *e);
+/* 同 qtensor_new，缩放是嵌套的（码以 qtensor_set_stat_code 写，其余以 qtensor_set_nested）。错误: 同上，或 per、first 非法。 */
+bool qtensor_new_nested(QTensor *q, Arena *a, QSpec spec, NestedScale nested, int64_t rows,
+                        int64_t cols, Err *e);
 size_t qtensor_bytes(const QTensor *q);
 /* 全部数据段（指针的位置与字节数）写进 part[QT_PARTS]，存盘用；没有的段字节数为 0。
  * 装回时两级统计的段之后须还有 8 个可读的字节。 */
-enum { QT_PARTS = 7 };
+enum { QT_PARTS = 8 };
 typedef struct QtPart {
     void **data;
     size_t bytes;
@@ -127,6 +144,18 @@ StatGrid qtensor_stat_grid(const QTensor *q, StatKind kind, int64_t row_group, i
 void qtensor_set_stat_grid(QTensor *q, StatKind kind, int64_t row_group, int64_t group, StatGrid g);
 int qtensor_stat_code(const QTensor *q, StatKind kind, int64_t row, int64_t group);
 void qtensor_set_stat_code(QTensor *q, StatKind kind, int64_t row, int64_t group, int code);
+/* 嵌套缩放的表与外层缩放：写入（复制）与项数。 */
+void qtensor_set_nested(QTensor *q, const float table[256], const float *outer);
+int64_t qtensor_n_outer(const QTensor *q);
+float qtensor_nested_scale(const QTensor *q, int64_t row, int64_t group);
+/* CODE_TABLE 的表复制到 a（2^bits 项）。错误: 内存不足。 */
+bool qtensor_set_table(QTensor *q, Arena *a, const float *table, Err *e);
+/* 各编码的值，(2^bits)；CODE_INT 没有（CHECK）。q 须在主机。 */
+const float *qtensor_code_values(const QTensor *q);
+/* 一个 FP8 的值；e5m2 为假即 e4m3fn。NaN、Inf 照其格式。 */
+float f8_to_f32(uint8_t code, bool e5m2);
+/* 整个面板的编码：code 是面板首行起的 (行数, cols)（行距 cols，列按存放的次序）；不满 16 行时只读有的。 */
+void qtensor_pack_panel(QTensor *q, int64_t panel, const uint8_t *code);
 /* 以上的 col 与 group 都按存放的次序；qtensor_at 亦然。
  * 单个元素的（反量化后的）值，任何类型。 */
 float qtensor_at(const QTensor *q, int64_t row, int64_t col);

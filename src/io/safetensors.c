@@ -10,7 +10,7 @@
 #define HEADER_LIMIT ((uint64_t)100 * 1000 * 1000)
 
 static bool find_dtype(const char *name, DType *t) {
-    for (DType d = DT_F32; d <= DT_BOOL; d++)
+    for (DType d = DT_F32; d <= DT_F8_E5M2; d++)
         if (strcmp(name, dtype_name(d)) == 0) return *t = d, true;
     return false;
 }

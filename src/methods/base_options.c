@@ -25,7 +25,7 @@ bool check_weight_options(const WeightOptions *o, bool integer_zero, Err *e) {
 }
 
 bool job_weight_spec(QuantJob *job, const WeightOptions *o, int64_t cols, QSpec *spec, Err *e) {
-    spec->bits = (int)o->w_bits;
+    *spec = (QSpec){.bits = (int)o->w_bits};
     spec->group_size = o->granularity == PER_GROUP ? o->group_size : -1;
     spec->grid = o->granularity == PER_TENSOR ? GRID_TENSOR : GRID_GPTQ;
     spec->zero = o->scheme == SYMMETRIC            ? ZERO_SYM

@@ -359,7 +359,7 @@ static bool harmless(const char *key) {
         "unsloth_*", "n_special", "predict_special_tokens", "afn", "bias_dropout_fusion", "offset_alibi",
         "masked_softmax_fusion", "attention_softmax_in_fp32", "seq_length", "skip_bias_add*",
         "vision_config", "image_*", "mm_tokens_per_image", "boi_token_index", "eoi_token_index",
-        "layer_norm_elementwise_affine", "use_flash_attn", "max_window_layers", "qk_head_dim", "num_local_experts"};
+        "quantization_config", "layer_norm_elementwise_affine", "use_flash_attn", "max_window_layers", "qk_head_dim", "num_local_experts"};
     size_t n = strlen(key);
     for (size_t i = 0; i < sizeof KEYS / sizeof *KEYS; i++) {
         const char *k = KEYS[i];
@@ -401,9 +401,6 @@ bool arch_from_json(ModelConfig *c, const json_t *root, const char *name, const 
         return err_set(e, ERR_FORMAT, "%s: 缺少 model_type（可在模型 YAML 里以 adapter 指明家族）", name);
     const ArchSpec *spec = arch_find(type, false);
     if (!spec) return arch_unsupported(name, type, e);
-    if (json_is_object(json_object_get(root, "quantization_config")))
-        return err_set(e, ERR_UNSUPPORTED,
-                       "%s: 这是已量化的检查点（有 quantization_config），本版只读未量化的权重", name);
     const json_t *text = json_object_get(root, "text_config");
     if (json_is_object(text)) root = text;
     arch_defaults(c, spec);

@@ -5,6 +5,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "model/checkpoint.h"
+
 #define B "blk.#."
 static const ArchNames GGUF_NAMES = {
     [T_EMBED] = "token_embd", [T_POSITION] = "position_embd", [T_EMBED_NORM] = "token_embd_norm",
@@ -232,7 +234,8 @@ bool layout_block(Model *m, int64_t layer, Err *e) {
         if (!name_linear(m, l, e)) return false;
         if (!l->rows) continue;
         layout_linear(m, l, false, &s);
-        if (!weights_check(&m->weights, &s, e)) return false;
+        l->packed = checkpoint_is_packed(m, l);
+        if (!(l->packed ? checkpoint_check(m, l, e) : weights_check(&m->weights, &s, e))) return false;
         if (!l->has_bias) continue;
         layout_linear(m, l, true, &s);
         if (!weights_check(&m->weights, &s, e)) return false;
@@ -246,6 +249,11 @@ bool layout_block(Model *m, int64_t layer, Err *e) {
             if (!weights_check(&m->weights, &s, e)) return false;
         }
     return true;
+}
+
+Linear layout_head(const Model *m) {
+    return (Linear){.name = "lm_head", .role = ROLE_COUNT, .slot = T_HEAD, .rows = m->config.vocab,
+                    .cols = m->config.embed_dim};
 }
 
 /* 文件里的名字有没有前缀：整个照写、去掉头一节（只存了 base model）、多模态的外壳。 */
@@ -289,7 +297,9 @@ bool layout_ends(Model *m, Err *e) {
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         if (!all[i].use) continue;
         TensorSource s = layout_whole(m, all[i].slot, 0, 0, all[i].suffix, all[i].rows, all[i].cols);
-        if (!weights_check(&m->weights, &s, e)) return false;
+        Linear head = layout_head(m);
+        bool packed = all[i].slot == T_HEAD && checkpoint_is_packed(m, &head);
+        if (!(packed ? checkpoint_check(m, &head, e) : weights_check(&m->weights, &s, e))) return false;
     }
     return true;
 }

@@ -30,6 +30,8 @@ void layout_name(const Model *m, TensorSlot slot, int64_t layer, int64_t index, 
                  char *out, size_t cap);
 /* 线性层的权重（bias 为真则偏置）的来源。 */
 void layout_linear(const Model *m, const Linear *l, bool bias, TensorSource *src);
+/* 把语言模型头当作一个线性层看（已量化的检查点可能连它也装了包）。 */
+Linear layout_head(const Model *m);
 /* 整个张量。 */
 TensorSource layout_whole(const Model *m, TensorSlot slot, int64_t layer, int64_t index,
                           const char *suffix, int64_t rows, int64_t cols);

@@ -18,6 +18,7 @@ typedef struct Linear {
     float *bias; /* (rows) 或 NULL，在后端内存 */
     ActQuant act; /* 输入的量化；kind 为 ACT_NONE 即不量化 */
     ActQuant out; /* 输出的取整（q、k、v：注意力两个 BMM 的输入） */
+    bool packed;   /* 来自已量化的检查点，照原样装入（checkpoint.h） */
     bool streamed; /* 未量化，用到时才从权重文件载入（--max_memory） */
     double weight_mse; /* 量化前后权重的均方误差；未量化为 0 */
 } Linear;

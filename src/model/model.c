@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "model/checkpoint.h"
 #include "model/layout.h"
 #include "model/rope.h"
 
@@ -53,14 +54,21 @@ static bool load_rows(Model *m, const TensorSource *src, int64_t row0, int64_t n
     return backend_check(m->backend, e) && ok;
 }
 
+bool model_load_bias(Model *m, Linear *l, Err *e) {
+    TensorSource src;
+    if (!l->has_bias || l->bias) return true;
+    layout_linear(m, l, true, &src);
+    l->bias = ARENA_ARRAY(&m->arena, float, l->rows, e);
+    return l->bias && load_rows(m, &src, 0, l->rows, 1, m->dtype, l->bias, e);
+}
+
 bool model_load_linear(Model *m, Linear *l, float *w, Err *e) {
     double t = clock_seconds();
     TensorSource src;
-    if (l->has_bias && !l->bias) {
-        layout_linear(m, l, true, &src);
-        l->bias = ARENA_ARRAY(&m->arena, float, l->rows, e);
-        if (!l->bias || !load_rows(m, &src, 0, l->rows, 1, m->dtype, l->bias, e)) return false;
-    }
+    if (l->packed)
+        return err_set(e, ERR_UNSUPPORTED, "%s: 已经是 %s 量化的，不能再量化一次", l->name,
+                       checkpoint_name(m->weights.checkpoint->kind));
+    if (!model_load_bias(m, l, e)) return false;
     layout_linear(m, l, false, &src);
     if (!load_rows(m, &src, 0, l->rows, l->cols, m->dtype, w, e)) return false;
     bool last = l->slot == T_V || l->slot == T_UP || l->expert + 1 == m->config.n_experts;
@@ -230,6 +238,10 @@ static bool finish_block(Model *m, int64_t layer, Err *e) {
     for (int64_t i = 0; ok && i < b->n_linears; i++) {
         Linear *l = &b->linears[i];
         if (!l->rows || l->q.data || l->streamed) continue;
+        if (l->packed) {
+            ok = checkpoint_load(m, l, e);
+            continue;
+        }
         if (m->stream) {
             if (!model_stream_linear(m, l, e)) return false;
             continue;
@@ -269,17 +281,32 @@ bool model_need_block(Model *m, int64_t layer, Err *e) {
     return true;
 }
 
+/* 不共享的头；已量化的检查点可能连它也装了包。 */
+static bool load_head(Model *m, Err *e) {
+    const ModelConfig *c = &m->config;
+    Linear head = layout_head(m);
+    if (m->own_head.data) return true;
+    if (!checkpoint_is_packed(m, &head))
+        return load_matrix(m, T_HEAD, c->vocab, c->hidden, m->head_int8, &m->own_head, e);
+    if (!checkpoint_load(m, &head, e)) return false;
+    m->own_head = head.q;
+    return head.act.kind == ACT_NONE || err_set(e, ERR_UNSUPPORTED, "lm_head: 激活也量化的头不支持");
+}
+
 bool model_finish(Model *m, Err *e) {
     const ModelConfig *c = &m->config;
-    for (int64_t i = 0; i < c->n_layers; i++)
+    Progress p = progress_start(LOG_LOAD, "装入已量化的权重", "块", m->weights.checkpoint ? c->n_layers : 0);
+    for (int64_t i = 0; i < c->n_layers; i++) {
         if (!finish_block(m, i, e)) return false;
+        if (m->weights.checkpoint) progress_step(&p, i + 1);
+    }
+    if (m->weights.checkpoint) progress_end(&p);
     if (!c->no_final_norm && !load_norm(m, T_FINAL_NORM, &m->final_norm, &m->final_norm_bias, e)) return false;
     if (!model_load_embed(m, e)) return false;
     m->head = &m->embed;
     if (c->tied) return true;
     m->head = &m->own_head;
-    return m->own_head.data ||
-           load_matrix(m, T_HEAD, c->vocab, c->hidden, m->head_int8, &m->own_head, e);
+    return load_head(m, e);
 }
 
 Linear *model_find_linear(Model *m, const char *name) {
@@ -328,7 +355,7 @@ ModelBytes model_bytes(const Model *m) {
             n.linear_bytes += qtensor_bytes(&l->q);
             if (l->q.dense == DT_NONE) {
                 n.codes += l->q.data_bytes;
-                n.scales += l->q.scale_bytes;
+                n.scales += l->q.scale_bytes + l->q.table_bytes;
                 n.zeros += l->q.zero_bytes;
                 n.permutations += l->q.perm_bytes;
                 n.outliers += l->q.outliers.bytes;
@@ -340,9 +367,11 @@ ModelBytes model_bytes(const Model *m) {
     const QTensor *ends[] = {&m->embed, c->tied ? NULL : &m->own_head};
     for (int i = 0; i < 2; i++) {
         if (!ends[i]) continue;
-        if (m->head_int8) {
+        if (ends[i]->dense == DT_NONE) {
             n.codes += ends[i]->data_bytes;
-            n.scales += ends[i]->scale_bytes;
+            n.scales += ends[i]->scale_bytes + ends[i]->table_bytes;
+            n.zeros += ends[i]->zero_bytes;
+            n.permutations += ends[i]->perm_bytes;
         } else {
             n.unquantized += qtensor_bytes(ends[i]);
         }

@@ -65,6 +65,13 @@ const FileTensor *weights_find(const WeightStore *w, const char *name) {
     return i < w->n_tensors ? w->sorted[i] : NULL;
 }
 
+const FileTensor *weights_use(const WeightStore *w, const char *name) {
+    size_t i = find_index(w, name);
+    if (i == w->n_tensors) return NULL;
+    w->used[i] = true;
+    return w->sorted[i];
+}
+
 static int by_text(const void *a, const void *b) {
     return strcmp(*(const char *const *)a, *(const char *const *)b);
 }
@@ -99,6 +106,16 @@ static bool open_index(WeightStore *w, const json_t *root, const char *name, Err
     return true;
 }
 
+/* config.json 有 quantization_config（多模态的可能在 text_config 里）：已量化的检查点。 */
+static bool open_checkpoint(WeightStore *w, const json_t *root, const char *name, Err *e) {
+    const json_t *q = json_object_get(root, "quantization_config");
+    if (!q || json_is_null(q)) q = json_object_get(json_object_get(root, "text_config"), "quantization_config");
+    if (!q || json_is_null(q)) return true;
+    CheckpointConfig *c = ARENA_NEW(&w->arena, CheckpointConfig, e);
+    w->checkpoint = c;
+    return c && checkpoint_parse(c, q, name, e);
+}
+
 static bool open_dir(WeightStore *w, const char *adapter, ModelConfig *config, Err *e) {
     char *cfg = file_join(&w->arena, w->path, "config.json", e);
     char *single = file_join(&w->arena, w->path, "model.safetensors", e);
@@ -108,7 +125,7 @@ static bool open_dir(WeightStore *w, const char *adapter, ModelConfig *config, E
         return err_set(e, ERR_MISSING, "%s: 不是模型文件夹（缺少 config.json）", w->path);
     json_t *root = json_load(cfg, e);
     if (!root) return false;
-    bool ok = arch_from_json(config, root, cfg, adapter, e);
+    bool ok = arch_from_json(config, root, cfg, adapter, e) && open_checkpoint(w, root, cfg, e);
     json_decref(root);
     if (!ok) return false;
     if (file_exists(index)) {
@@ -273,7 +290,10 @@ void weights_drop(const WeightStore *w, const char *name) {
 DType weights_native_dtype(const WeightStore *w) {
     DType common = DT_NONE;
     for (size_t i = 0; i < w->n_tensors; i++) {
-        if (w->sorted[i]->n_dims != 2) continue;
+        const FileTensor *t = w->sorted[i];
+        if (t->n_dims != 2) continue;
+        bool real = t->dtype == DT_F32 || t->dtype == DT_F16 || t->dtype == DT_BF16;
+        if (w->checkpoint && (!real || !str_ends(t->name, ".weight"))) continue;
         if (common != DT_NONE && w->sorted[i]->dtype != common) return DT_F32;
         common = w->sorted[i]->dtype;
     }

@@ -6,6 +6,7 @@
 #include "io/gguf.h"
 #include "io/hash.h"
 #include "model/arch.h"
+#include "model/checkpoint_config.h"
 
 /* 要取的 (n, cols) 在文件的张量里的位置：第 r 行 = 文件的第 r/block·stride + offset + r%block 行。 */
 typedef struct TensorSource {
@@ -27,6 +28,7 @@ typedef struct WeightStore {
     const FileTensor **sorted; /* 全部张量，按名字排序 */
     bool *used;                /* (n_tensors) weights_check 查过的 */
     size_t n_tensors;
+    const CheckpointConfig *checkpoint; /* 已量化的检查点的格式；不是则 NULL */
     char strip[32], add[64];   /* 名字表里的名字要去掉、加上的前缀（layout.c 定） */
 } WeightStore;
 
@@ -38,6 +40,8 @@ bool weights_open(WeightStore *w, const char *path, const char *adapter, ModelCo
 void weights_close(WeightStore *w);
 /* 按文件里的名字找；没有返回 NULL。 */
 const FileTensor *weights_find(const WeightStore *w, const char *name);
+/* 同上，并记下用到了它。 */
+const FileTensor *weights_use(const WeightStore *w, const char *name);
 /* 检查存在与形状，并记下用到了它。错误: 缺少张量、形状不符。 */
 bool weights_check(const WeightStore *w, const TensorSource *s, Err *e);
 /* 第 row0 行起的 n 行解码为 f32 (n, cols)；dtype 为 DT_F16/DT_BF16 时再就近舍入到该类型（值仍以 f32 存）。
@@ -46,7 +50,7 @@ bool weights_load(const WeightStore *w, const TensorSource *s, int64_t row0, int
                   float *out, Err *e);
 /* 丢弃该张量占用的映射页（只影响 RSS）。 */
 void weights_drop(const WeightStore *w, const char *name);
-/* 权重自身的类型：线性层全为 F16 / BF16 时即其类型，其余（F32、块量化、混合）为 F32。 */
+/* 权重自身的类型：线性层全为 F16 / BF16 时即其类型，其余（F32、块量化、混合）为 F32。已量化的检查点只看没有量化的矩阵。 */
 DType weights_native_dtype(const WeightStore *w);
 /* 全部权重文件的 SHA-256：单文件即其哈希；多文件为各哈希按文件名顺序连接后的哈希。 */
 bool weights_sha256(const WeightStore *w, const char *cache_dir, char hex[HASH_HEX], Err *e);

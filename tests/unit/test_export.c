@@ -22,7 +22,7 @@ typedef struct Made {
 static void make(Made *m, int bits, ZeroKind zero, bool permuted) {
     *m = (Made){.l = {.name = "x", .rows = ROWS, .cols = COLS}};
     m->l.q = (QTensor){.rows = ROWS, .cols = COLS, .n_groups = GROUPS,
-                       .spec = {bits, GROUP, zero, DT_F16, GRID_GPTQ}, .perm = permuted ? m->perm : NULL};
+                       .spec = {.bits = bits, .group_size = GROUP, .zero = zero, .scale_dtype = DT_F16}, .perm = permuted ? m->perm : NULL};
     for (int k = 0; k < COLS; k++) {
         m->perm[k] = (k * 35 + 7) % COLS;
         m->group[permuted ? m->perm[k] : k] = k / GROUP;

@@ -18,7 +18,7 @@ typedef void TileFn(float *y, int64_t ldy, const void *x, const void *w, int64_t
 /* bf16 计算、单行时量化的权重按编码算：y = Σ_组 scale·(Σ x·编码 − zero·Σx)。编码在 bf16 中精确，不必逐个反量化、
  * 舍入，所以又快又准。返回: 能这样算（组界在 32 列界上，没有离群值）。 */
 static inline bool linear_by_codes(const QTensor *w) {
-    return w->dense == DT_NONE && !w->outliers.start &&
+    return w->dense == DT_NONE && w->spec.codes == CODE_INT && !w->outliers.start &&
            (w->n_groups == 1 || w->spec.group_size % QT_KBLOCK == 0);
 }
 

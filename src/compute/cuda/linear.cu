@@ -6,7 +6,10 @@
 struct View {
     int64_t rows, cols, stride, groups, group, blocks, stat_rows;
     DType dense, scale_type;
-    int bits, zero_kind, scale_bits, zero_bits;
+    int bits, zero_kind, scale_bits, zero_bits, codes;
+    int64_t nested, first;
+    float offset;
+    const float *table;
     const void *data, *scales, *zeros, *scale_grid, *zero_grid, *value;
     const uint32_t *start;
     const uint16_t *at;
@@ -31,7 +34,9 @@ static View view_of(const QTensor *q) {
     v.scale_type = q->spec.scale_dtype, v.bits = q->spec.bits, v.zero_kind = q->spec.zero;
     v.scales = q->scales, v.zeros = q->zeros;
     v.scale_bits = q->two.scale_bits, v.zero_bits = q->two.zero_bits, v.stat_rows = q->two.rows;
-    v.scale_grid = grids(q, q->scales, v.scale_bits);
+    v.codes = q->spec.codes, v.table = q->table;
+    v.nested = q->nested.per, v.first = q->nested.first, v.offset = q->nested.offset;
+    v.scale_grid = grids(q, q->scales, v.scale_bits); /* 嵌套时是表，其后是外层缩放 */
     v.zero_grid = grids(q, q->zeros, v.zero_bits);
     v.start = q->outliers.start, v.at = q->outliers.at, v.value = q->outliers.value;
     return v;
@@ -46,7 +51,15 @@ __device__ static float two_level(const View &v, const void *codes, const void *
     float code = (float)(word >> shift & ((1 << bits) - 1));
     return __fmul_rn(real_at(grid, v.scale_type, i), __fadd_rn(code, -real_at(grid, v.scale_type, i + 1)));
 }
+/* 嵌套缩放：表[码]·外层 + offset。 */
+__device__ static float nested_scale(const View &v, int64_t row, int64_t g) {
+    const float *table = (const float *)v.scale_grid;
+    uint8_t code = ((const uint8_t *)v.scales)[(row / QT_PANEL * v.groups + g) * QT_PANEL + row % QT_PANEL];
+    int64_t at = (v.first + row * v.groups + g) / v.nested - v.first / v.nested;
+    return __fadd_rn(__fmul_rn(table[code], table[256 + at]), v.offset);
+}
 __device__ static float scale_of(const View &v, int64_t row, int64_t g) {
+    if (v.nested) return nested_scale(v, row, g);
     if (v.scale_bits) return two_level(v, v.scales, v.scale_grid, v.scale_bits, row, g);
     return real_at(v.scales, v.scale_type, (row / QT_PANEL * v.groups + g) * QT_PANEL + row % QT_PANEL);
 }
@@ -78,6 +91,16 @@ __device__ static int code_of(const View &v, int64_t row, int64_t k) {
     return code;
 }
 
+/* FP8 的值；与 qtensor_codes.c 的 f8_to_f32 相同（检查点里没有 NaN、Inf：装入时查过）。 */
+__device__ static float f8_value(int code, bool e5m2) {
+    int bits = e5m2 ? 2 : 3, man = code & ((1 << bits) - 1), exp = (code & 127) >> bits;
+    float v = ldexpf((float)(exp ? man + (1 << bits) : man), (exp ? exp : 1) - (e5m2 ? 15 : 7) - bits);
+    return code & 128 ? -v : v;
+}
+__device__ static float code_value(const View &v, int code) {
+    return v.codes == CODE_TABLE ? v.table[code] : f8_value(code, v.codes == CODE_F8_E5M2);
+}
+
 /* 存放次序的元素 (row, k)。 */
 __device__ static float weight_at(const View &v, int64_t row, int64_t k) {
     if (v.dense != DT_NONE) return real_at(v.data, v.dense, row * v.stride + k);
@@ -88,6 +111,7 @@ __device__ static float weight_at(const View &v, int64_t row, int64_t k) {
             if (v.at[i] == want) return real_at(v.value, v.scale_type, i);
     }
     int64_t g = k / v.group;
+    if (v.codes != CODE_INT) return __fmul_rn(scale_of(v, row, g), code_value(v, code_of(v, row, k)));
     return __fmul_rn(scale_of(v, row, g), __fadd_rn((float)code_of(v, row, k), -zero_of(v, row, g)));
 }
 
@@ -189,6 +213,7 @@ void cuda_quantize(Backend *b, QTensor *q, const float *w, const float *scale, c
 }
 
 __device__ static float stored_scale(float x, DType t, bool positive) {
+    if (t == DT_BF16) return __bfloat162float(__float2bfloat16_rn(x));
     if (t != DT_F16) return x;
     if (positive && x < 0x1p-24f) return 0x1p-24f;
     if (x > 65504.0f) return 65504.0f;

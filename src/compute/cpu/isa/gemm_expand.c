@@ -50,6 +50,25 @@ static void expand_mixed(float *dst, const QTensor *w, int64_t panel, int64_t k,
     }
 }
 
+/* 查表与 FP8：先取编码，逐个换成它的值，再乘该组的缩放。 */
+static void expand_values(float *dst, const QTensor *w, int64_t panel, int64_t k0, int64_t k1) {
+    int64_t blocks = (w->cols - 1) / QT_KBLOCK + 1, group = -1;
+    const float *value = qtensor_code_values(w);
+    GroupParams g = {vf_zero(), vf_zero()};
+    for (int64_t k = k0; k < k1; k += QT_KBLOCK, dst += 16 * QT_KBLOCK) {
+        const uint32_t *block = (const uint32_t *)w->data +
+                                (panel * blocks + k / QT_KBLOCK) * w->spec.bits * QT_PANEL;
+        CODES[w->spec.bits](dst, block);
+        for (int64_t i = 0; i < QT_KBLOCK && k + i < w->cols; i++) {
+            float *d = dst + 16 * i;
+            int64_t want = (k + i) / w->spec.group_size;
+            if (want != group) g = group_stats(w, panel, group = want);
+            for (int r = 0; r < QT_PANEL; r++) d[r] = value[(int)d[r]];
+            vf_store(d, vf_mul(g.scale, vf_load(d)));
+        }
+    }
+}
+
 static void expand_int(float *dst, const QTensor *w, int64_t panel, int64_t k0, int64_t k1) {
     int64_t blocks = (w->cols - 1) / QT_KBLOCK + 1, size = w->spec.group_size, group = -1;
     void (*const expand_block)(float *, const uint32_t *, const GroupParams *) =
@@ -73,12 +92,13 @@ static void put_outliers(float *dst, const QTensor *w, int64_t panel, int64_t k0
     const Outliers *o = &w->outliers;
     int64_t blocks = (w->cols - 1) / QT_KBLOCK + 1;
     const uint32_t *start = o->start + panel * blocks;
-    bool half = w->spec.scale_dtype == DT_F16;
+    DType type = w->spec.scale_dtype;
     for (int64_t block = k0 / QT_KBLOCK; block * QT_KBLOCK < k1; block++) {
         float *d = dst + (block * QT_KBLOCK - k0) * QT_PANEL;
         for (uint32_t i = start[block]; i < start[block + 1]; i++)
-            d[o->at[i]] = half ? f16_to_f32(((const uint16_t *)o->value)[i])
-                               : ((const float *)o->value)[i];
+            d[o->at[i]] = type == DT_F32   ? ((const float *)o->value)[i]
+                          : type == DT_F16 ? f16_to_f32(((const uint16_t *)o->value)[i])
+                                           : bf16_to_f32(((const uint16_t *)o->value)[i]);
     }
 }
 
@@ -105,7 +125,10 @@ void KERNEL_NAME(gemm_expand)(float *dst, const QTensor *w, int64_t panel, int64
                           (k1 - k0 + 1) / 2);
         break;
     default:
-        expand_int(dst, w, panel, k0, k1);
+        if (w->spec.codes != CODE_INT)
+            expand_values(dst, w, panel, k0, k1);
+        else
+            expand_int(dst, w, panel, k0, k1);
         if (w->outliers.start) put_outliers(dst, w, panel, k0, k1);
     }
 }

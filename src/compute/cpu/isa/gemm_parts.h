@@ -5,20 +5,35 @@
 #include "compute/cpu/isa/vec16.h"
 
 /* 反量化的三种算法，结果都与 qtensor.h 的定义逐位相同。
- * FUSED: 缩放是 f16、零点是整数时，scale·code 与 scale·zero 至多 19 位有效数字，在 f32 中精确，
+ * FUSED: 缩放是 f16 或 bf16、零点是整数时，scale·code 与 scale·zero 至多 19 位有效数字，在 f32 中精确，
  *        scale·(code−zero) 因而等于一次乘加 scale·code+offset，offset = −scale·zero。
  * INT:   零点是整数，code−zero 精确。REAL: 零点是实数，依定义逐步计算。 */
 typedef enum { DEQUANT_FUSED, DEQUANT_INT, DEQUANT_REAL, DEQUANT_KINDS } DequantKind;
 
 VEC_INLINE DequantKind dequant_kind(const QTensor *w) {
     if (w->spec.zero == ZERO_FLOAT) return DEQUANT_REAL;
-    return w->spec.scale_dtype == DT_F16 && !w->two.scale_bits ? DEQUANT_FUSED : DEQUANT_INT;
+    return w->spec.scale_dtype != DT_F32 && !w->two.scale_bits ? DEQUANT_FUSED : DEQUANT_INT;
 }
 
 /* 一个面板的一组的缩放与零点（FUSED 时 zero 是 offset）。 */
 typedef struct GroupParams {
     vf scale, zero;
 } GroupParams;
+
+/* 缩放表（或同型的零点表）从 at 起的 16 个数。 */
+VEC_INLINE vf load_reals(const QTensor *w, const void *table, int64_t at) {
+    if (w->spec.scale_dtype == DT_F32) return vf_load((const float *)table + at);
+    const uint16_t *half = (const uint16_t *)table + at;
+    return w->spec.scale_dtype == DT_F16 ? vf_load_f16(half) : vf_load_bf16(half);
+}
+
+/* 嵌套缩放：一个面板的一组的 16 个值（尾部行为 0）。 */
+VEC_INLINE vf nested_values(const QTensor *w, int64_t panel, int64_t group) {
+    float s[QT_PANEL] = {0};
+    for (int64_t r = panel * QT_PANEL, i = 0; i < QT_PANEL && r + i < w->rows; i++)
+        s[i] = qtensor_scale(w, r + i, group);
+    return vf_load(s);
+}
 
 /* 两级统计：一个面板的一组的 16 个值。16 个 c 位的码共 2c 字节，前后各 8 个码用两次整字读取。 */
 VEC_INLINE vf two_level_values(const QTensor *w, StatKind kind, int64_t panel, int64_t group) {
@@ -40,20 +55,19 @@ VEC_INLINE vf two_level_values(const QTensor *w, StatKind kind, int64_t panel, i
 /* 存下的缩放与零点。 */
 VEC_INLINE GroupParams group_stats(const QTensor *w, int64_t panel, int64_t group) {
     int64_t at = (panel * w->n_groups + group) * QT_PANEL;
-    bool half = w->spec.scale_dtype == DT_F16;
     GroupParams g;
-    if (w->two.scale_bits)
+    if (w->nested.per)
+        g.scale = nested_values(w, panel, group);
+    else if (w->two.scale_bits)
         g.scale = two_level_values(w, STAT_SCALE, panel, group);
     else
-        g.scale = half ? vf_load_f16((const uint16_t *)w->scales + at)
-                       : vf_load((const float *)w->scales + at);
+        g.scale = load_reals(w, w->scales, at);
     if (w->two.zero_bits) {
         g.zero = two_level_values(w, STAT_ZERO, panel, group);
         return g;
     }
     if (w->spec.zero == ZERO_FLOAT) {
-        g.zero = half ? vf_load_f16((const uint16_t *)w->zeros + at)
-                      : vf_load((const float *)w->zeros + at);
+        g.zero = load_reals(w, w->zeros, at);
         return g;
     }
     if (w->spec.zero == ZERO_SYM)

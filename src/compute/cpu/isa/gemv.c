@@ -190,7 +190,7 @@ static void (*const WALKS[9][DEQUANT_KINDS])(float *, const float *, const QTens
 static void gemv_int(float *y, const float *x, const QTensor *w, int64_t panel, int64_t n_out,
                      const float *bias) {
 #if VEC_PARTS <= 2
-    bool aligned = !w->outliers.start &&
+    bool aligned = w->spec.codes == CODE_INT && !w->outliers.start &&
                    (w->n_groups == 1 || w->spec.group_size % QT_KBLOCK == 0);
     if (aligned && WALKS[w->spec.bits][dequant_kind(w)]) {
         WALKS[w->spec.bits][dequant_kind(w)](y, x, w, panel, n_out, bias);

@@ -82,8 +82,7 @@ void KERNEL_NAME(gemv_int8)(float *y, const int8_t *x, const QTensor *w, int64_t
 /* 面板的缩放与整数零点（一行一组）。 */
 VEC_INLINE void panel_params(const QTensor *w, int64_t panel, vf *scale, vu *zero) {
     int64_t at = panel * QT_PANEL;
-    *scale = w->spec.scale_dtype == DT_F16 ? vf_load_f16((const uint16_t *)w->scales + at)
-                                           : vf_load((const float *)w->scales + at);
+    *scale = load_reals(w, w->scales, at);
     *zero = w->spec.zero == ZERO_SYM ? vu_set1(1u << (w->spec.bits - 1))
                                      : vu_from_float(vf_load_u8((const uint8_t *)w->zeros + at));
 }

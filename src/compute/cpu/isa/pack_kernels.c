@@ -62,6 +62,17 @@ void KERNEL_NAME(unpack_panel)(float *w, const QTensor *q, int64_t panel) {
     }
 }
 
+/* 16 个数按缩放的类型舍入后存下。 */
+static void store_reals(const QTensor *q, void *table, int64_t at, const float *x) {
+    if (q->spec.scale_dtype == DT_F32) {
+        vf_store((float *)table + at, vf_load(x));
+    } else if (q->spec.scale_dtype == DT_F16) {
+        vf_store_f16((uint16_t *)table + at, vf_load(x));
+    } else {
+        for (int i = 0; i < QT_PANEL; i++) ((uint16_t *)table)[at + i] = f32_to_bf16(x[i]);
+    }
+}
+
 /* 存下面板的缩放与零点（按存放的类型舍入；尾部行的缩放为 0）；两级的已由调用者存好。 */
 static void store_params(QTensor *q, const float *scale, const float *zero, int64_t panel) {
     int64_t row = panel * QT_PANEL, n_rows = min_i64(q->rows - row, QT_PANEL);
@@ -73,18 +84,9 @@ static void store_params(QTensor *q, const float *scale, const float *zero, int6
             z[r] = zero[(row + r) * q->n_groups + g];
         }
         int64_t at = (panel * q->n_groups + g) * QT_PANEL;
-        bool half = q->spec.scale_dtype == DT_F16;
-        if (half && !q->two.scale_bits)
-            vf_store_f16((uint16_t *)q->scales + at, vf_load(s));
-        else if (!q->two.scale_bits)
-            vf_store((float *)q->scales + at, vf_load(s));
+        if (!q->two.scale_bits) store_reals(q, q->scales, at, s);
         if (q->two.zero_bits) continue;
-        if (q->spec.zero == ZERO_FLOAT) {
-            if (half)
-                vf_store_f16((uint16_t *)q->zeros + at, vf_load(z));
-            else
-                vf_store((float *)q->zeros + at, vf_load(z));
-        }
+        if (q->spec.zero == ZERO_FLOAT) store_reals(q, q->zeros, at, z);
         if (q->spec.zero != ZERO_INT) continue;
         vf code = vf_min(vf_max(vf_rint(vf_load(z)), vf_zero()), vf_set1(top));
         vf_store(z, code);
@@ -182,6 +184,7 @@ static void min_max(const float *w, int64_t n, float *lo, float *hi) {
 
 /* 缩放舍入到存放类型；f16 时饱和在 [最小正次正规数, 65504]，使商有定义。 */
 static float stored(float x, DType dtype, bool positive) {
+    if (dtype == DT_BF16) return bf16_to_f32(f32_to_bf16(x));
     if (dtype != DT_F16) return x;
     if (positive && x < 0x1p-24f) return 0x1p-24f;
     if (x > 65504.0f) return 65504.0f;

@@ -243,6 +243,12 @@ VEC_INLINE vf vf_load_f16(const uint16_t *h) {
 #endif
     return r;
 }
+/* 16 个 bf16 → f32（精确） */
+VEC_INLINE vf vf_load_bf16(const uint16_t *h) {
+    uint32_t w[16];
+    for (int i = 0; i < 16; i++) w[i] = (uint32_t)h[i] << 16;
+    return vf_bits(vu_load(w));
+}
 /* 16 个 u8 → f32 */
 VEC_INLINE vf vf_from_u8(__m128i b) {
     vf r;

@@ -77,8 +77,8 @@ static bool make_weight(Backend *b, QTensor *q, Arena *a, DType dense, int bits,
     mark = arena_mark(a);
     bool ok;
     if (bits) {
-        QSpec s = {bits, 128, ZERO_INT, DT_F16, GRID_GPTQ};
-        if (bits == W8A8) s = (QSpec){8, -1, ZERO_SYM, DT_F32, GRID_ABSMAX};
+        QSpec s = {bits, 128, ZERO_INT, DT_F16, GRID_GPTQ, CODE_INT};
+        if (bits == W8A8) s = (QSpec){8, -1, ZERO_SYM, DT_F32, GRID_ABSMAX, CODE_INT};
         ok = qtensor_new(q, a, s, rows, cols, e);
         int64_t n = ok ? rows * q->n_groups : 1;
         float *scale = ARENA_ARRAY(&temp, float, n, e), *zero = ARENA_ARRAY(&temp, float, n, e);

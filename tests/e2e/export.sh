@@ -34,6 +34,24 @@ for format in gptq awq compressed-tensors; do
     check "$format：分词器原样" cmp data/raw/demo/model/tokenizer.json "$work/rtn-$format/tokenizer.json"
 done
 
+same() { # 描述 甲 乙：相对差 1e-6 之内
+    if [ -n "$2" ] && awk -v a="$2" -v b="$3" 'BEGIN { exit !(b > 0 && (a - b) * (a - b) < 1e-12 * a * a) }'; then
+        ok "$1（$2，$3）"
+    else
+        not_ok "$1" "$2，$3"
+    fi
+}
+group=(--override weight.group_size=32 --override weight.scale_dtype=float16)
+want=$(ppl "$root/data/raw/demo/model" rtn "${group[@]}")
+bits=$("$json_get" "$work/run.json" quantization.effective_bits.linear)
+for format in gptq awq compressed-tensors; do # 我们的导出作为别人量化好的检查点装回来
+    rm -rf "${work:?}/rtn-$format"
+    export_to "$work/rtn-$format" rtn "$format" "${group[@]}"
+    same "$format：pretrained:$format 的 PPL" "$want" "$(ppl "$work/rtn-$format" "pretrained:$format")"
+    same "$format：有效位宽" "$bits" "$("$json_get" "$work/run.json" quantization.effective_bits.linear)"
+    check "$format：结果里的组宽" grep -q '"weight.group_size": *32' "$work/run.json"
+done
+
 refused() { # 描述 片段 命令…
     local what=$1 want=$2
     shift 2
@@ -45,4 +63,14 @@ refused "文件夹不空" "不是空的" export_to "$work/gptq" rtn gptq --overr
 refused "没有量化的层" "没有一个线性层" export_to "$work/none" fp16 gptq
 refused "格式的近似名" "compressed-tensors" export_to "$work/x" rtn compressed_tensors
 refused "放不下的位宽" "没有 5 位" export_to "$work/y" rtn awq --override weight.w_bits=5
+run_one() {
+    "$ptq" run_one --model "$1" --method "$2" --track A --dry_run "${settings[@]}"
+}
+refused "已量化的用 fp16" "--method pretrained:gptq" run_one "$work/rtn-gptq" fp16
+refused "已量化的用错格式" "--method pretrained:awq" run_one "$work/rtn-awq" pretrained:gptq
+refused "没有量化的用 pretrained" "没有量化" run_one "$root/data/raw/demo/model" pretrained:gptq
+refused "方法名写错" "pretrained:gptq" run_one "$work/rtn-gptq" pretrained:gtpq
+check "已量化的 --dry_run" run_one "$work/rtn-gptq" pretrained:gptq
+sed 's/"quant_method": *"gptq"/"quant_method": "quip"/' "$work/rtn-gptq/config.json" >"$work/config" && mv "$work/config" "$work/rtn-gptq/config.json"
+refused "不认识的 quant_method" "gptq、awq、compressed-tensors、bitsandbytes、hqq" run_one "$work/rtn-gptq" pretrained:gptq
 done_testing

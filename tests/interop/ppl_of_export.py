@@ -1,9 +1,10 @@
-"""导出的文件夹在别的工具里的困惑度。
+"""量化的文件夹（我们导出的，或别的工具写的）在别的程序里的困惑度。
 
 用法: ppl_of_export.py 文件夹 文本 窗口长 窗口数
-hf-dequantized 与 compressed-tensors 由 transformers 装入（后者要 compressed-tensors 包）；
-gptq 与 awq 的编码在这里按 AutoGPTQ、AutoAWQ 的公式独立解开，再交给 transformers 的普通模型
-（这里没有 GPU，那两个项目的内核装不了）。标准输出只有一个数。
+hf-dequantized 与 compressed-tensors 由 transformers 装入（后者要 compressed-tensors 包），bitsandbytes 由
+transformers 装入后以它自己的函数反量化，hqq 由 hqq 的 HQQLinear 反量化；gptq 与 awq 的编码在这里按 AutoGPTQ、
+AutoAWQ 的公式独立解开，再交给 transformers 的普通模型（这里没有 GPU，那两个项目的内核装不了）。计算都是 float32。
+标准输出只有一个数。
 """
 import json
 import os
@@ -32,7 +33,7 @@ def dequantize_gptq(t, name, config):
     cols, bits = t[name + ".g_idx"].shape[0], config["bits"]
     code = unpack_rows(qweight, bits, cols)
     zero = unpack_rows(t[name + ".qzeros"].T.contiguous(), bits, scales.shape[1]).T
-    if config["checkpoint_format"] == "gptq":
+    if config.get("checkpoint_format", "gptq") == "gptq":
         zero = zero + 1
     group = t[name + ".g_idx"].long()
     return ((code - zero[group]).float() * scales[group]).T.contiguous()
@@ -53,34 +54,82 @@ def dequantize_awq(t, name, config):
     return ((split(t[name + ".qweight"]) - zero).float() * scales).T.contiguous()
 
 
-def open_model(folder):
-    config = json.load(open(os.path.join(folder, "config.json")))
-    quant = config.get("quantization_config")
-    if not quant or quant["quant_method"] == "compressed-tensors":
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    t = load_file(os.path.join(folder, "model.safetensors"))
-    unpack = {"gptq": dequantize_gptq, "awq": dequantize_awq}[quant["quant_method"]]
-    names = sorted(k[: -len(".qweight")] for k in t if k.endswith(".qweight"))
-    state = {k: v.float() for k, v in t.items()
-             if not k.endswith((".qweight", ".qzeros", ".scales", ".g_idx"))}
-    state.update({n + ".weight": unpack(t, n, quant) for n in names})
-    plain = AutoConfig.from_pretrained(folder)
-    del plain.quantization_config
-    model = AutoModelForCausalLM.from_config(plain, dtype=torch.float32)
+def plain_model(folder, state):
+    """没有量化的同形状的模型，装入 state。"""
+    config = AutoConfig.from_pretrained(folder)
+    del config.quantization_config
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     missing, extra = model.load_state_dict(state, strict=False)
     assert not extra and all("lm_head" in k for k in missing), (missing, extra)
     model.tie_weights()
     return model
 
 
-folder, text, window, count = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-torch.set_num_threads(2)
-model = open_model(folder).eval()
-ids = AutoTokenizer.from_pretrained(folder)(open(text, encoding="utf-8").read(), return_tensors="pt").input_ids[0]
-total = 0.0
-with torch.no_grad():
-    for i in range(count):
-        x = ids[i * window: (i + 1) * window][None]
-        logits = model(x).logits[0, :-1].double()
-        total += torch.nn.functional.cross_entropy(logits, x[0, 1:], reduction="mean").item()
-print(torch.tensor(total / count).exp().item())
+def dequantize_words(folder, quant):
+    t = load_file(os.path.join(folder, "model.safetensors"))
+    unpack = {"gptq": dequantize_gptq, "awq": dequantize_awq}[quant["quant_method"]]
+    names = sorted(k[: -len(".qweight")] for k in t if k.endswith(".qweight"))
+    state = {k: v.float() for k, v in t.items()
+             if not k.endswith((".qweight", ".qzeros", ".scales", ".g_idx"))}
+    state.update({n + ".weight": unpack(t, n, quant) for n in names})
+    return plain_model(folder, state)
+
+
+def dequantize_bitsandbytes(folder):
+    import bitsandbytes as bnb
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map="cpu")
+    state = {}
+    for name, module in model.named_modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.weight.quant_state.dtype = torch.float32
+            state[name + ".weight"] = bnb.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
+        elif isinstance(module, bnb.nn.Linear8bitLt):
+            w = module.weight
+            state[name + ".weight"] = w.CB.float() * w.SCB.float()[:, None] / 127
+    for k, v in model.state_dict().items():
+        name, leaf = k.rsplit(".", 1)
+        if leaf in ("weight", "bias") and name + ".weight" not in state and "quant" not in k:
+            state[k] = v.float()
+    return plain_model(folder, state)
+
+
+def dequantize_hqq(folder):
+    from hqq.core.quantize import HQQLinear
+    t = load_file(os.path.join(folder, "model.safetensors"))
+    names = sorted(k[: -len(".W_q")] for k in t if k.endswith(".W_q"))
+    state = {k: v.float() for k, v in t.items() if k.rsplit(".", 1)[0] not in names}
+    for n in names:
+        layer = HQQLinear(None, None, compute_dtype=torch.float32, device="cpu")
+        layer.load_state_dict({k[len(n) + 1:]: v for k, v in t.items() if k.startswith(n + ".")})
+        state[n + ".weight"] = layer.dequantize().float()
+    return plain_model(folder, state)
+
+
+def open_model(folder):
+    config = json.load(open(os.path.join(folder, "config.json")))
+    quant = config.get("quantization_config")
+    if not quant or quant["quant_method"] == "compressed-tensors":
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    if quant["quant_method"] == "bitsandbytes":
+        return dequantize_bitsandbytes(folder)
+    if quant["quant_method"] == "hqq":
+        return dequantize_hqq(folder)
+    return dequantize_words(folder, quant)
+
+
+def perplexity(folder, text, window, count):
+    model = open_model(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer(open(text, encoding="utf-8").read(), return_tensors="pt").input_ids[0]
+    total = 0.0
+    with torch.no_grad():
+        for i in range(count):
+            x = ids[i * window: (i + 1) * window][None]
+            logits = model(x).logits[0, :-1].double()
+            total += torch.nn.functional.cross_entropy(logits, x[0, 1:], reduction="mean").item()
+    return torch.tensor(total / count).exp().item()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    print(perplexity(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))

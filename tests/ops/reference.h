@@ -20,7 +20,7 @@
 
 /* bf16 计算的单行遇到组宽是 32 的倍数（或整行）、没有离群值的量化权重：按编码算，见 backend.h。 */
 static inline bool ref_by_codes(const QTensor *q, bool bf16, int64_t n) {
-    return !ref_on_cuda() && bf16 && n == 1 && q->dense == DT_NONE && !q->outliers.start &&
+    return !ref_on_cuda() && bf16 && n == 1 && q->dense == DT_NONE && q->spec.codes == CODE_INT && !q->outliers.start &&
            (q->n_groups == 1 || q->spec.group_size % QT_KBLOCK == 0);
 }
 /* op_linear 实际用的权重，*reach 是误差界里的 |w|：按编码算的不舍入，部分和却有 scale·(code+|zero|) 那么大。 */

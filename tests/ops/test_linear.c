@@ -251,7 +251,7 @@ static void test_linear_int(void **state) {
         for (int zero = 0; zero < 3; zero++)
             for (int half = 0; half < 2; half++)
                 for (size_t g = 0; g < COUNT(GROUPS); g++, i++) {
-                    QSpec s = {bits, GROUPS[g], (ZeroKind)zero, half ? DT_F16 : DT_F32, GRID_GPTQ};
+                    QSpec s = {bits, GROUPS[g], (ZeroKind)zero, half ? DT_F16 : DT_F32, GRID_GPTQ, CODE_INT};
                     check_spec(s, ROWS[i % COUNT(ROWS)], COLS[i / 5 % (COUNT(COLS) - 1)],
                                BATCHES[i % COUNT(BATCHES)]);
                     if (i % 5 == 0) check_spec(s, 33, 130, 5);
@@ -263,8 +263,8 @@ static void test_linear_int(void **state) {
 static void check_many(const char *isa, ComputeMode mode, int threads, bool with_perm) {
     enum { COLS_MANY = 130, N_OUT = 5, MANY_ROWS = 3 };
     static const int64_t OUT_ROWS[N_OUT] = {1, 40, 200, 15, 64};
-    static const QSpec SPECS[N_OUT] = {{4, 64, ZERO_INT, DT_F16, GRID_GPTQ}, {4, 64, ZERO_INT, DT_F16, GRID_GPTQ},
-                                       {8, -1, ZERO_SYM, DT_F32, GRID_ABSMAX}, {0}, {3, 7, ZERO_SYM, DT_F16, GRID_GPTQ}};
+    static const QSpec SPECS[N_OUT] = {{4, 64, ZERO_INT, DT_F16, GRID_GPTQ, CODE_INT}, {4, 64, ZERO_INT, DT_F16, GRID_GPTQ, CODE_INT},
+                                       {8, -1, ZERO_SYM, DT_F32, GRID_ABSMAX, CODE_INT}, {0}, {3, 7, ZERO_SYM, DT_F16, GRID_GPTQ, CODE_INT}};
     Backend b;
     if (!open_backend(&b, isa, mode, threads)) return;
     ArenaMark mark = arena_mark(&arena);
@@ -379,11 +379,11 @@ static void test_bad_requests(void **state) {
     assert_int_equal(e.code, ERR_UNSUPPORTED);
     assert_false(backend_open_cpu(&b, -1, COMPUTE_F32, NULL, &e));
     assert_int_equal(e.code, ERR_USAGE);
-    QSpec good = {4, -1, ZERO_INT, DT_F16, GRID_GPTQ},
-          bad = {9, -1, ZERO_INT, DT_F16, GRID_GPTQ};
+    QSpec good = {4, -1, ZERO_INT, DT_F16, GRID_GPTQ, CODE_INT},
+          bad = {9, -1, ZERO_INT, DT_F16, GRID_GPTQ, CODE_INT};
     assert_false(qtensor_measure(&q, DT_NONE, bad, 4, 4, &e));
     assert_int_equal(e.code, ERR_CONFIG);
-    bad = (QSpec){4, 0, ZERO_INT, DT_F16, GRID_GPTQ};
+    bad = (QSpec){4, 0, ZERO_INT, DT_F16, GRID_GPTQ, CODE_INT};
     assert_false(qtensor_measure(&q, DT_NONE, bad, 4, 4, &e));
     assert_false(qtensor_measure(&q, DT_NONE, good, 0, 4, &e));
     assert_int_equal(e.code, ERR_FORMAT);

@@ -127,7 +127,7 @@ static void test_shapes(void **state) {
             ArenaMark mark = arena_mark(&arena);
             QSpec spec = {.bits = 8, .group_size = -1, .zero = i % 3 ? ZERO_SYM : ZERO_INT,
                           .scale_dtype = i % 4 ? DT_F32 : DT_F16,
-                          .grid = i % 3 == 1 ? GRID_ABSMAX : i % 3 == 2 ? GRID_TENSOR : GRID_GPTQ};
+                          .grid = i % 3 == 1 ? GRID_ABSMAX : i % 3 == 2 ? GRID_TENSOR : GRID_GPTQ, CODE_INT};
             QTensor w = make_weight(spec, ROWS[r], COLS[c], i % 5 == 0);
             ActQuant act = {.kind = ACT_TOKEN + (ActKind)(i % 3), .bits = i % 7 ? 8 : 4,
                             .scale = 0.01f};
@@ -167,7 +167,7 @@ static void test_extremes(void **state) {
 static void test_not_finite(void **state) {
     (void)state;
     QSpec spec = {.bits = 8, .group_size = -1, .zero = ZERO_SYM, .scale_dtype = DT_F32,
-                  .grid = GRID_ABSMAX};
+                  .grid = GRID_ABSMAX, CODE_INT};
     QTensor w = make_weight(spec, 20, 40, false);
     float x[15 * 40], y[15 * 20], z[15 * 40];
     static const ActKind KINDS[] = {ACT_TOKEN, ACT_STATIC};
@@ -223,7 +223,7 @@ static void test_absmax_grid(void **state) {
         bool tensor = i % 2;
         int64_t group = i / 2 % 2 ? G : -1, groups = group < 0 ? 1 : N_G;
         QSpec s = {.bits = 8, .group_size = group, .zero = ZERO_SYM, .scale_dtype = DT_F32,
-                   .grid = tensor ? GRID_TENSOR : GRID_ABSMAX};
+                   .grid = tensor ? GRID_TENSOR : GRID_ABSMAX, CODE_INT};
         Backend b;
         if (!open_isa(&b, ISAS[i / 4], 2)) continue;
         op_qparams(&b, tensor_f32(scale, R, groups), tensor_f32(zero, R, groups),
@@ -241,7 +241,7 @@ static void test_absmax_grid(void **state) {
     QTensor q;
     Err e = {0};
     QSpec bad = {.bits = 8, .group_size = -1, .zero = ZERO_INT, .scale_dtype = DT_F32,
-                 .grid = GRID_ABSMAX};
+                 .grid = GRID_ABSMAX, CODE_INT};
     assert_false(qtensor_measure(&q, DT_NONE, bad, 4, 4, &e));
     assert_int_equal(e.code, ERR_CONFIG);
 }

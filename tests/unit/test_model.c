@@ -175,7 +175,7 @@ static void test_bad_config(void **state) {
         {", \"rope_scaling\": {\"rope_type\": \"longrope\", \"short_factor\": [1]}", "short_factor", ERR_FORMAT},
         {", \"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 8, \"low_freq_factor\": 4,"
          " \"high_freq_factor\": 1}", "low_freq_factor", ERR_FORMAT},
-        {", \"quantization_config\": {\"bits\": 4}", "quantization_config", ERR_UNSUPPORTED},
+        {", \"quantization_config\": {\"bits\": 4}", "quant_method", ERR_UNSUPPORTED},
         {", \"head_dim\": 0", "head_dim", ERR_FORMAT},
         {", \"head_dim\": 7", "head_dim", ERR_FORMAT},
         {", \"rope_theta\": \"big\"", "rope_theta", ERR_FORMAT},

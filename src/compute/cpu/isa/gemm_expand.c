@@ -169,7 +169,7 @@ void KERNEL_NAME(gemm_expand_bf16)(uint32_t *dst, const QTensor *w, int64_t pane
                (size_t)(k1 - k0 + 1) / 2 * QT_PANEL * sizeof *dst);
         return;
     }
-    bool plain = w->dense == DT_NONE && !w->outliers.start;
+    bool plain = w->dense == DT_NONE && w->spec.codes == CODE_INT && !w->outliers.start;
     PairsFn *fast = plain ? PAIRS[w->spec.bits][dequant_kind(w)] : NULL;
     GroupParams g = {vf_zero(), vf_zero()};
     for (int64_t k = k0; k < k1; k += QT_KBLOCK, dst += 8 * QT_KBLOCK) {

@@ -311,6 +311,10 @@ static bool check_limits(Config *c, Err *e) {
         return err_set(e, ERR_CONFIG, "%s: max_memory '%s' 不是大小，应如 400MB、8GB",
                        schema_where(yaml_path(c->merged, "max_memory"), where, sizeof where),
                        c->run.max_memory);
+    if (c->run.stats_cache && !str_parse_bytes(c->run.stats_cache, &c->run.stats_cache_bytes))
+        return err_set(e, ERR_CONFIG, "%s: stats_cache '%s' 不是大小，应如 2GB，0B 为不存",
+                       schema_where(yaml_path(c->merged, "stats_cache"), where, sizeof where),
+                       c->run.stats_cache);
     if (c->run.compute == 0) c->run.compute = 1;    /* auto → float32 */
     if (c->model.trust_remote_code &&
         !warn(c, "trust_remote_code 为 true：仅作记录，本程序从不运行模型仓库里的代码", e))

@@ -18,6 +18,8 @@ typedef struct RunOptions {
     int64_t threads;       /* 0 = 全部核 */
     const char *max_memory; /* 如 "400MB"；NULL 为不限 */
     size_t max_memory_bytes; /* 由上得出，0 为不限 */
+    const char *stats_cache; /* 如 "2GB" */
+    size_t stats_cache_bytes; /* 由上得出，0 为不存 */
     int compute;           /* 下标: auto float32 bfloat16；auto = float32 */
     const char *results_dir;
     const char *data_dir;

@@ -26,6 +26,8 @@ const Option RUN_OPTIONS[] = {
     OPT_INT(RunOptions, threads, "threads", 0, 0, 1024, "线程数，0 为全部核；不影响数值结果"),
     OPT_STR(RunOptions, max_memory, "max_memory", NULL,
             "内存上限，如 400MB、8GB；不够时未量化的线性层逐块从文件载入，数值不变"),
+    OPT_STR(RunOptions, stats_cache, "stats_cache", "2GB",
+            "未量化模型的校准统计存在 data_dir/processed/stats/ 供别的运行共用，总共至多这么大；0B 为不存，数值不变"),
     OPT_ENUM(RunOptions, compute, "compute", COMPUTES, 0,
              "矩阵乘的计算类型，auto 即 float32；bfloat16 以 fp32 累加并记在结果里"),
     OPT_STR(RunOptions, results_dir, "results_dir", "results", "结果文件夹（相对项目根）"),

@@ -154,7 +154,7 @@ static bool names_family(const char *adapter) {
 
 /* 不影响数值的设置：权重与分词器由各自的哈希固定，所以 model_id 等也在其列。 */
 static bool influences_numbers(const char *key) {
-    static const char *const NOT[] = {"threads",  "max_memory", "results_dir",       "data_dir", "model_id",
+    static const char *const NOT[] = {"threads",  "max_memory", "stats_cache", "results_dir",       "data_dir", "model_id",
                                       "revision", "trust_remote_code", "adapter", "eval.log_samples",
                                       "eval.lm_eval_command", "eval.baseline",
                                       "eval.equivalence_delta"};

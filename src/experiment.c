@@ -188,6 +188,26 @@ static const char *compute_name(const Experiment *x) {
     return bf16 ? "bfloat16" : "float32";
 }
 
+/* 模型文件夹的 config.json（超参数不在权重里）。 */
+static bool hash_config(Experiment *x, Err *e) {
+    if (x->model.weights.is_gguf) return true;
+    const char *path = file_join(&x->arena, x->model_path, "config.json", e);
+    return path && (!file_exists(path) || hash_file(path, NULL, x->config_sha256, e));
+}
+
+/* 校准统计的身份：程序本身（每次编译都不同）、权重、超参数、存放类型、校准 ids、怎样算。 */
+static bool identify_stats(Experiment *x, Err *e) {
+    char program[HASH_HEX], shape[64];
+    if (!x->has_calib) return true;
+    const char *adapter = x->config.model.adapter;
+    snprintf(shape, sizeof shape, "%lld x %lld", (long long)x->calib.n_samples, (long long)x->calib.length);
+    if (!hash_file("/proc/self/exe", NULL, program, &(Err){0})) return true; /* 认不出程序就不存 */
+    const char *const parts[] = {program, x->weights_sha256, x->config_sha256, adapter ? adapter : "auto",
+                                 dtype_name(x->model.dtype), compute_name(x), x->backend.isa,
+                                 x->calib.sha256, shape};
+    return hash_texts(x->stats_key, parts, sizeof parts / sizeof *parts, e);
+}
+
 static bool identify(Experiment *x, Err *e) {
     int64_t max_len = x->config.model.max_seq_len ? x->config.model.max_seq_len
                                                   : x->model.config.max_position;
@@ -204,11 +224,11 @@ static bool identify(Experiment *x, Err *e) {
         return false;
     const char *tokenizer = tokenizer_sha256(x->tokenizer), *compute = compute_name(x);
     size_t n = 0;
-    const char **parts = ARENA_ARRAY(&x->arena, const char *, x->n_texts + 8, e);
-    if (!parts) return false;
-    const char *const head[] = {PTQ_VERSION, canonical, x->weights_sha256, tokenizer, x->protocol,
-                                compute};
-    for (; n < 6; n++) parts[n] = head[n];
+    const char **parts = ARENA_ARRAY(&x->arena, const char *, x->n_texts + 9, e);
+    if (!parts || !hash_config(x, e)) return false;
+    const char *const head[] = {PTQ_VERSION, canonical, x->weights_sha256, x->config_sha256, tokenizer,
+                                x->protocol, compute};
+    for (; n < 7; n++) parts[n] = head[n];
     for (size_t i = 0; i < x->n_texts; i++) parts[n++] = x->texts[i].text.sha256;
     if (x->has_calib) parts[n++] = x->calib.sha256;
     if (x->tasks.n) parts[n++] = x->tasks.sha256;
@@ -216,16 +236,16 @@ static bool identify(Experiment *x, Err *e) {
     const char *kv_dtype = dtype_name(run_kv_dtype(&x->config.run));
     char length[24];
     snprintf(length, sizeof length, "%lld", (long long)max_len);
-    const char *const task[] = {PTQ_VERSION, "tasks", x->weights_sha256, dtype_name(x->model.dtype),
+    const char *const task[] = {PTQ_VERSION, "tasks", x->weights_sha256, x->config_sha256, dtype_name(x->model.dtype),
                                 tokenizer, compute, kv_dtype, length};
     if (!hash_texts(x->task_key, task, sizeof task / sizeof *task, e)) return false;
     for (size_t i = 0; i < x->n_texts; i++) {
-        const char *const ref[] = {PTQ_VERSION, "reference", x->weights_sha256,
+        const char *const ref[] = {PTQ_VERSION, "reference", x->weights_sha256, x->config_sha256,
                                    dtype_name(x->model.dtype), tokenizer, x->protocol, compute, kv_dtype,
                                    x->texts[i].text.sha256};
         if (!hash_texts(x->texts[i].reference_key, ref, sizeof ref / sizeof *ref, e)) return false;
     }
-    return true;
+    return identify_stats(x, e);
 }
 
 bool experiment_open(Experiment *x, const ConfigRequest *r, Err *e) {
@@ -248,6 +268,12 @@ bool experiment_quantize(Experiment *x, QuantJob *job, Err *e) {
     *job = (QuantJob){.track = x->config.track, .block_key = x->run_key};
     job->block_dir = arena_printf(&x->arena, e, "%s/processed/blocks/%.16s", x->data_dir, x->run_key);
     if (!job->block_dir) return false;
+    if (x->stats_key[0] && x->config.run.stats_cache_bytes && !x->backend.device) { /* GPU 上算比存快 */
+        job->stats_dir = arena_printf(&x->arena, e, "%s/processed/stats", x->data_dir);
+        job->stats_key = x->stats_key;
+        job->stats_limit = x->config.run.stats_cache_bytes;
+        if (!job->stats_dir) return false;
+    }
     bool ok = job_run(job, x->config.method, x->config.method_options, &x->model,
                       x->has_calib ? &x->calib : NULL, e);
     const char *note = ok ? checkpoint_note(&x->model) : NULL;

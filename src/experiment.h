@@ -24,6 +24,8 @@ typedef struct Experiment {
     bool has_calib;
     char protocol[32];
     char weights_sha256[HASH_HEX];
+    char config_sha256[HASH_HEX]; /* config.json；GGUF 为空（元数据在权重文件里） */
+    char stats_key[HASH_HEX];     /* 未量化模型的校准统计的身份 */
     char run_key[HASH_HEX];
     char task_key[HASH_HEX]; /* 见 Evaluation */
     int64_t max_length;

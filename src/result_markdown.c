@@ -79,6 +79,8 @@ static void add_run(Str *out, const json_t *r) {
     if (json_at(r, "time.eval_seconds"))
         row_number(out, "其中评测（秒）", "%.2f", json_at(r, "time.eval_seconds"));
     row_number(out, "其中量化（秒）", "%.3f", json_at(r, "quant_time_seconds"));
+    if (json_is_true(json_at(r, "quant_time.shared_statistics")))
+        row(out, "校准统计", "有取自存档的（别的运行算过），量化用时里没有算它");
     row_value(out, "方法", json_at(r, "config.display_name"));
     row_value(out, "计算类型", json_at(r, "compute.mode"));
     row_value(out, "指令集", json_at(r, "compute.isa"));

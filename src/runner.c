@@ -145,9 +145,10 @@ static bool run_stages(Experiment *x, const RunRequest *r, json_t *result, Err *
         json_object_set_new(result, "calibration", calibration_json(x));
         json_object_set_new(result, "quant_time_seconds", json_real(total > 0 ? total : 0));
         json_object_set_new(result, "quant_time",
-                            json_pack("{s:f, s:f, s:f, s:f}", "load", x->model.load_seconds,
+                            json_pack("{s:f, s:f, s:f, s:f, s:b}", "load", x->model.load_seconds,
                                       "quantize", total > 0 ? total : 0, "calibration",
-                                      job.calib_seconds, "error_check", job.check_seconds));
+                                      job.calib_seconds, "error_check", job.check_seconds,
+                                      "shared_statistics", job.stats_shared));
         Evaluation v = experiment_evaluation(x);
         ppl = evaluate_ppl(&v, e);
         ok = ppl != NULL && (tasks = evaluate_tasks(&v, &cost, e)) != NULL &&

@@ -84,14 +84,6 @@ bool job_set_kv(QuantJob *job, int64_t layer, const KvSpec *spec, Err *e) {
     return true;
 }
 
-bool quantize_each_cache(QuantJob *job, KvSampleFn *fn, Err *e) {
-    CHECK(job->calib != NULL);
-    double t = clock_seconds();
-    bool ok = model_finish(job->model, e) && kv_sample_each(job->model, job->calib, fn, job, e);
-    job->calib_seconds += clock_seconds() - t;
-    return ok;
-}
-
 void job_drop_factor(QuantJob *job) {
     arena_free(&job->factor_arena);
     arena_free(&job->factor_host);

@@ -2,6 +2,7 @@
  * 任何时候内存里只有一个稠密块；做好的块存成文件，中断后从那里接着做。 */
 #include "methods/base.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "base/str.h"
@@ -35,6 +36,10 @@ typedef struct Walk {
     LinearFn linear_fn; /* 二者之一 */
     BlockFn block_fn;
     CalibStream stream, original; /* original 只在 FLOW_BOTH */
+    bool forward;                 /* 校准样本要过各块（统计没有全部存着） */
+    int64_t n_shared;             /* 前多少块的统计只取决于未量化的模型，可与别的运行共用 */
+    StatSet shared;               /* 存下的；n 为 0 则没有，算出后存 */
+    char shared_key[HASH_HEX];
     Arena arena;                  /* 本块：稠密权重、统计 */
     /* 以下在本块的 host 内存，各块重来 */
     Arena host;
@@ -43,8 +48,20 @@ typedef struct Walk {
     const void **dense;   /* (n_linears) 稠密形式的数据，用来认出没有换上的线性层 */
 } Walk;
 
-static bool streams(const Walk *k) {
-    return k->kinds || k->flow == FLOW_BOTH;
+/* 打开存下的统计，定要不要让样本过各块。 */
+static void open_shared(Walk *k) {
+    const Model *m = k->job->model;
+    char what[32];
+    k->forward = k->kinds || k->flow == FLOW_BOTH;
+    snprintf(what, sizeof what, "block stats %u", k->kinds);
+    if (!k->kinds || (k->kinds & STAT_INPUTS) || k->flow == FLOW_SEQUENTIAL ||
+        !stats_key(k->job, what, k->shared_key))
+        return;
+    k->n_shared = k->flow == FLOW_ORIGINAL ? m->config.n_layers : 1;
+    if (!statset_open(&k->shared, k->job->stats_dir, k->shared_key, k->n_shared)) return;
+    k->job->stats_shared = true;
+    k->forward = k->flow != FLOW_ORIGINAL;
+    if (!k->forward) log_line(LOG_INFO, "校准统计取自存档（同样的模型与校准集算过），不再过样本");
 }
 
 /* 载入一个线性层的稠密权重；要校准时也装成稠密形式供前向。 */
@@ -53,7 +70,7 @@ static bool load_linear(Walk *k, QuantBlock *b, int64_t r, Err *e) {
     Linear *l = &b->linears[r];
     float *w = ARENA_ARRAY(&k->arena, float, l->rows * l->cols, e);
     if (!w || !model_load_linear(m, l, w, e)) return false;
-    if (streams(k) && !model_pack_linear(m, l, w, &k->arena, e)) return false;
+    if (k->forward && !model_pack_linear(m, l, w, &k->arena, e)) return false;
     k->dense[r] = l->q.data;
     k->w[r] = tensor_f32(w, l->rows, l->cols);
     if (r < ROLE_COUNT) b->w[r] = k->w[r];
@@ -77,7 +94,7 @@ static bool load_block(Walk *k, QuantBlock *b, Err *e) {
     const Block *from = &k->job->model->blocks[b->layer];
     b->attn_norm = from->attn_norm;
     b->mlp_norm = from->mlp_norm;
-    for (int64_t r = 0; r < from->n_linears && (streams(k) || k->block_fn); r++)
+    for (int64_t r = 0; r < from->n_linears && (k->forward || k->block_fn); r++)
         if (from->linears[r].rows && !load_linear(k, b, r, e)) return false;
     return true;
 }
@@ -104,6 +121,24 @@ static bool feed_starved(Walk *k, const QuantBlock *b, int group, Err *e) {
     return backend_check(m->backend, e);
 }
 
+/* 本块的统计：取自存档，或让样本过本块收集（可共用的随手存下）。 */
+static bool take_stats(Walk *k, int64_t layer, int group, Err *e) {
+    Model *m = k->job->model;
+    int n_groups = block_n_groups(&m->config, layer);
+    if (layer < k->shared.n) {
+        if (!calib_stats_alloc(m, layer, k->kinds, group, 0, k->stats, &k->arena, e)) return false;
+        bool same = stats_restore_block(&k->shared, layer, m->backend, k->stats, n_groups);
+        return same ? backend_check(m->backend, e)
+                    : err_set(e, ERR_FORMAT, "存下的校准统计与模型的形状不符，请删去 %s", k->job->stats_dir);
+    }
+    if (!calib_stream_pass(&k->stream, layer, k->kinds, group, k->stats, &k->arena,
+                           k->flow == FLOW_ORIGINAL, e))
+        return false;
+    if (layer < k->n_shared)
+        stats_save_block(k->job, k->shared_key, layer, k->n_shared, k->stats, n_groups);
+    return true;
+}
+
 /* 校准样本过本块：收集统计；原始流同时推进。 */
 static bool collect_stats(Walk *k, QuantBlock *b, int group, Err *e) {
     double t = clock_seconds();
@@ -111,9 +146,7 @@ static bool collect_stats(Walk *k, QuantBlock *b, int group, Err *e) {
     job_drop_factor(k->job);
     if (k->flow == FLOW_BOTH)
         ok = calib_stream_pass(&k->original, b->layer, 0, 0, NULL, NULL, true, e);
-    if (ok && k->kinds)
-        ok = calib_stream_pass(&k->stream, b->layer, k->kinds, group, k->stats, &k->arena,
-                               k->flow == FLOW_ORIGINAL, e);
+    if (ok && k->kinds) ok = take_stats(k, b->layer, group, e);
     ok = ok && (!k->kinds || feed_starved(k, b, group, e));
     b->stats = k->kinds ? k->stats : NULL;
     b->inputs = k->flow == FLOW_ORIGINAL ? NULL : k->stream.x;
@@ -133,11 +166,11 @@ static bool run_linear(Walk *k, QuantBlock *b, int64_t r, Err *e) {
     ArenaMark scratch = arena_mark(&k->job->scratch), block = arena_mark(&k->arena);
     ArenaMark host = arena_mark(&k->job->host);
     const InputStats *st = k->kinds ? &k->stats[b->linears[r].group] : NULL;
-    bool ok = interrupt_check(e) && (streams(k) || load_linear(k, b, r, e)) &&
+    bool ok = interrupt_check(e) && (k->forward || load_linear(k, b, r, e)) &&
               k->linear_fn(k->job, &b->linears[r], k->w[r], st, e) && measure_linear(k, b, r, e);
     arena_rewind(&k->job->scratch, scratch);
     arena_rewind(&k->job->host, host);
-    if (!streams(k)) arena_rewind(&k->arena, block);
+    if (!k->forward) arena_rewind(&k->arena, block);
     if (!ok && e->code != ERR_INTERRUPTED) err_wrap(e, "%s", b->linears[r].name);
     return ok;
 }
@@ -212,10 +245,10 @@ static bool quantize_block(Walk *k, int64_t layer, Err *e) {
                     .calib = k->job->calib};
     bool last = layer + 1 == m->config.n_layers;
     bool ok = load_block(k, &b, e);
-    if (ok && streams(k) && k->flow != FLOW_SEQUENTIAL)
+    if (ok && (k->forward || k->kinds) && k->flow != FLOW_SEQUENTIAL)
         ok = collect_stats(k, &b, CALIB_ALL_GROUPS, e);
     ok = ok && (k->block_fn ? run_block(k, &b, e) : run_linears(k, &b, e));
-    if (ok && streams(k) && k->flow != FLOW_ORIGINAL && !last) {
+    if (ok && k->forward && k->flow != FLOW_ORIGINAL && !last) {
         double t = clock_seconds();
         ok = calib_stream_pass(&k->stream, layer, 0, 0, NULL, NULL, true, e);
         k->job->calib_seconds += clock_seconds() - t;
@@ -248,7 +281,7 @@ static bool resume_block(Walk *k, int64_t layer, bool *done, Err *e) {
     after = m->blocks[layer];
     bool ok = true, last = layer + 1 == m->config.n_layers;
     bool original = k->flow == FLOW_ORIGINAL || k->flow == FLOW_BOTH;
-    if (original && !last) { /* 原始流要的是量化前的块 */
+    if (original && k->forward && !last) { /* 原始流要的是量化前的块 */
         m->blocks[layer] = before;
         QuantBlock b = {.layer = layer, .linears = m->blocks[layer].linears, .model = m};
         CalibStream *s = k->flow == FLOW_BOTH ? &k->original : &k->stream;
@@ -273,13 +306,14 @@ static bool walk_blocks(Walk *k, Err *e) {
     Model *m = k->job->model;
     bool ok = true;
     k->arena = backend_arena(m->backend);
-    if (streams(k)) {
-        CHECK(k->job->calib != NULL);
+    CHECK(!(k->kinds || k->flow == FLOW_BOTH) || k->job->calib);
+    open_shared(k);
+    if (k->forward) {
         ok = model_load_embed(m, e) && calib_stream_open(&k->stream, m, k->job->calib, e) &&
              (k->flow != FLOW_BOTH || calib_stream_open(&k->original, m, k->job->calib, e));
     }
     Progress p = progress_start(LOG_QUANT, "量化", "块", m->config.n_layers);
-    bool files = streams(k) && k->job->block_dir, resuming = files;
+    bool files = (k->kinds || k->forward) && k->job->block_dir, resuming = files;
     int64_t n_resumed = 0;
     for (int64_t i = 0; ok && i < m->config.n_layers; i++) {
         if (resuming) ok = resume_block(k, i, &resuming, e);
@@ -295,6 +329,7 @@ static bool walk_blocks(Walk *k, Err *e) {
     }
     progress_end(&p);
     arena_free(&k->host);
+    statset_close(&k->shared);
     calib_stream_close(&k->stream);
     calib_stream_close(&k->original);
     return ok;

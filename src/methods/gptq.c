@@ -6,7 +6,7 @@
 typedef struct GptqOptions {
     WeightOptions weight;
     int64_t block_size;
-    bool act_order, static_groups, true_sequential;
+    bool act_order, static_groups, true_sequential, sequential;
     double damp;
 } GptqOptions;
 
@@ -17,6 +17,8 @@ static const Option OPTIONS[] = {
              "组的 scale 事先由原始权重定好；与 act_order 同用时列不必重排"),
     OPT_BOOL(GptqOptions, true_sequential, "gptq.true_sequential", 0,
              "块内按输入组依次量化：o、gate/up、down 的统计来自前几组量化之后"),
+    OPT_BOOL(GptqOptions, sequential, "gptq.sequential", 1,
+             "各块的 Hessian 取自量化过的前几块（官方）；false：取自未量化的模型，可由几次运行共用（stats_cache）"),
     OPT_FLOAT(GptqOptions, damp, "gptq.damp", 0.01, 0, 10, "阻尼：占 diag(H) 均值的比例"),
     OPT_INT(GptqOptions, block_size, "gptq.block_size", 128, 1, 4096, "一块的列数"),
     OPT_END};
@@ -117,14 +119,17 @@ static bool gptq_linear(QuantJob *job, Linear *l, Tensor w, const InputStats *st
 }
 
 static bool gptq_check(const void *options, char track, Err *e) {
+    const GptqOptions *o = options;
     (void)track;
-    return check_weight_options(&((const GptqOptions *)options)->weight, true, e);
+    if (o->true_sequential && !o->sequential)
+        return err_set(e, ERR_CONFIG, "gptq.true_sequential=true 要求 gptq.sequential=true");
+    return check_weight_options(&o->weight, true, e);
 }
 
 static bool gptq_quantize(QuantJob *job, Err *e) {
     const GptqOptions *o = job_options(job);
-    return quantize_each_linear(job, STAT_GRAM, o->true_sequential ? FLOW_SEQUENTIAL : FLOW_QUANTIZED,
-                                gptq_linear, e);
+    CalibFlow flow = o->true_sequential ? FLOW_SEQUENTIAL : o->sequential ? FLOW_QUANTIZED : FLOW_ORIGINAL;
+    return quantize_each_linear(job, STAT_GRAM, flow, gptq_linear, e);
 }
 
 PTQ_METHOD(gptq) = {.name = "gptq", .tracks = "A", .options = OPTIONS,

@@ -10,7 +10,7 @@ enum { SCALE_F32, SCALE_F16 };
 typedef struct SpqrOptions {
     int64_t w_bits, group_size, scale_bits, zero_bits, stat_rows, block_size;
     int scale_dtype;
-    bool act_order, leave_one_out;
+    bool act_order, leave_one_out, sequential;
     double threshold, damp;
 } SpqrOptions;
 
@@ -30,6 +30,8 @@ static const Option OPTIONS[] = {
     OPT_BOOL(SpqrOptions, leave_one_out, "spqr.leave_one_out", 1,
              "定格点时用留一法排除可能的离群值；关掉即官方的 simplified_outliers"),
     OPT_BOOL(SpqrOptions, act_order, "spqr.act_order", 1, "按 diag(H) 从大到小的次序量化各列"),
+    OPT_BOOL(SpqrOptions, sequential, "spqr.sequential", 1,
+             "各块的 Hessian 取自量化过的前几块（官方）；false：取自未量化的模型，可由几次运行共用（stats_cache）"),
     OPT_FLOAT(SpqrOptions, damp, "spqr.damp", 1.0, 0, 1000, "阻尼：占 diag(H) 均值的比例"),
     OPT_INT(SpqrOptions, block_size, "spqr.block_size", 128, 1, 4096, "一块的列数（只影响速度与末位）"),
     OPT_END};
@@ -289,7 +291,8 @@ static bool spqr_check(const void *options, char track, Err *e) {
 }
 
 static bool spqr_quantize(QuantJob *job, Err *e) {
-    return quantize_each_linear(job, STAT_GRAM, FLOW_QUANTIZED, spqr_linear, e);
+    const SpqrOptions *o = job_options(job);
+    return quantize_each_linear(job, STAT_GRAM, o->sequential ? FLOW_QUANTIZED : FLOW_ORIGINAL, spqr_linear, e);
 }
 
 PTQ_METHOD(spqr) = {.name = "spqr", .tracks = "A", .options = OPTIONS,

@@ -111,14 +111,19 @@ static bool alloc_groups(const Block *b, int group, InputStats *stats, Arena *a,
     return true;
 }
 
+bool calib_stats_alloc(const Model *m, int64_t layer, unsigned kinds, int group, int64_t n,
+                       InputStats *stats, Arena *a, Err *e) {
+    for (int g = 0; g < block_n_groups(&m->config, layer); g++)
+        if (group < 0 || g == group) stats[g] = (InputStats){0};
+    return alloc_groups(&m->blocks[layer], group, stats, a, kinds, n, e);
+}
+
 bool calib_stream_pass(CalibStream *s, int64_t layer, unsigned kinds, int group, InputStats *stats,
                        Arena *a, bool advance, Err *e) {
     Model *m = s->model;
     int64_t len = s->set->length, d = m->config.hidden;
     int n_groups = block_n_groups(&m->config, layer);
-    for (int g = 0; kinds && g < n_groups; g++)
-        if (group < 0 || g == group) stats[g] = (InputStats){0};
-    if (kinds && !alloc_groups(&m->blocks[layer], group, stats, a, kinds, s->set->n_samples * len, e))
+    if (kinds && !calib_stats_alloc(m, layer, kinds, group, s->set->n_samples * len, stats, a, e))
         return false;
     Collector c = {m->backend, stats, group};
     bool experts = arch_has_experts(&m->config, layer);

@@ -50,6 +50,9 @@ typedef struct CalibStream {
 bool calib_stream_open(CalibStream *s, Model *m, const CalibSet *set, Err *e);
 void calib_stream_close(CalibStream *s);
 enum { CALIB_ALL_GROUPS = -1 };
+/* 第 layer 块的第 group 组（或全部）的统计的内存，清零；n 是 token 数的上限（STAT_INPUTS）。 */
+bool calib_stats_alloc(const Model *m, int64_t layer, unsigned kinds, int group, int64_t n,
+                       InputStats *stats, Arena *a, Err *e);
 /* 让全部样本过第 layer 块。参数: kinds 与 stats（block_n_groups 个，内存来自 a，后端内存）收集统计，只收第 group 组（或全部），
  * kinds 为 0 时不收；advance 为真则 x 变为该块的输出。专家的统计只含路由到它的 token（n 即其个数）。 */
 bool calib_stream_pass(CalibStream *s, int64_t layer, unsigned kinds, int group, InputStats *stats,

@@ -59,7 +59,7 @@ llama_row() { # 类 类型
 }
 quantize_row() { # 方法 轨道 设置…
     local start=$EPOCHREALTIME
-    ours "$@" eval.speed=false calibration.samples=16 calibration.length=512 \
+    ours "$@" eval.speed=false stats_cache=0B calibration.samples=16 calibration.length=512 \
         "calibration.dataset='$(realpath "$shared/data/text/wikitext2.valid.tokens.txt")'" || return
     row quantize "ptq-bench $1 ${3##*=}" "$($json_get "$out/speed.json" quant_time_seconds)" \
         "$(awk -v a="$start" -v b="$EPOCHREALTIME" 'BEGIN { print b - a }')"

@@ -68,9 +68,9 @@ static bool list_parts(BlockParts *p, const InputStats *stats, int n_groups) {
 }
 
 bool stats_restore_block(const StatSet *set, int64_t layer, Backend *b, InputStats *stats,
-                         int n_groups) {
+                         int n_groups, Err *e) {
     BlockParts p;
-    if (!list_parts(&p, stats, n_groups)) return false;
+    if (!list_parts(&p, stats, n_groups)) return err_set(e, ERR_MEMORY, "内存不足：存下的校准统计");
     const char *from = statset_get(set, layer, p.bytes);
     if (from) {
         memcpy(p.counts, from, p.part[0].len);
@@ -81,7 +81,8 @@ bool stats_restore_block(const StatSet *set, int64_t layer, Backend *b, InputSta
         statset_drop(set, layer);
     }
     arena_free(&p.arena);
-    return from != NULL;
+    return from ? backend_check(b, e)
+                : err_set(e, ERR_FORMAT, "存下的校准统计与模型的形状不符，请删去 data_dir/processed/stats");
 }
 
 void stats_save_block(QuantJob *job, const char *key, int64_t layer, int64_t n_layers,

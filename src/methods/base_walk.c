@@ -125,12 +125,9 @@ static bool feed_starved(Walk *k, const QuantBlock *b, int group, Err *e) {
 static bool take_stats(Walk *k, int64_t layer, int group, Err *e) {
     Model *m = k->job->model;
     int n_groups = block_n_groups(&m->config, layer);
-    if (layer < k->shared.n) {
-        if (!calib_stats_alloc(m, layer, k->kinds, group, 0, k->stats, &k->arena, e)) return false;
-        bool same = stats_restore_block(&k->shared, layer, m->backend, k->stats, n_groups);
-        return same ? backend_check(m->backend, e)
-                    : err_set(e, ERR_FORMAT, "存下的校准统计与模型的形状不符，请删去 %s", k->job->stats_dir);
-    }
+    if (layer < k->shared.n)
+        return calib_stats_alloc(m, layer, k->kinds, group, 0, k->stats, &k->arena, e) &&
+               stats_restore_block(&k->shared, layer, m->backend, k->stats, n_groups, e);
     if (!calib_stream_pass(&k->stream, layer, k->kinds, group, k->stats, &k->arena,
                            k->flow == FLOW_ORIGINAL, e))
         return false;

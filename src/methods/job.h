@@ -45,9 +45,9 @@ bool stats_key(const QuantJob *job, const char *what, char key[HASH_HEX]);
 /* 存下一套（共 n 份）的第 i 份；存不下只说一声，本次不再存。 */
 void stats_save(QuantJob *job, const char *key, int64_t i, int64_t n, const FilePart *parts,
                 size_t n_parts);
-/* 第 layer 块的各组统计：stats 已按形状分配（后端内存）。返回: 存档的形状不符为假。 */
+/* 第 layer 块的各组统计：stats 已按形状分配（后端内存）。错误: 存档的形状不符、内存不足。 */
 bool stats_restore_block(const StatSet *set, int64_t layer, Backend *b, InputStats *stats,
-                         int n_groups);
+                         int n_groups, Err *e);
 void stats_save_block(QuantJob *job, const char *key, int64_t layer, int64_t n_layers,
                       const InputStats *stats, int n_groups);
 /* 作废最近的 Hessian 分解（统计换了）。 */

@@ -105,9 +105,33 @@ def dequantize_hqq(folder):
     return plain_model(folder, state)
 
 
+def is_asymmetric_pack(quant):
+    """transformers 5 装不了非对称的 pack-quantized（建空模型时零点没有按装包后的形状）。"""
+    groups = quant.get("config_groups", {}).values()
+    return quant.get("format") == "pack-quantized" and not all(g["weights"]["symmetric"] for g in groups)
+
+
+def dequantize_packed(folder):
+    """以 compressed_tensors 自己的 unpack_from_int32 解开。"""
+    from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+    t = load_file(os.path.join(folder, "model.safetensors"))
+    names = sorted(k[: -len(".weight_packed")] for k in t if k.endswith(".weight_packed"))
+    state = {k: v.float() for k, v in t.items() if k.rsplit(".", 1)[0] not in names or k.endswith(".bias")}
+    for n in names:
+        shape, scale = torch.Size(t[n + ".weight_shape"].tolist()), t[n + ".weight_scale"].float()
+        bits = t[n + ".weight_packed"].shape[1] * 32 // shape[1]
+        code = unpack_from_int32(t[n + ".weight_packed"], bits, shape)
+        zero = unpack_from_int32(t[n + ".weight_zero_point"], bits, torch.Size([shape[0], scale.shape[1]]), packed_dim=0)
+        group = torch.arange(shape[1]) // (shape[1] // scale.shape[1])
+        state[n + ".weight"] = (code - zero[:, group]).float() * scale[:, group]
+    return plain_model(folder, state)
+
+
 def open_model(folder):
     config = json.load(open(os.path.join(folder, "config.json")))
     quant = config.get("quantization_config")
+    if quant and is_asymmetric_pack(quant):
+        return dequantize_packed(folder)
     if not quant or quant["quant_method"] == "compressed-tensors":
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     if quant["quant_method"] == "bitsandbytes":

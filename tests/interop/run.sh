@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# run — make test-interop：备好装有各工具的 Python，跑 run.py
+# 用法: run.sh 程序 [Python] [只跑的名字的正则]。没有给 Python 时在 build/interop/venv 建一个（CPU 的 torch，约 2 GB）。
+set -eu
+cd "$(dirname "$0")/../.."
+program=$1 python=${2:-} only=${3:-} venv=build/interop/venv
+if [ -z "$python" ]; then
+    python=$venv/bin/python
+    if [ ! -f "$venv/ready" ]; then
+        echo "📦 在 $venv 装 torch、transformers 与各量化工具（只装一次）"
+        python3 -m venv "$venv"
+        "$python" -m pip install -q --index-url https://download.pytorch.org/whl/cpu torch ||
+            "$python" -m pip install -q torch
+        "$python" -m pip install -q transformers accelerate sentencepiece gguf
+        for tool in compressed-tensors llmcompressor bitsandbytes hqq auto-round; do # 一个装不上只少几项
+            "$python" -m pip install -q "$tool" || echo "⚠️ $tool 没有装上，用它的项会跳过"
+        done
+        touch "$venv/ready"
+    fi
+fi
+TRANSFORMERS_VERBOSITY=error exec "$python" tests/interop/run.py --binary "$program" --only "$only"

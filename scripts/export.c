@@ -9,6 +9,7 @@
 #include "env_info.h"
 #include "experiment.h"
 #include "export.h"
+#include "export_gguf.h"
 #include "model/blockfile.h"
 #include "registry.h"
 #include "scripts/cli.h"
@@ -24,8 +25,8 @@ static CliResult parse(Args *a, int argc, char **argv, const char *formats) {
     const CliFlag flags[] = {
         {"--model", CLI_STR, &a->model, "名字|路径", "configs/models/ 里的名字或模型文件夹", true},
         {"--method", CLI_STR, &a->method, "名字", "量化方法，如 gptq", true},
-        {"--format", CLI_STR, &a->format, "格式", "gptq、awq、compressed-tensors 或 hf-dequantized", true},
-        {"--out", CLI_STR, &a->out, "文件夹", "写到哪里（须不存在或为空）", true},
+        {"--format", CLI_STR, &a->format, "格式", "gptq、awq、compressed-tensors、gguf 或 hf-dequantized", true},
+        {"--out", CLI_STR, &a->out, "文件夹", "写到哪里（须不存在或为空；gguf 是一个 .gguf 文件）", true},
         {"--track", CLI_STR, &a->track, "A|B", "轨道（默认方法支持的第一个）", false},
         {"--override", CLI_LIST, &a->overrides, "键=值", "覆盖一个设置，值按 YAML 定型", false},
         {"--threads", CLI_STR, &a->threads, "N", "计算线程数，0 为全部核", false},
@@ -44,7 +45,7 @@ static const ExportFormat *find_format(const char *name, Err *e) {
         if (strcmp(name, names[i]) == 0) return &EXPORT_FORMATS[i];
     }
     const char *near = str_nearest(name, names, (int)N_EXPORT_FORMATS);
-    err_set(e, ERR_USAGE, "--format 没有 '%.40s'%s%s%s（可用：gptq、awq、compressed-tensors、hf-dequantized）", name,
+    err_set(e, ERR_USAGE, "--format 没有 '%.40s'%s%s%s（可用：gptq、awq、compressed-tensors、gguf、hf-dequantized）", name,
             near ? "，是否想写 '" : "", near ? near : "", near ? "'？" : "");
     return NULL;
 }
@@ -56,16 +57,19 @@ static int run(const Args *a) {
     ConfigRequest r = {.root = env_project_root(), .model = a->model, .method = a->method,
                        .track = a->track ? a->track : registry_first_track(a->method),
                        .overrides = a->overrides.items, .n_overrides = a->overrides.n};
-    const ExportFormat *f = find_format(a->format, &e);
-    if (!f) return cli_fail(&e);
+    bool gguf = strcmp(a->format, "gguf") == 0;
+    const ExportFormat *f = gguf ? NULL : find_format(a->format, &e);
+    if (!f && !gguf) return cli_fail(&e);
     interrupt_install();
     bool ok = experiment_open(&x, &r, &e);
     if (ok) {
         experiment_describe(&x);
-        ok = experiment_quantize(&x, &job, &e) && export_model(&x.model, f, a->out, &e);
+        ok = experiment_quantize(&x, &job, &e) &&
+             (f ? export_model(&x.model, f, a->out, &e)
+                : export_gguf(&x.model, x.tokenizer, x.config.model.name, a->out, &e));
         if (ok) {
             blockfile_clear(job.block_dir, x.model.config.n_layers);
-            log_line(LOG_OK, "%s × %s 已写成 %s 格式 → %s", x.config.model.name, x.config.method_name, f->name, a->out);
+            log_line(LOG_OK, "%s × %s 已写成 %s 格式 → %s", x.config.model.name, x.config.method_name, a->format, a->out);
         }
         job_close(&job);
     }
@@ -83,6 +87,7 @@ int cmd_export(int argc, char **argv) {
         str_add_padded(&formats, EXPORT_FORMATS[i].name, 20, false);
         str_addf(&formats, "%s\n", EXPORT_FORMATS[i].about);
     }
+    str_add(&formats, "  gguf                llama.cpp（llama、qwen2、qwen3；放得进 Q4_0、Q4_1、Q8_0 的写成块，其余 F16）\n");
     str_add(&formats, "例: ptq-bench export --model demo --method gptq --override weight.group_size=64 "
                       "--format gptq --out demo-gptq\n说明: docs/export.md");
     a.overrides.items = calloc((size_t)argc + EXTRA, sizeof *a.overrides.items);

@@ -52,6 +52,12 @@ for format in gptq awq compressed-tensors; do # 我们的导出作为别人量�
     check "$format：结果里的组宽" grep -q '"weight.group_size": *32' "$work/run.json"
 done
 
+for bits in 4 8; do # 编码与缩放逐个写进块里：装回来一位不差
+    check "gguf：$bits 位" export_to "$work/w$bits.gguf" rtn gguf "${group[@]}" --override weight.w_bits=$bits
+    same "gguf：$bits 位装回来的 PPL" "$(ppl "$root/data/raw/demo/model" rtn "${group[@]}" --override weight.w_bits=$bits)" \
+        "$(ppl "$work/w$bits.gguf" fp16)"
+done
+
 refused() { # 描述 片段 命令…
     local what=$1 want=$2
     shift 2
@@ -62,6 +68,8 @@ refused() { # 描述 片段 命令…
 refused "文件夹不空" "不是空的" export_to "$work/gptq" rtn gptq --override weight.group_size=32
 refused "没有量化的层" "没有一个线性层" export_to "$work/none" fp16 gptq
 refused "格式的近似名" "compressed-tensors" export_to "$work/x" rtn compressed_tensors
+refused "gguf 的文件名" ".gguf 结尾" export_to "$work/w4" rtn gguf
+refused "gguf 已经存在" "已经存在" export_to "$work/w4.gguf" rtn gguf
 refused "放不下的位宽" "没有 5 位" export_to "$work/y" rtn awq --override weight.w_bits=5
 run_one() {
     "$ptq" run_one --model "$1" --method "$2" --track A --dry_run "${settings[@]}"

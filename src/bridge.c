@@ -1,4 +1,4 @@
-/* bridge — 桥的实现：分出任务、开服务、跑 lm_eval、读它的结果 JSON */
+/* bridge — 桥的后一半：开服务、跑 lm_eval、读它的结果 JSON */
 #include "bridge.h"
 
 #include <dirent.h>
@@ -17,106 +17,6 @@
 #include "serve/http.h"
 
 enum { ARGS_MAX = 64, CONNECTIONS = 80, CONCURRENT = 64 };
-
-/* ---------- 分出任务 ---------- */
-
-/* 命令的文件：带斜杠的就是它，否则逐个找 PATH。不能运行为 NULL。 */
-static const char *find_command(const char *command, char *full, size_t cap) {
-    const char *path = getenv("PATH");
-    if (!*command) return NULL;
-    if (strchr(command, '/')) return access(command, X_OK) == 0 ? command : NULL;
-    for (const char *p = path ? path : ""; *p;) {
-        size_t n = strcspn(p, ":");
-        snprintf(full, cap, "%.*s/%s", (int)n, p, command);
-        if (n && access(full, X_OK) == 0) return full;
-        p += n + (p[n] == ':');
-    }
-    return NULL;
-}
-
-bool bridge_available(const RunOptions *o) {
-    char full[4096];
-    return o->lm_eval_command && find_command(o->lm_eval_command, full, sizeof full);
-}
-
-static bool is_native(const TaskIndex *index, const char *name) {
-    Arena a = {0};
-    TaskSelection s = {0};
-    Err ignored = {0};
-    bool found = task_select(&s, index, &a, &name, 1, &ignored);
-    task_select_free(&s);
-    arena_free(&a);
-    return found;
-}
-
-static pid_t spawn(char *const *argv, const char *log);
-
-/* lm_eval 的脚本首行（#!）写着的 Python，拆成 argv；不是 Python 的脚本返回 0。 */
-static int interpreter(const char *file, char *line, size_t cap, char *argv[3]) {
-    FILE *f = fopen(file, "r");
-    bool ok = f && fgets(line, (int)cap, f) && str_starts(line, "#!") && strstr(line, "python");
-    int n = 0;
-    if (f) fclose(f);
-    char *rest = ok ? line + 2 : NULL, *save;
-    for (char *w = rest ? strtok_r(rest, " \t\r\n", &save) : NULL; w && n < 2;
-         w = strtok_r(NULL, " \t\r\n", &save))
-        argv[n++] = w;
-    argv[n] = NULL;
-    return n;
-}
-
-/* 量化之前先看 lm_eval 用得了 local-completions：它要 [api] 那几个包，缺了要到评测时才报。 */
-static bool check_extras(const RunOptions *o, Err *e) {
-    static const char CHECK[] =
-        "import sys, importlib.util as u\n"
-        "missing = [m for m in ('lm_eval', 'aiohttp', 'requests', 'tenacity', 'tqdm') if u.find_spec(m) is None]\n"
-        "sys.exit(3 if missing else 0)\n";
-    char full[4096], line[1024], *argv[5];
-    const char *file = find_command(o->lm_eval_command, full, sizeof full);
-    int n = file ? interpreter(file, line, sizeof line, argv) : 0, status = 0;
-    if (n == 0) return true;
-    argv[n] = "-c";
-    argv[n + 1] = (char *)(uintptr_t)CHECK;
-    argv[n + 2] = NULL;
-    pid_t pid = spawn(argv, "/dev/null");
-    while (pid > 0 && waitpid(pid, &status, 0) < 0 && errno == EINTR) continue;
-    if (pid > 0 && WIFEXITED(status) && WEXITSTATUS(status) == 0) return true;
-    return err_set(e, ERR_MISSING,
-                   "%s 不能经 HTTP 评测：%s 里缺 lm_eval 或它的 [api] 依赖。安装: %s -m pip install \"lm_eval[api]\"", file,
-                   argv[n - 1], argv[n - 1]);
-}
-
-/* lm_eval 用的分词器：HF 文件夹。 */
-static const char *tokenizer_dir(Experiment *x, Err *e) {
-    const char *id = x->config.model.tokenizer_id;
-    if (id && *id) return file_join(&x->arena, x->config.root, id, e);
-    if (!x->model.weights.is_gguf) return x->model_path;
-    err_set(e, ERR_CONFIG,
-            "任务 %s 要由 lm_eval 评测，它需要 HF 格式的分词器，而模型是 GGUF：用 tokenizer_id 指明分词器文件夹",
-            x->bridge_tasks[0]);
-    return NULL;
-}
-
-bool bridge_split(Experiment *x, const char *tasks_dir, const char ***native, size_t *n_native,
-                  Err *e) {
-    const RunOptions *o = &x->config.run;
-    TaskIndex index;
-    *native = o->lm_eval_tasks;
-    *n_native = o->n_lm_eval_tasks;
-    if (!o->n_lm_eval_tasks || !bridge_available(o)) return true;
-    const char **names = ARENA_ARRAY(&x->arena, const char *, o->n_lm_eval_tasks, e);
-    x->bridge_tasks = ARENA_ARRAY(&x->arena, const char *, o->n_lm_eval_tasks, e);
-    if (!names || !x->bridge_tasks || !task_index_open(&index, tasks_dir, e)) return false;
-    *native = names;
-    *n_native = 0;
-    for (size_t i = 0; i < o->n_lm_eval_tasks; i++) {
-        if (is_native(&index, o->lm_eval_tasks[i])) names[(*n_native)++] = o->lm_eval_tasks[i];
-        else x->bridge_tasks[x->n_bridge_tasks++] = o->lm_eval_tasks[i];
-    }
-    task_index_close(&index);
-    if (!x->n_bridge_tasks) return true;
-    return (x->bridge_tokenizer = tokenizer_dir(x, e)) != NULL && check_extras(o, e);
-}
 
 /* ---------- 运行 ---------- */
 
@@ -179,7 +79,7 @@ static bool build_command(Experiment *x, int port, const char *dir, Command *c) 
     return c->e->code == ERR_NONE;
 }
 
-static pid_t spawn(char *const *argv, const char *log) {
+pid_t bridge_spawn(char *const *argv, const char *log) {
     pid_t pid = fork();
     if (pid != 0) return pid;
     int out = open(log, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
@@ -226,7 +126,7 @@ static bool run_lm_eval(Experiment *x, const char *dir, int port, Err *e) {
     if (!log || !build_command(x, port, dir, &c)) return false;
     log_line(LOG_EVAL, "桥：%s 评测 %zu 个不是原生的任务（日志 %s）", c.argv[0], x->n_bridge_tasks, log);
     double started = clock_seconds();
-    pid_t pid = spawn(c.argv, log);
+    pid_t pid = bridge_spawn(c.argv, log);
     if (pid < 0) return err_set(e, ERR_IO, "不能启动 %s：%s", c.argv[0], strerror(errno));
     if (!wait_for(pid, &status, e)) return false;
     if (!WIFEXITED(status) || WEXITSTATUS(status) != 0)

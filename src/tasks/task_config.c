@@ -239,7 +239,7 @@ static bool unknown_task(const TaskIndex *x, const char *name, Err *e) {
         n = kept;
     }
     err_set(e, ERR_CONFIG, "没有任务 '%s'%s%s。原生的任务: ptq-bench list tasks；"
-            "lm-eval 的其他任务经 lm_eval 评测，先 pip install \"lm_eval[api]\"", name,
+            "lm-eval 的其他任务经 lm_eval 评测（没有装的话先 pip install \"lm_eval[api]\"）", name,
             near.len ? "，是否想写 " : "", near.len ? near.data : "");
     str_free(&near);
     arena_free(&a);

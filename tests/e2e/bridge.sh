@@ -5,6 +5,13 @@ if ! command -v curl >/dev/null; then skip "桥" "没有 curl（make deps-test�
 cat >"$work/lm_eval" <<'SH'
 #!/usr/bin/env bash
 # 假的 lm_eval：记下参数，经服务打一次分，写出真的那样的结果
+if [ "$1" = validate ]; then
+    echo "$*" >>"$(dirname "$0")/asked"
+    missing=$(tr ',' '\n' <<<"$3" | grep -vx 'fake_task' | paste -sd, | sed 's/,/, /g')
+    [ -z "$missing" ] && exit 0
+    echo "Tasks not found: $missing"
+    exit 1
+fi
 printf '%s\n' "$@" >"$(dirname "$0")/args"
 while [ $# -gt 0 ]; do
     case $1 in --model_args) model=$2 ;; --output_path) out=$2 ;; --fail) echo 坏了; exit 3 ;; esac
@@ -44,6 +51,17 @@ fi
 run --override "eval.lm_eval_command='$work/lm_eval'" --override "eval.lm_eval_args='--fail'"
 rc=$?
 if [ $rc -ne 0 ] && grep -q '坏了' "$work/err"; then ok "lm_eval 失败：报出日志的末尾"; else not_ok "lm_eval 失败：报出日志的末尾" "$rc $(cat "$work/err")"; fi
+# 写错的原生名字：lm_eval 也没有，报出最近的原生名字；只问一次，--include_path 照传
+: >"$work/asked"
+run --override "eval.lm_eval_command='$work/lm_eval'" --override "eval.lm_eval_args='--include_path $work/more'" \
+    --override "eval.lm_eval_tasks=[cloze_word, fake_task, cloze_wrod, arc_esy]"
+rc=$?
+if [ $rc -ne 0 ] && grep -q "没有任务 'cloze_wrod'，是否想写 'cloze_word'" "$work/err" && grep -q "它也没有 'cloze_wrod'" "$work/err" &&
+    [ "$(cat "$work/asked")" = "validate --tasks fake_task,cloze_wrod,arc_esy --include_path $work/more" ]; then
+    ok "写错的名字：最近的原生名字，问过 lm_eval 一次"
+else
+    not_ok "写错的名字：最近的原生名字，问过 lm_eval 一次" "$rc $(cat "$work/err" "$work/asked")"
+fi
 run --override "eval.lm_eval_command=''"
 rc=$?
 if [ $rc -ne 0 ] && grep -q "没有任务 'fake_task'" "$work/err"; then ok "没有 lm_eval：报出不认得的任务"; else

@@ -99,6 +99,19 @@ static bool is_loopback(const char *host) {
     return str_starts(host, "127.") || strcmp(host, "::1") == 0 || strcmp(host, "localhost") == 0;
 }
 
+/* 聊天模板：分词器文件夹的，或 GGUF 自带的。 */
+static bool open_chat(Experiment *x, ServerOptions *o, Err *e) {
+    const char *id = x->config.model.tokenizer_id, *dir = NULL;
+    const Gguf *gguf = x->model.weights.is_gguf ? &x->model.weights.gguf : NULL;
+    if (id && *id && !(dir = file_join(&x->arena, x->config.root, id, e))) return false;
+    if (!dir && !gguf) dir = x->model_path;
+    Err why = {0};
+    if (!chat_template_open(&o->chat, &x->arena, dir, gguf, x->tokenizer, &why))
+        log_line(LOG_WARN, "聊天模板不能用（%s），不提供 /v1/chat/completions", why.msg);
+    if (why.code != ERR_NONE) o->chat = (ChatTemplate){0};
+    return true;
+}
+
 /* 开着，直到 Ctrl-C。 */
 static bool serve(Experiment *x, ServerOptions *o, Err *e) {
     const ModelConfig *c = &x->model.config;
@@ -110,7 +123,7 @@ static bool serve(Experiment *x, ServerOptions *o, Err *e) {
     o->engine.name = x->config.model.name;
     o->engine.max_length = x->config.model.max_seq_len > 0 ? x->config.model.max_seq_len
                                                            : c->max_position;
-    if (!server_open(&s, o, e)) return false;
+    if (!open_chat(x, o, e) || !server_open(&s, o, e)) return false;
     if (!is_loopback(o->host) && !o->api_key)
         log_line(LOG_WARN, "监听 %s 而没有密钥：同一网络里谁都能用，请加 --api_key_file", o->host);
     const char *open = strchr(o->host, ':') ? "[" : "", *close = *open ? "]" : "";

@@ -53,7 +53,7 @@ if [ -n "$SAN" ]; then
     build san build-san SAN="$SAN"
 else
     build gcc build CC=gcc SAN=
-    build clang build-clang CC=clang SAN=
+    build clang build-clang CC=clang SAN= OPT="-O0 -g" KERNEL_OPT=-O0
     build san build-san CC=gcc SAN=address,undefined
 fi
 [ ${#runs[@]} -gt 0 ] || finish

@@ -7,6 +7,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "serve/chat.h"
+
 bool api_fail(ApiError *err, int status, const char *code, const char *param, const char *fmt,
               ...) {
     *err = (ApiError){.status = status, .code = code, .param = param};
@@ -201,6 +203,45 @@ bool api_parse(ApiRequest *r, const void *body, size_t len, int64_t vocab, ApiEr
     return ok;
 }
 
+/* 聊天的请求 → 续写的请求：messages 渲染成 prompt，max_completion_tokens 就是 max_tokens。 */
+static bool chat_to_completion(json_t *o, const ChatTemplate *chat, ApiError *err) {
+    static const char *const ABSENT[] = {"tools", "functions", "response_format", "prompt", "echo"};
+    Str text = {0};
+    if (!json_is_object(o)) return api_fail(err, 400, NULL, NULL, "请求体应为 JSON 对象");
+    for (size_t i = 0; i < sizeof ABSENT / sizeof *ABSENT; i++) {
+        const json_t *v = json_object_get(o, ABSENT[i]), *type = json_object_get(v, "type");
+        bool plain = json_is_string(type) && strcmp(json_string_value(type), "text") == 0;
+        if (v && !json_is_null(v) && !json_is_false(v) && !plain && !(json_is_array(v) && !json_array_size(v)))
+            return api_fail(err, 400, "unsupported_parameter", ABSENT[i], "聊天不支持 %s", ABSENT[i]);
+        json_object_del(o, ABSENT[i]);
+    }
+    if (json_is_true(json_object_get(o, "logprobs")) || json_integer_value(json_object_get(o, "top_logprobs")) > 0)
+        return api_fail(err, 400, "unsupported_parameter", "logprobs", "聊天不给 logprobs，请用 /v1/completions");
+    json_object_del(o, "logprobs");
+    json_t *limit = json_object_get(o, "max_completion_tokens");
+    if (limit && !json_is_null(limit)) json_object_set(o, "max_tokens", limit);
+    bool ok = chat_render(chat, o, &text, err);
+    ok = ok && (json_object_set_new(o, "prompt", json_stringn(text.data ? text.data : "", text.len)) == 0 ||
+                api_fail(err, 400, NULL, "messages", "聊天模板渲染出的不是合法的 UTF-8"));
+    str_free(&text);
+    return ok;
+}
+
+bool api_parse_chat(ApiRequest *r, const void *body, size_t len, int64_t vocab,
+                    const ChatTemplate *chat, ApiError *err) {
+    Err e = {0};
+    *r = (ApiRequest){0};
+    json_t *o = json_parse("请求体", body, len, &e);
+    if (!o) return api_fail(err, e.code == ERR_MEMORY ? 500 : 400, NULL, NULL, "%s", e.msg);
+    const json_t *limit;
+    bool ok = chat_to_completion(o, chat, err) && parse_object(r, o, vocab, err);
+    limit = json_object_get(o, "max_tokens");
+    r->chat = true;
+    if (!limit || json_is_null(limit)) r->max_tokens = -1;
+    json_decref(o);
+    return ok;
+}
+
 void api_request_free(ApiRequest *r) {
     arena_free(&r->arena);
     *r = (ApiRequest){0};
@@ -236,14 +277,18 @@ static json_t *logprobs_json(const ApiChoice *c) {
 }
 
 json_t *api_choice_json(const ApiChoice *c) {
+    if (c->chat)
+        return json_pack("{s:I, s:{s:s, s:s%}, s:n, s:s?}", "index", (json_int_t)c->index,
+                         c->part ? "delta" : "message", "role", "assistant", "content",
+                         c->text ? c->text : "", c->len, "logprobs", "finish_reason", c->finish);
     json_t *logprobs = c->with_logprobs ? logprobs_json(c) : json_null();
     return json_pack("{s:s%, s:I, s:o, s:s?}", "text", c->text ? c->text : "", c->len, "index",
                      (json_int_t)c->index, "logprobs", logprobs, "finish_reason", c->finish);
 }
 
-json_t *api_response_json(const char *id, int64_t created, const char *model, json_t *choices,
-                          const ApiUsage *usage) {
-    json_t *v = json_pack("{s:s, s:s, s:I, s:s, s:o}", "id", id, "object", "text_completion",
+json_t *api_response_json(const char *id, const char *object, int64_t created, const char *model,
+                          json_t *choices, const ApiUsage *usage) {
+    json_t *v = json_pack("{s:s, s:s, s:I, s:s, s:o}", "id", id, "object", object,
                           "created", (json_int_t)created, "model", model, "choices", choices);
     if (v && usage)
         json_object_set_new(v, "usage",

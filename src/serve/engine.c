@@ -70,14 +70,16 @@ static void count_usage(Work *w) {
 }
 
 static void response_id(const Work *w, char *buf, size_t cap) {
-    snprintf(buf, cap, "cmpl-%lld-%lld", (long long)w->created, (long long)w->serial);
+    snprintf(buf, cap, "%scmpl-%lld-%lld", w->request.chat ? "chat" : "", (long long)w->created, (long long)w->serial);
 }
 
 /* 回应的文字；choices 归这里所有。 */
 static char *response_text(const Engine *g, const Work *w, json_t *choices, bool usage) {
     char id[64];
     response_id(w, id, sizeof id);
-    json_t *v = api_response_json(id, w->created, g->o.name, choices, usage ? &w->usage : NULL);
+    const char *object = !w->request.chat    ? "text_completion"
+                         : w->request.stream ? "chat.completion.chunk" : "chat.completion";
+    json_t *v = api_response_json(id, object, w->created, g->o.name, choices, usage ? &w->usage : NULL);
     char *text = v ? json_dumps(v, JSON_COMPACT) : NULL;
     json_decref(v);
     return text;
@@ -146,7 +148,7 @@ static uint64_t random_seed(void) {
     return v;
 }
 
-static bool tokenize_prompt(const Engine *g, const ApiPrompt *p, TokenIds *out, Err *e) {
+static bool tokenize_prompt(const Engine *g, const ApiPrompt *p, bool special, TokenIds *out, Err *e) {
     if (p->ids) {
         out->ids = malloc((size_t)p->n * sizeof *out->ids);
         if (!out->ids) return err_set(e, ERR_MEMORY, "内存不足");
@@ -154,7 +156,7 @@ static bool tokenize_prompt(const Engine *g, const ApiPrompt *p, TokenIds *out, 
         out->n = out->cap = (size_t)p->n;
         return true;
     }
-    if (!tokenizer_encode(g->o.tokenizer, p->text, p->len, true, out, e)) return false;
+    if (!tokenizer_encode(g->o.tokenizer, p->text, p->len, special, out, e)) return false;
     if (out->n) return true;
     int32_t start = tokenizer_bos(g->o.tokenizer); /* 空的提示从 BOS（没有则 EOS）写起 */
     if (start < 0) start = tokenizer_eos(g->o.tokenizer);
@@ -196,7 +198,11 @@ static bool prepare(Engine *g, Work *w, ApiError *err) {
     w->prompts = calloc(r->n_prompts, sizeof *w->prompts);
     bool ok = w->prompts || err_set(&e, ERR_MEMORY, "内存不足");
     for (size_t i = 0; ok && i < r->n_prompts; i++) {
-        ok = tokenize_prompt(g, &r->prompts[i], &w->prompts[i], &e);
+        ok = tokenize_prompt(g, &r->prompts[i], !r->chat, &w->prompts[i], &e);
+        if (r->max_tokens < 0) { /* 聊天只有一条提示 */
+            int64_t left = g->o.max_length - (int64_t)w->prompts[i].n;
+            w->request.max_tokens = left < 1 ? 1 : left < API_CHAT_TOKENS ? left : API_CHAT_TOKENS;
+        }
         int64_t need = (int64_t)w->prompts[i].n + r->max_tokens;
         if (ok && need > g->o.max_length)
             return api_fail(err, 400, "context_length_exceeded", "prompt",

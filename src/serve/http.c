@@ -245,12 +245,14 @@ static bool authorized(const Server *s, struct MHD_Connection *connection) {
     return same_key(h, s->o.api_key);
 }
 
-static enum MHD_Result submit(struct MHD_Connection *connection, Call *c) {
+static enum MHD_Result submit(struct MHD_Connection *connection, Call *c, bool chat) {
     Server *s = c->server;
     ApiRequest request;
     ApiError err;
-    bool ok = api_parse(&request, c->body.data ? c->body.data : "", c->body.len,
-                        s->o.engine.model->config.vocab, &err);
+    const char *body = c->body.data ? c->body.data : "";
+    int64_t vocab = s->o.engine.model->config.vocab;
+    bool ok = chat ? api_parse_chat(&request, body, c->body.len, vocab, &s->o.chat, &err)
+                   : api_parse(&request, body, c->body.len, vocab, &err);
     pthread_mutex_lock(&s->lock);
     drop_body(c);
     c->submitted = true;
@@ -289,11 +291,12 @@ static bool is_get(const char *method) {
 static enum MHD_Result route(struct MHD_Connection *connection, Call *c, const char *url,
                              const char *method) {
     Server *s = c->server;
-    bool completions = strcmp(url, "/v1/completions") == 0;
+    bool chat = strcmp(url, "/v1/chat/completions") == 0;
+    bool completions = chat || strcmp(url, "/v1/completions") == 0;
     bool models = strcmp(url, "/v1/models") == 0, health = strcmp(url, "/health") == 0;
     char text[300];
     if (!completions && !models && !health) {
-        snprintf(text, sizeof text, "没有 %.200s；有 /v1/completions、/v1/models、/health", url);
+        snprintf(text, sizeof text, "没有 %.200s；有 /v1/completions、/v1/chat/completions、/v1/models、/health", url);
         return fail(connection, 404, "not_found", text);
     }
     if (!health && !authorized(s, connection))
@@ -307,7 +310,7 @@ static enum MHD_Result route(struct MHD_Connection *connection, Call *c, const c
         return fail(connection, 413, "request_too_large", text);
     }
     if (c->no_room) return fail(connection, 503, "overloaded", "正在接收的请求体太多，请稍后再试");
-    if (completions) return submit(connection, c);
+    if (completions) return submit(connection, c, chat);
     if (models) return queue_json(connection, 200, api_models_json(s->o.engine.name, s->started));
     return queue_json(connection, 200, json_pack("{s:s}", "status", "ok"));
 }

@@ -2,6 +2,7 @@
  * 一个网络线程（epoll）管所有连接，慢的客户不挡别人；交给 engine 的请求挂起连接，算完再恢复。 */
 #ifndef PTQ_SERVE_HTTP_H
 #define PTQ_SERVE_HTTP_H
+#include "serve/chat.h"
 #include "serve/engine.h"
 
 typedef struct Server Server;
@@ -12,6 +13,7 @@ typedef struct ServerOptions {
     size_t max_body;    /* 请求体的字节上限 */
     unsigned max_connections;
     unsigned idle_seconds; /* 连接上这么久没有动静就断开 */
+    ChatTemplate chat;    /* text 为 NULL：不提供聊天 */
     EngineOptions engine; /* hooks 由服务器填 */
 } ServerOptions;
 

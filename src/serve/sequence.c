@@ -277,7 +277,7 @@ json_t *sequence_json(Sequence *s, bool part, bool *empty, Err *e) {
          (!n || describe_tokens(s, &t, ids, n, &s->scores, first, chars, e));
     if (ok) {
         ApiChoice c = {.index = s->index, .text = text.data ? text.data : "", .len = text.len,
-                       .finish = s->finish, .with_logprobs = r->logprobs >= 0, .n_tokens = n,
+                       .finish = s->finish, .chat = r->chat, .part = part, .with_logprobs = r->logprobs >= 0, .n_tokens = n,
                        .tokens = t.tokens, .text_offset = t.offset, .n_top = s->scores.k,
                        .top_tokens = t.top};
         if (n) c.logprob = s->scores.logprob + first;

@@ -8,7 +8,7 @@ trap 'stop; rm -rf "$work"' EXIT
 
 start() { # 参数…：启动服务，置 $pid 与 $url
     : >"$work/url" # 不要读到上一次的地址
-    "$ptq" serve --model demo --method rtn --port 0 --override "data_dir='$data'" "$@" \
+    "$ptq" serve --model "${model:-demo}" --method rtn --port 0 --override "data_dir='$data'" "$@" \
         >"$work/url" 2>"$work/err" &
     pid=$!
     for _ in $(seq 600); do
@@ -114,6 +114,10 @@ expect "100 条半开的连接占着时，别人照常" 200 choices.0.text "$tex
 for fd in $fds; do exec {fd}>&-; done
 check "健康检查" curl -sf -m 10 -o /dev/null "${url%/v1}/health"
 
+endpoint=/v1/chat/completions
+expect "没有聊天模板的模型" 400 error.code no_chat_template -d '{"messages": [{"role": "user", "content": "a"}]}'
+endpoint=/v1/completions
+
 # ---- Ctrl-C：手头的请求得到 503，退出码 0
 curl -s -m 60 -o "$work/last" -w '%{http_code}' "$url/completions" \
     -d '{"prompt": "The", "max_tokens": 1000, "n": 64, "seed": 1}' >"$work/code" &
@@ -128,12 +132,47 @@ check "中途离开的请求被丢掉" grep -q '有客户中途离开' "$work/er
 if [ $rc -eq 0 ]; then ok "Ctrl-C：退出码 0"; else not_ok "Ctrl-C：退出码 0" "得 $rc：$(cat "$work/err")"; fi
 if [ "$(cat "$work/code")" = 503 ]; then ok "Ctrl-C：手头的请求得 503"; else not_ok "Ctrl-C：手头的请求得 503" "$(cat "$work/code" "$work/last")"; fi
 
-# ---- 密钥
+# ---- 没有聊天模板的模型在上面；这一个有模板（带 trim_blocks 才去得掉的空白）。密钥也在这里看
+mkdir "$work/chat"
+ln -s "$root"/data/raw/demo/model/* "$work/chat/"
+rm -f "$work/chat/chat_template.jinja"
+cat >"$work/chat/chat_template.jinja" <<'JINJA'
+{% for m in messages %}
+    {% if m['role'] == 'user' %}
+Once upon {{ m['content'] }}
+    {% elif m['role'] == 'system' %}
+{{ raise_exception('no system') }}
+    {% endif %}
+{% endfor %}
+{% if add_generation_prompt %}
+The{% endif %}
+JINJA
 echo secret >"$work/key"
+model=$work/chat
 start --api_key_file "$work/key"
 expect "没有密钥" 401 error.code invalid_api_key -d '{"prompt": "a"}'
 expect "密钥不对" 401 error.code invalid_api_key -H 'Authorization: Bearer secreT' -d '{"prompt": "a"}'
 expect "密钥对" 200 usage.prompt_tokens 1 -H 'Authorization: Bearer secret' -d '{"prompt": "a", "max_tokens": 1}'
+key='Authorization: Bearer secret'
+expect "续写模板应渲染出的提示" 200 choices.0.finish_reason '*' -H "$key" -d "{\"prompt\": \"Once upon a time\\nThe\", \"max_tokens\": 8, $greedy}"
+text=$(value choices.0.text) tokens=$(value usage.prompt_tokens)
+endpoint=/v1/chat/completions
+user='"messages": [{"role": "user", "content": "a time"}]'
+expect "聊天：模板渲染成同样的提示" 200 choices.0.message.content "$text" -H "$key" -d "{$user, \"max_tokens\": 8, $greedy}"
+if [ "$(value usage.prompt_tokens)" = "$tokens" ] && [ "$(value object)" = chat.completion ]; then ok "聊天：token 数与回应的样子"; else
+    not_ok "聊天：token 数与回应的样子" "$(cat "$work/reply")"; fi
+expect "聊天：内容分段、max_completion_tokens" 200 choices.0.message.content "$text" -H "$key" \
+    -d "{\"messages\": [{\"role\": \"user\", \"content\": [{\"type\": \"text\", \"text\": \"a \"}, {\"type\": \"text\", \"text\": \"time\"}]}], \"max_completion_tokens\": 8, $greedy}"
+post -H "$key" -d "{$user, \"max_tokens\": 8, $greedy, \"stream\": true}" >/dev/null
+if grep -q '"object":"chat.completion.chunk".*"delta":{"role":"assistant","content":' "$work/reply" && tail -n 2 "$work/reply" | grep -q '\[DONE\]'; then ok "聊天：流式"; else
+    not_ok "聊天：流式" "$(head -c 400 "$work/reply")"; fi
+expect "聊天：没有 messages" 400 error.param messages -H "$key" -d '{"model": "a"}'
+expect "聊天：prompt 不属于它" 400 error.param prompt -H "$key" -d "{$user, \"prompt\": \"a\"}"
+expect "聊天：没有 role" 400 error.param messages -H "$key" -d '{"messages": [{"content": "a"}]}'
+expect "聊天：图片" 400 error.param messages -H "$key" -d '{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}'
+expect "聊天：模板拒绝的消息" 400 error.param messages -H "$key" -d '{"messages": [{"role": "system", "content": "a"}]}'
+expect "聊天：工具" 400 error.param tools -H "$key" -d "{$user, \"tools\": [{\"type\": \"function\"}]}"
+expect "聊天：坏 JSON" 400 error.type invalid_request_error -H "$key" -d '{"messages": ['
 kill -INT "$pid" && wait "$pid"
 pid=
 done_testing

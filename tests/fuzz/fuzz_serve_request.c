@@ -3,13 +3,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "serve/api.h"
+#include "serve/chat.h"
 
 enum { VOCAB = 4096 };
 
 static void check_request(const ApiRequest *r) {
     if (!r->n_prompts || r->n < 1 || (int64_t)r->n_prompts * r->n > API_MAX_CHOICES) abort();
-    if (r->max_tokens < 0 || !(r->temperature >= 0 && r->temperature <= 2)) abort();
+    if (r->max_tokens < (r->chat ? -1 : 0) || (r->chat && r->n_prompts != 1) || !(r->temperature >= 0 && r->temperature <= 2)) abort();
     if (!(r->top_p >= 0 && r->top_p <= 1)) abort();
     if (r->logprobs < -1 || r->logprobs > API_MAX_LOGPROBS || r->n_stop > API_MAX_STOPS) abort();
     for (size_t i = 0; i < r->n_stop; i++)
@@ -26,7 +26,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     ApiRequest r;
     ApiError err = {0};
-    if (api_parse(&r, data, size, VOCAB, &err)) {
+    static const ChatTemplate CHAT = {
+        "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] | trim }}\n{% endfor %}{% if add_generation_prompt %}<a>{% endif %}",
+        "<s>", "</s>"};
+    bool chat = size > 0 && data[0] == '#'; /* 首字节 #：聊天的请求 */
+    if (chat) data++, size--;
+    if (chat ? api_parse_chat(&r, data, size, VOCAB, &CHAT, &err) : api_parse(&r, data, size, VOCAB, &err)) {
         check_request(&r);
     } else {
         Str s = {0};

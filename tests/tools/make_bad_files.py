@@ -146,7 +146,7 @@ def safetensors_files():
     one("shape_missing", st({"w": {"dtype": "F32", "data_offsets": [0, 16]}}, b"0" * 16), "缺少 shape")
     one("too_many_dims", st({"w": tensor(0, 4, [1] * 9)}, b"0" * 4), "有 9 维", "unsupported")
     one("dtype_missing", st({"w": {"shape": [4], "data_offsets": [0, 16]}}, b"0" * 16), "缺少 dtype")
-    one("dtype_unknown", st({"w": tensor(0, 4, [4], "F8_E4M3")}, b"0" * 4), "类型 F8_E4M3 尚不支持", "unsupported")
+    one("dtype_unknown", st({"w": tensor(0, 4, [4], "F6_E3M2")}, b"0" * 4), "类型 F6_E3M2 尚不支持", "unsupported")
     one("not_object", st({"w": 5}), "说明不是 JSON 对象")
     one("metadata_not_strings", st({"__metadata__": {"a": 1}}), "__metadata__ 应为")
     one("metadata_not_object", st({"__metadata__": []}), "__metadata__ 应为")

@@ -109,8 +109,11 @@ static bool limit_memory(Experiment *x, Err *e) {
         }
     if (total <= limit) return true;
     m->stream = true;
+    const char *dir = arena_printf(&x->arena, e, "%s/processed", x->data_dir);
+    if (!dir || !file_mkdirs(dir, e)) return false;
+    m->spill = spill_allocator(dir);
     char text[200], need[32], have[32];
-    snprintf(text, sizeof text, "估计要 %s，超过 max_memory 的 %s：未量化的线性层逐块载入",
+    snprintf(text, sizeof text, "估计要 %s，超过 max_memory 的 %s：未量化的线性层逐块载入，校准的大数组放在磁盘上",
              str_bytes(need, sizeof need, (double)total), str_bytes(have, sizeof have, (double)limit));
     fall_back(x, text);
     return true;

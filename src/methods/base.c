@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/str.h"
 #include "methods/job.h"
 
 const void *job_options(const QuantJob *job) {
@@ -90,6 +91,8 @@ void job_drop_factor(QuantJob *job) {
     job->factor_of = NULL;
 }
 
+enum { MAX_NAMED = 8 }; /* 死列至多说出这么多个 */
+
 bool job_factor_hessian(QuantJob *job, const Linear *l, const InputStats *st, bool descending,
                         double damp, Hessian *h, Err *e) {
     if (job->factor_of != st || job->factor_descending != descending || job->factor_damp != damp) {
@@ -103,8 +106,16 @@ bool job_factor_hessian(QuantJob *job, const Linear *l, const InputStats *st, bo
         job->factor_damp = damp;
     }
     *h = job->factor;
-    if (h->n_dead)
-        job_fallback(job, "%s: %lld 个输入列在校准中恒为 0，其权重置 0", l->name, (long long)h->n_dead);
+    if (h->n_dead) {
+        Str which = {0};
+        int64_t shown = 0;
+        for (int64_t i = 0; i < h->n; i++)
+            if (h->dead[i] && shown++ < MAX_NAMED) /* 处理的次序里死列也是从小到大 */
+                str_addf(&which, "%s%d", shown > 1 ? "、" : "", (int)h->perm[i]);
+        job_fallback(job, "%s: %lld 个输入列在校准中恒为 0（第 %s%s 列，从 0 数），其权重置 0", l->name,
+                     (long long)h->n_dead, which.data ? which.data : "", h->n_dead > MAX_NAMED ? "…" : "");
+        str_free(&which);
+    }
     if (h->damp > damp)
         job_fallback(job, "%s: Hessian 不正定，阻尼由 %g 升到 %g", l->name, damp, h->damp);
     return true;

@@ -126,7 +126,7 @@ static bool take_stats(Walk *k, int64_t layer, int group, Err *e) {
     Model *m = k->job->model;
     int n_groups = block_n_groups(&m->config, layer);
     if (layer < k->shared.n)
-        return calib_stats_alloc(m, layer, k->kinds, group, 0, k->stats, &k->arena, e) &&
+        return calib_stats_alloc(m, layer, k->kinds, group, 0, k->stats, &k->arena, &k->arena, e) &&
                stats_restore_block(&k->shared, layer, m->backend, k->stats, n_groups, e);
     if (!calib_stream_pass(&k->stream, layer, k->kinds, group, k->stats, &k->arena,
                            k->flow == FLOW_ORIGINAL, e))
@@ -306,8 +306,8 @@ static bool walk_blocks(Walk *k, Err *e) {
     CHECK(!(k->kinds || k->flow == FLOW_BOTH) || k->job->calib);
     open_shared(k);
     if (k->forward) {
-        ok = model_load_embed(m, e) && calib_stream_open(&k->stream, m, k->job->calib, e) &&
-             (k->flow != FLOW_BOTH || calib_stream_open(&k->original, m, k->job->calib, e));
+        ok = model_load_embed(m, e) && calib_stream_open(&k->stream, m, k->job->calib, NULL, e) &&
+             (k->flow != FLOW_BOTH || calib_stream_open(&k->original, m, k->job->calib, &k->stream, e));
     }
     Progress p = progress_start(LOG_QUANT, "量化", "块", m->config.n_layers);
     bool files = (k->kinds || k->forward) && k->job->block_dir, resuming = files;
@@ -327,8 +327,8 @@ static bool walk_blocks(Walk *k, Err *e) {
     progress_end(&p);
     arena_free(&k->host);
     statset_close(&k->shared);
-    calib_stream_close(&k->stream);
     calib_stream_close(&k->original);
+    calib_stream_close(&k->stream);
     return ok;
 }
 

@@ -32,24 +32,25 @@ static bool embed_all(CalibStream *s, Err *e) {
     const CalibSet *set = s->set;
     Model *m = s->model;
     int64_t len = set->length, d = m->config.hidden;
-    float *own = s->work.x;
+    float *own = s->work->x;
     for (int64_t i = 0; i < set->n_samples; i++) {
         Segment seg = {.n = len};
-        s->work.x = s->x + i * len * d;
-        forward_embed(m, &s->work, set->ids + i * len, len, &seg, 1);
+        s->work->x = s->x + i * len * d;
+        forward_embed(m, s->work, set->ids + i * len, len, &seg, 1);
     }
-    s->work.x = own;
+    s->work->x = own;
     return backend_check(m->backend, e);
 }
 
-bool calib_stream_open(CalibStream *s, Model *m, const CalibSet *set, Err *e) {
-    *s = (CalibStream){.model = m, .set = set, .arena = backend_arena(m->backend)};
+bool calib_stream_open(CalibStream *s, Model *m, const CalibSet *set, const CalibStream *borrow, Err *e) {
+    *s = (CalibStream){.model = m, .set = set, .arena = model_big_arena(m), .inputs = model_big_arena(m)};
+    s->work = borrow ? borrow->work : &s->own;
     s->batch = BATCH_ROWS / set->length > 0 ? BATCH_ROWS / set->length : 1;
     if (s->batch > set->n_samples) s->batch = set->n_samples;
     int64_t rows = set->n_samples * set->length, d = m->config.hidden;
     s->x = ARENA_ARRAY(&s->arena, float, rows * d, e);
     bool ok = s->x && model_ensure_rope(m, set->length, e) &&
-              workspace_open(&s->work, m, s->batch * set->length, e);
+              (borrow || workspace_open(s->work, m, s->batch * set->length, e));
     if (ok) {
         ok = embed_all(s, e);
     }
@@ -58,17 +59,19 @@ bool calib_stream_open(CalibStream *s, Model *m, const CalibSet *set, Err *e) {
 }
 
 void calib_stream_close(CalibStream *s) {
-    workspace_close(&s->work);
+    workspace_close(&s->own);
+    arena_free(&s->inputs);
     arena_free(&s->arena);
     *s = (CalibStream){0};
 }
 
-static bool alloc_stats(InputStats *s, Arena *a, unsigned kinds, int64_t n, int64_t cols, Err *e) {
+static bool alloc_stats(InputStats *s, Arena *a, Arena *inputs, unsigned kinds, int64_t n, int64_t cols,
+                        Err *e) {
     *s = (InputStats){.cols = cols};
     if (kinds & STAT_GRAM) s->gram = ARENA_ARRAY(a, float, cols * cols, e);
     if (kinds & STAT_ABSMAX) s->absmax = ARENA_ARRAY(a, float, cols, e);
     if (kinds & STAT_ABSMEAN) s->absmean = ARENA_ARRAY(a, double, cols, e);
-    if (kinds & STAT_INPUTS) s->inputs = ARENA_ARRAY(a, float, n * cols, e);
+    if (kinds & STAT_INPUTS) s->inputs = ARENA_ARRAY(inputs, float, n * cols, e);
     return !((kinds & STAT_GRAM && !s->gram) || (kinds & STAT_ABSMAX && !s->absmax) ||
              (kinds & STAT_ABSMEAN && !s->absmean) || (kinds & STAT_INPUTS && !s->inputs));
 }
@@ -76,6 +79,7 @@ static bool alloc_stats(InputStats *s, Arena *a, unsigned kinds, int64_t n, int6
 typedef struct Collector {
     Backend *backend;
     InputStats *stats;
+    const Arena *inputs;
     int group;
 } Collector;
 
@@ -85,8 +89,10 @@ static void collect(void *ctx, int group, const float *x, int64_t n, int64_t col
     if (c->group >= 0 && group != c->group) return;
     if (s->gram)
         op_gram(c->backend, tensor_f32(s->gram, cols, cols), tensor_f32((float *)x, n, cols));
-    if (s->inputs)
+    if (s->inputs) {
         op_copy(c->backend, s->inputs + s->n * cols, x, (size_t)(n * cols) * sizeof *x);
+        spill_drop(c->inputs, s->inputs + s->n * cols, (size_t)(n * cols) * sizeof *x);
+    }
     op_column_stats(c->backend, s->absmax, s->absmean, tensor_f32((float *)x, n, cols));
     s->n += n;
 }
@@ -101,21 +107,21 @@ static void finish_stats(Backend *b, InputStats *s) {
 }
 
 /* 要收的各组备好内存；一组的列数由它的线性层定。 */
-static bool alloc_groups(const Block *b, int group, InputStats *stats, Arena *a, unsigned kinds,
-                         int64_t n, Err *e) {
+static bool alloc_groups(const Block *b, int group, InputStats *stats, Arena *a, Arena *inputs,
+                         unsigned kinds, int64_t n, Err *e) {
     for (int64_t i = 0; i < b->n_linears; i++) {
         const Linear *l = &b->linears[i];
         if (!l->rows || (group >= 0 && l->group != group) || stats[l->group].cols) continue;
-        if (!alloc_stats(&stats[l->group], a, kinds, n, l->cols, e)) return false;
+        if (!alloc_stats(&stats[l->group], a, inputs, kinds, n, l->cols, e)) return false;
     }
     return true;
 }
 
 bool calib_stats_alloc(const Model *m, int64_t layer, unsigned kinds, int group, int64_t n,
-                       InputStats *stats, Arena *a, Err *e) {
+                       InputStats *stats, Arena *a, Arena *inputs, Err *e) {
     for (int g = 0; g < block_n_groups(&m->config, layer); g++)
         if (group < 0 || g == group) stats[g] = (InputStats){0};
-    return alloc_groups(&m->blocks[layer], group, stats, a, kinds, n, e);
+    return alloc_groups(&m->blocks[layer], group, stats, a, inputs, kinds, n, e);
 }
 
 bool calib_stream_pass(CalibStream *s, int64_t layer, unsigned kinds, int group, InputStats *stats,
@@ -123,9 +129,11 @@ bool calib_stream_pass(CalibStream *s, int64_t layer, unsigned kinds, int group,
     Model *m = s->model;
     int64_t len = s->set->length, d = m->config.hidden;
     int n_groups = block_n_groups(&m->config, layer);
-    if (kinds && !calib_stats_alloc(m, layer, kinds, group, s->set->n_samples * len, stats, a, e))
+    if (kinds) arena_free(&s->inputs);
+    s->inputs = kinds ? model_big_arena(m) : s->inputs;
+    if (kinds && !calib_stats_alloc(m, layer, kinds, group, s->set->n_samples * len, stats, a, &s->inputs, e))
         return false;
-    Collector c = {m->backend, stats, group};
+    Collector c = {m->backend, stats, &s->inputs, group};
     bool experts = arch_has_experts(&m->config, layer);
     int last = group >= 0 ? group : experts ? -1 : INPUT_DOWN;
     BlockTap tap = {collect, &c, kinds && !advance ? last : -1, false};
@@ -135,14 +143,15 @@ bool calib_stream_pass(CalibStream *s, int64_t layer, unsigned kinds, int group,
     for (int64_t i = 0; ok && i < s->batch; i++) seg[i] = (Segment){.row0 = i * len, .n = len};
     for (int64_t i = 0; ok && i < s->set->n_samples; i += s->batch) {
         int64_t n = s->set->n_samples - i < s->batch ? s->set->n_samples - i : s->batch;
-        float *x = s->x + i * len * d, *own = s->work.x;
+        float *x = s->x + i * len * d, *own = s->work->x;
         if (advance)
-            s->work.x = x; /* 就地推进 */
+            s->work->x = x; /* 就地推进 */
         else
             op_copy(m->backend, own, x, (size_t)(n * len * d) * sizeof(float));
-        ok = interrupt_check(e) && block_forward(m, layer, &s->work, n * len, seg, (size_t)n,
+        ok = interrupt_check(e) && block_forward(m, layer, s->work, n * len, seg, (size_t)n,
                                                  kinds ? &tap : NULL, e);
-        s->work.x = own;
+        s->work->x = own;
+        spill_drop(&s->arena, x, (size_t)(n * len * d) * sizeof *x);
     }
     arena_free(&tmp);
     for (int g = 0; ok && kinds && g < n_groups; g++)

@@ -11,6 +11,7 @@ typedef struct Collect {
     int64_t first, last; /* 这一趟留下的层 [first, last) */
     int64_t row, n, width;
     float *k, *v, *k_grad, *v_grad; /* (last−first, n, width) */
+    const Arena *arena;
 } Collect;
 
 /* 反向刚走过第 layer 块：它的中间量还在 trace 里。k 由归一化后的输入重算（trace 里的已经旋转）。 */
@@ -27,6 +28,8 @@ static void see(void *ctx, int64_t layer, const float *d_k, const float *d_v, in
     op_copy(m->backend, c->v + at, t->v, bytes);
     op_copy(m->backend, c->k_grad + at, d_k, bytes);
     op_copy(m->backend, c->v_grad + at, d_v, bytes);
+    float *const part[] = {c->k, c->v, c->k_grad, c->v_grad};
+    for (int i = 0; i < 4; i++) spill_drop(c->arena, part[i] + at, bytes);
 }
 
 static bool run_pass(Collect *c, const CalibSet *set, Progress *p, int64_t done, Err *e) {
@@ -44,9 +47,9 @@ bool kv_sample_each(Model *m, const CalibSet *set, KvSampleFn *fn, void *ctx, Er
     int64_t width = m->config.n_kv_heads * m->config.head_dim;
     int64_t per_pass = PASS_BYTES / (4 * n * width * (int64_t)sizeof(float));
     per_pass = per_pass < 1 ? 1 : per_pass > layers ? layers : per_pass;
-    Arena a = backend_arena(m->backend);
+    Arena a = model_big_arena(m);
     ModelGradient g = {0};
-    Collect c = {.gradient = &g, .n = n, .width = width};
+    Collect c = {.gradient = &g, .n = n, .width = width, .arena = &a};
     float **parts[] = {&c.k, &c.v, &c.k_grad, &c.v_grad};
     bool ok = true;
     for (int i = 0; ok && i < 4; i++)
@@ -62,6 +65,8 @@ bool kv_sample_each(Model *m, const CalibSet *set, KvSampleFn *fn, void *ctx, Er
             int64_t at = (l - c.first) * n * width;
             KvSample s = {l, n, width, set->length, c.k + at, c.v + at, c.k_grad + at, c.v_grad + at};
             ok = fn(ctx, &s, e);
+            for (int k = 0; k < 4; k++)
+                spill_drop(&a, *parts[k] + at, (size_t)(n * width) * sizeof(float));
         }
     }
     progress_end(&p);

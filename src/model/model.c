@@ -255,6 +255,11 @@ static bool finish_block(Model *m, int64_t layer, Err *e) {
     return ok;
 }
 
+Arena model_big_arena(Model *m) {
+    if (!m->spill.alloc || m->backend->separate) return backend_arena(m->backend);
+    return (Arena){.allocator = &m->spill};
+}
+
 bool model_stream_linear(Model *m, Linear *l, Err *e) {
     l->streamed = true;
     if (m->stream_layer == l->layer) m->stream_layer = -1;

@@ -5,6 +5,7 @@
 #define PTQ_MODEL_MODEL_H
 #include "compute/memory.h"
 #include "io/file.h"
+#include "io/spill.h"
 #include "model/kvcache.h"
 #include "model/linear.h"
 #include "model/weights.h"
@@ -59,6 +60,7 @@ struct Model {
     int64_t n_rope, alibi_stride;
     int64_t rope_regime; /* 表是为多长的时间线造的，见 model_ensure_rope */
     double load_seconds, pack_seconds;
+    Allocator spill;      /* max_memory 之下校准的大数组放在磁盘上；alloc 为 NULL 即没有 */
     bool stream;          /* 未量化的线性层不留在内存里，逐块载入 */
     Arena stream_arena;   /* 正在用的那一块 */
     int64_t stream_layer; /* 它的层号；还没有则 -1 */
@@ -85,6 +87,8 @@ bool model_load_bias(Model *m, Linear *l, Err *e);
 bool model_load_linear(Model *m, Linear *l, float *w, Err *e);
 /* 把稠密权重 w（后端内存）按模型的 dtype 装入 l，内存来自 a（后端内存）。 */
 bool model_pack_linear(Model *m, Linear *l, const float *w, Arena *a, Err *e);
+/* 装校准的大数组（全部样本的隐藏状态、输入、键值）的 Arena：有 spill 时在磁盘上，否则是后端内存。 */
+Arena model_big_arena(Model *m);
 /* stream 时代替 model_pack_linear：只记下要多少字节，用到时再载入。 */
 bool model_stream_linear(Model *m, Linear *l, Err *e);
 /* 前向用到第 layer 块之前调用：stream 时载入它的未量化的线性层，并放掉上一块的。 */

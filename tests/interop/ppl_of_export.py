@@ -88,7 +88,7 @@ def dequantize_bitsandbytes(folder):
             state[name + ".weight"] = w.CB.float() * w.SCB.float()[:, None] / 127
     for k, v in model.state_dict().items():
         name, leaf = k.rsplit(".", 1)
-        if leaf in ("weight", "bias") and name + ".weight" not in state and "quant" not in k:
+        if leaf == "bias" or (leaf == "weight" and name + ".weight" not in state):
             state[k] = v.float()
     return plain_model(folder, state)
 
@@ -97,7 +97,7 @@ def dequantize_hqq(folder):
     from hqq.core.quantize import HQQLinear
     t = load_file(os.path.join(folder, "model.safetensors"))
     names = sorted(k[: -len(".W_q")] for k in t if k.endswith(".W_q"))
-    state = {k: v.float() for k, v in t.items() if k.rsplit(".", 1)[0] not in names}
+    state = {k: v.float() for k, v in t.items() if k.rsplit(".", 1)[0] not in names or k.endswith(".bias")}
     for n in names:
         layer = HQQLinear(None, None, compute_dtype=torch.float32, device="cpu")
         layer.load_state_dict({k[len(n) + 1:]: v for k, v in t.items() if k.startswith(n + ".")})

@@ -54,7 +54,7 @@ if [ -n "$SAN" ]; then
 else
     build gcc build CC=gcc SAN=
     build clang build-clang CC=clang SAN= OPT="-O0 -g" KERNEL_OPT=-O0
-    build san build-san CC=gcc SAN=address,undefined
+    build san build-san CC=gcc SAN=address,undefined OPT="-O1 -g1"
 fi
 [ ${#runs[@]} -gt 0 ] || finish
 

@@ -13,6 +13,7 @@
 #include "base/rng.h"
 #include "compute/adamw.h"
 #include "model/gradient.h"
+#include "model/group.h"
 
 enum {
     HIDDEN = 20, HEADS = 4, KV = 2, DIM = 6, FF = 28, VOCAB = 37, LAYERS = 2, N = 9, WINDOW = 5,
@@ -373,8 +374,92 @@ static void test_adamw(void **state) {
     arena_free(&a);
 }
 
+/* s（双精度）→ 第 layer 块的线性层 r 的权重与偏置，在 ref 里；w0、b0 是变换之前的。 */
+static void scale_ref(const ScaleMap *map, const double *s, int layer, LinearRole r, const double *w0,
+                      const double *b0) {
+    for (int64_t i = 0; i < map->rows; i++) {
+        double row = map->row[i] < 0 ? 1 : map->divide ? 1 / s[map->row[i]] : s[map->row[i]];
+        ref.bias[layer][r][i] = b0[i] * row;
+        for (int64_t c = 0; c < map->cols; c++)
+            ref.w[layer][r][i * map->cols + c] =
+                w0[i * map->cols + c] * row * (map->col[c] < 0 ? 1 : s[map->col[c]]);
+    }
+}
+
+/* 等价变换（OmniQuant 的 LET）的梯度：只变换一个线性层（全变换则函数不变、梯度为 0），偏置也变；对照中心差分。 */
+static void test_scales(void **state) {
+    (void)state;
+    enum { MOST = 2 * HIDDEN + 2 * K };
+    Backend b;
+    Model m;
+    Err e = {0};
+    BlockTrace t;
+    Arena a = {0};
+    assert_true(backend_open_cpu(&b, 1, COMPUTE_F32, NULL, &e));
+    open_model(&m, &b, 0);
+    int64_t attn, mlp, n = group_learned_scales(&m, 0, &attn, &mlp), seen = 0;
+    assert_true(n == MOST && attn == 0 && mlp == HIDDEN);
+    assert_true(block_trace_open(&t, &m, N, (ActQuant){0}, false, &e));
+    float x[N * HIDDEN], d_out[N * HIDDEN], s[MOST], row[FF], col[FF], d_row[FF], d_col[FF];
+    float w[MAX_W], u[MAX_W], dw[MAX_W], dbias[FF];
+    double exact[MOST], w0[MAX_W], b0[FF];
+    for (int i = 0; i < N * HIDDEN; i++) {
+        block_input[i / HIDDEN][i % HIDDEN] = x[i] = (float)noise(50, (uint64_t)i);
+        block_weight[i / HIDDEN][i % HIDDEN] = d_out[i] = (float)noise(51, (uint64_t)i);
+    }
+    for (int i = 0; i < MOST; i++) exact[i] = (double)(s[i] = 1 + 0.5f * (float)noise(52, (uint64_t)i));
+    for (LinearRole r = 0; r < ROLE_COUNT; r++) {
+        Linear *l = &m.blocks[0].linears[r];
+        ScaleMap map;
+        float grad[MOST] = {0};
+        assert_true(scale_map_new(&map, &a, &m, 0, r, &e));
+        scale_map_factors(&map, s, row, col);
+        memcpy(w0, ref.w[0][r], sizeof w0);
+        memcpy(b0, ref.bias[0][r], sizeof b0);
+        for (int64_t i = 0; i < map.rows * map.cols; i++) w[i] = (float)w0[i];
+        Tensor tw = tensor_f32(w, map.rows, map.cols), tu = tensor_f32(u, map.rows, map.cols);
+        Tensor tr = tensor_f32_1d(row, map.rows), tc = tensor_f32_1d(col, map.cols);
+        op_scale(&b, tu, tw, tr, tc);
+        assert_true(model_pack_linear(&m, l, u, &m.arena, &e));
+        for (int64_t i = 0; i < map.rows; i++) l->bias[i] = (float)b0[i] * row[i];
+        BlockGrad g = {0};
+        g.w[r] = dw;
+        g.bias[r] = dbias;
+        assert_true(block_trace_forward(&m, 0, &t, x, N, &e) && block_trace_backward(&m, 0, &t, d_out, &g, &e));
+        op_scale_grad(&b, tensor_f32_1d(d_row, map.rows), tensor_f32_1d(d_col, map.cols),
+                      tensor_f32(dw, map.rows, map.cols), tw, tr, tc);
+        for (int64_t i = 0; i < map.rows; i++) d_row[i] += dbias[i] * (float)b0[i];
+        scale_map_grad(&map, s, d_row, d_col, grad);
+        for (int i = 0; i < MOST; i++) {
+            double keep = exact[i], h = 1e-5, up, down;
+            exact[i] = keep + h;
+            scale_ref(&map, exact, 0, r, w0, b0);
+            up = block_loss(0, 0);
+            exact[i] = keep - h;
+            scale_ref(&map, exact, 0, r, w0, b0);
+            down = block_loss(0, 0);
+            exact[i] = keep;
+            double want = (up - down) / (2 * h);
+            if (!(fabs((double)grad[i] - want) <= 2e-4 + 1e-4 * fabs(want)))
+                fail_msg("第 %d 个线性层 ds[%d]：得到 %.9g，差分 %.9g", (int)r, i, (double)grad[i], want);
+            seen += fabs(want) > 1e-3;
+        }
+        memcpy(ref.w[0][r], w0, sizeof w0);
+        memcpy(ref.bias[0][r], b0, sizeof b0);
+        assert_true(model_pack_linear(&m, l, w, &m.arena, &e));
+        for (int64_t i = 0; i < map.rows; i++) l->bias[i] = (float)b0[i];
+    }
+    assert_true(seen > MOST); /* 各线性层都有不为 0 的 */
+    block_trace_close(&t);
+    arena_free(&a);
+    arena_free(&m.rope_arena);
+    arena_free(&m.arena);
+    arena_free(&m.meta);
+    backend_close(&b);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_block), cmocka_unit_test(test_model),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_block), cmocka_unit_test(test_scales), cmocka_unit_test(test_model),
                                        cmocka_unit_test(test_adamw)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -94,19 +94,10 @@ static bool open_model(Experiment *x, Err *e) {
 static bool limit_memory(Experiment *x, Err *e) {
     enum { MARGIN = 100 << 20, ROWS = 2048 }; /* 程序、缓冲、文件映射 */
     Model *m = &x->model;
-    const ModelConfig *c = &m->config;
-    size_t limit = x->config.run.max_memory_bytes, total = MARGIN + workspace_bytes(c, ROWS);
+    size_t limit = x->config.run.max_memory_bytes, total;
     if (!limit) return true;
-    QTensor q;
-    if (!qtensor_measure(&q, m->dtype, (QSpec){0}, c->vocab, c->hidden, e)) return false;
-    total += qtensor_bytes(&q) * (c->tied ? 1 : 2);
-    for (int64_t i = 0; i < c->n_layers; i++)
-        for (int64_t r = 0; r < m->blocks[i].n_linears; r++) {
-            const Linear *l = &m->blocks[i].linears[r];
-            if (!l->rows) continue;
-            if (!qtensor_measure(&q, m->dtype, (QSpec){0}, l->rows, l->cols, e)) return false;
-            total += qtensor_bytes(&q);
-        }
+    if (!model_measure_weights(m, NULL, &total, e)) return false;
+    total += MARGIN + workspace_bytes(&m->config, ROWS);
     if (total <= limit) return true;
     m->stream = true;
     const char *dir = arena_printf(&x->arena, e, "%s/processed", x->data_dir);

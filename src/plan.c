@@ -76,26 +76,6 @@ static void print_groups(const Model *m, const QSpec *spec) {
     }
 }
 
-static bool weight_bytes(const Model *m, const QSpec *spec, size_t *bytes, Err *e) {
-    const ModelConfig *c = &m->config;
-    QTensor q;
-    *bytes = 0;
-    for (int64_t i = 0; i < c->n_layers; i++)
-        for (int64_t k = 0; k < m->blocks[i].n_linears; k++) {
-            const Linear *l = &m->blocks[i].linears[k];
-            QSpec none = {0};
-            if (!l->rows) continue;
-            if (!(l->packed ? checkpoint_measure(m, l, &q, e)
-                            : qtensor_measure(&q, spec ? DT_NONE : m->dtype, spec ? *spec : none,
-                                              l->rows, l->cols, e)))
-                return false;
-            *bytes += qtensor_bytes(&q);
-        }
-    if (!model_measure_embed(m, &q, e)) return false;
-    *bytes += qtensor_bytes(&q) * (c->tied ? 1 : 2);
-    return true;
-}
-
 /* 现测矩阵乘的速率（每秒乘加数×2），约 0.1 秒。 */
 static double measure_rate(Experiment *x, Err *e) {
     enum { ROWS = 512, DIM = 512 };
@@ -171,7 +151,7 @@ static bool print_cost(Experiment *x, const Protocol *p, int64_t tokens, const Q
                        Err *e) {
     const ModelConfig *c = &x->model.config;
     size_t weights;
-    if (!weight_bytes(&x->model, spec, &weights, e)) return false;
+    if (!model_measure_weights(&x->model, spec, &weights, e)) return false;
     double rate = measure_rate(x, e);
     if (rate <= 0) return false;
     size_t work = workspace_bytes(c, perplexity_batch(p) * p->window);

@@ -255,6 +255,22 @@ static bool finish_block(Model *m, int64_t layer, Err *e) {
     return ok;
 }
 
+bool model_measure_weights(const Model *m, const QSpec *spec, size_t *bytes, Err *e) {
+    QTensor q;
+    *bytes = 0;
+    for (int64_t i = 0; i < m->config.n_layers; i++)
+        for (int64_t k = 0; k < m->blocks[i].n_linears; k++) {
+            const Linear *l = &m->blocks[i].linears[k];
+            if (!l->rows) continue;
+            if (!qtensor_measure(&q, spec ? DT_NONE : m->dtype, spec ? *spec : (QSpec){0}, l->rows, l->cols, e))
+                return false;
+            *bytes += qtensor_bytes(&q);
+        }
+    if (!model_measure_embed(m, &q, e)) return false;
+    *bytes += qtensor_bytes(&q) * (m->config.tied ? 1 : 2);
+    return true;
+}
+
 Arena model_big_arena(Model *m) {
     if (!m->spill.alloc || m->backend->separate) return backend_arena(m->backend);
     return (Arena){.allocator = &m->spill};

@@ -83,6 +83,8 @@ bool model_load_embed(Model *m, Err *e);
 bool model_measure_embed(const Model *m, QTensor *q, Err *e);
 /* 载入偏置（有而未载入时）。 */
 bool model_load_bias(Model *m, Linear *l, Err *e);
+/* 全部权重将占多少字节：线性层按 spec 量化（NULL 为按模型的 dtype 稠密），加上词嵌入与头。 */
+bool model_measure_weights(const Model *m, const QSpec *spec, size_t *bytes, Err *e);
 /* 把第 layer 块的线性层 l 的权重解码到 w (rows,cols) f32（后端内存），并载入偏置。 */
 bool model_load_linear(Model *m, Linear *l, float *w, Err *e);
 /* 把稠密权重 w（后端内存）按模型的 dtype 装入 l，内存来自 a（后端内存）。 */

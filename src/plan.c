@@ -154,12 +154,12 @@ static bool print_cost(Experiment *x, const Protocol *p, int64_t tokens, const Q
     if (!model_measure_weights(&x->model, spec, &weights, e)) return false;
     double rate = measure_rate(x, e);
     if (rate <= 0) return false;
-    size_t work = workspace_bytes(c, perplexity_batch(p) * p->window);
+    size_t work = workspace_bytes(c, perplexity_batch(p, CPU_BATCH_ROWS) * p->window);
     size_t block = (size_t)c->hidden * (size_t)c->intermediate * 4 * 3;
     char a[32], b[32], d[32], f[32], s[48];
     log_line(LOG_INFO, "内存：权重 %s，评测工作区 %s（一批 %lld token，含键值），量化时临时 %s，合计约 %s",
              str_bytes(a, sizeof a, (double)weights), str_bytes(b, sizeof b, (double)work),
-             (long long)(perplexity_batch(p) * p->window), str_bytes(d, sizeof d, (double)block),
+             (long long)(perplexity_batch(p, CPU_BATCH_ROWS) * p->window), str_bytes(d, sizeof d, (double)block),
              str_bytes(f, sizeof f, (double)(weights + (work > block ? work : block))));
     log_line(LOG_INFO, "解码时键值缓存（未量化）：每 token %s",
              str_bytes(a, sizeof a, (double)session_kv_bytes_per_token(c, run_kv_dtype(&x->config.run))));

@@ -29,7 +29,7 @@ typedef struct AttnSpec {
     const float *bias;    /* (n_heads, bias_stride)：分数再加上各头按键的绝对位置的偏置（ALiBi）；NULL 不加 */
     int64_t bias_stride;  /* 不小于键数，是 ATTN_BIAS_STEP 的倍数 */
 } AttnSpec;
-enum { ATTN_BIAS_STEP = 64 };
+enum { ATTN_BIAS_STEP = 64, CPU_BATCH_ROWS = 2048 };
 
 /* 归一化：RMS 为 x/sqrt(mean(x²)+eps)；center 时先减去平均值（LayerNorm）。再乘 weight、加 bias。 */
 typedef struct NormSpec {
@@ -70,6 +70,23 @@ static inline int64_t attn_far_end(const AttnSide *s, int64_t pos) {
     return pos > s->residual ? pos - s->residual : 0;
 }
 
+/* 逐 token 解码的注意力：n 条时间线各一个查询。第 i 条的位置是 rows[i].pos：q、k 的第 i 行就地旋转，k、v 添到缓存的末尾，
+ * 查询再看缓存里的 [0, pos]。 */
+typedef struct StepRow {
+    KvStore *k, *v; /* 原样存的，同一类型，末尾是 pos，还放得下一个；各条互不相同 */
+    int64_t pos;
+} StepRow;
+typedef struct StepJob {
+    int64_t n; /* 不大于 STEP_MAX_ROWS */
+    const StepRow *rows;
+    float *q, *k, *v, *out; /* (n, heads·dim)、(n, kv_heads·dim)；k 之后内容不定 */
+    AttnSpec spec;          /* first 不用 */
+    const float *cos_table, *sin_table; /* 同 op_rope；NULL 不转 */
+    int64_t half;
+    bool interleaved;
+} StepJob;
+enum { STEP_MAX_ROWS = 32 };
+
 /* 语言模型头 + log-softmax + 打分，一趟完成，不存整块 logits。
  * ref_x/ref_head 非空时同时对照基线：KL(基线‖当前) 与首位是否相同。 */
 typedef struct ScoreJob {
@@ -90,11 +107,25 @@ typedef struct ScoreJob {
 } ScoreJob;
 
 enum { LINEAR_OUT_MAX = 8 /* 一次调用至多几个 */ };
+/* 线性层的输入 (n, in)：原样的，或由它当场算出（GPU 上省去一趟写出与读入；结果与先算好再输入相同）。 */
+typedef enum { IN_PLAIN, IN_NORM, IN_ACTIVATE } InputKind;
+typedef struct LinearIn {
+    InputKind kind;
+    const float *x;   /* PLAIN 的输入；NORM 归一化之前的；ACTIVATE 的 gate */
+    NormSpec norm;    /* NORM */
+    const float *up;  /* ACTIVATE：f(gate)·up；NULL 即 f(gate) */
+    Activation f;
+    bool opaque;      /* ACTIVATE：gate、up 是 LinearOut.opaque 的输出 */
+    float *tmp;       /* NORM、ACTIVATE：(n, in) 的暂存，之后内容不定；可以就是 x（ACTIVATE）*/
+} LinearIn;
+
 /* 共用一个输入的线性层之一：y(n, w->rows) = x(n,in)·Wᵀ + bias。 */
 typedef struct LinearOut {
     float *y;
     const QTensor *w;
     const float *bias; /* (w->rows) 或 NULL */
+    float *sum;        /* 非 NULL：y 加上结果，而不是写成结果；sum 是 (n, w->rows) 的暂存，之后内容不定 */
+    bool opaque;       /* y 可以用后端自己的形式存（CUDA 的 bf16 计算存 bf16），只能再作 IN_ACTIVATE 的输入；sum 须为 NULL */
 } LinearOut;
 
 /* 逐列取整、把误差反馈给本块后面的列（GPTQ 算法 1 的内层）。对每一行、依次对 [i1, i2) 的每一列 i：
@@ -109,6 +140,18 @@ typedef struct FeedbackJob {
     int64_t n_groups;
     int bits;
 } FeedbackJob;
+
+/* H(n,n)[i][j] = norm·gram[perm[i]][perm[j]]，对角另：dead[i] 者为 1，再都加 damp。
+ * u = H⁻¹ 的上三角 Cholesky 因子（H⁻¹ = uᵀ·u），以双精度算，存成 f32，下三角为 0。 */
+typedef struct FactorJob {
+    int64_t n;
+    const float *gram;   /* (n, n) 对称 */
+    const int32_t *perm; /* (n) 主机 */
+    const bool *dead;    /* (n) 主机 */
+    double norm, damp;
+    float *u;            /* (n, n) 出 */
+    double *work;        /* 主机的暂存 (n, n+LINALG_BLOCK)；CUDA 不用 */
+} FactorJob;
 
 /* 上面打分的反向：dx = Σ scale·∂nll/∂x（没有 softcap）。 */
 typedef struct ScoreGradJob {
@@ -137,8 +180,10 @@ typedef struct BackendOps {
     /* n 段、每段 bytes 字节，第 i 段在 dst + i·dst_step、src + i·src_step；不可重叠 */
     void (*copy_2d)(Backend *b, void *dst, size_t dst_step, const void *src, size_t src_step,
                     int64_t n, size_t bytes);
-    /* out 的 n_out 个线性层，输入都是 x(n,in)；各个的结果与单独算时逐位相同 */
-    void (*linear)(Backend *b, const LinearOut *out, int n_out, const float *x, int64_t n);
+    /* dst(n) f32 = 主机内存里 n 个 t（F32、F16、BF16）类型的数，再舍入到 rounded（同上三种；值仍是 f32） */
+    void (*decode)(Backend *b, float *dst, const void *host, DType t, DType rounded, int64_t n);
+    /* out 的 n_out 个线性层，输入都是 in；各个的结果与单独算时逐位相同 */
+    void (*linear)(Backend *b, const LinearOut *out, int n_out, const LinearIn *in, int64_t n);
     /* y(n,cols) = 表(rows,cols) 的第 ids[i] 行（稠密或量化皆可）；ids 在主机 */
     void (*embed)(Backend *b, float *y, const QTensor *table, const int32_t *ids, int64_t n);
     /* 逐行归一化 (n,d)；y 可与 x 相同 */
@@ -150,6 +195,8 @@ typedef struct BackendOps {
     /* out(n,heads·dim)、q 同；k、v 须存有位置 [0, first+n) 中查询要读的 */
     void (*attention)(Backend *b, float *out, const float *q, const AttnSide *k, const AttnSide *v,
                       int64_t n, const AttnSpec *s);
+    /* 见 StepJob；与分开调用 rope、kv_write、attention 相同（CUDA 上一趟做完） */
+    void (*attend_step)(Backend *b, const StepJob *job);
     /* DENSE、TILES 的末尾添 n 行 x(n, heads·dim) */
     void (*kv_write)(Backend *b, KvStore *s, const float *x, int64_t n);
     /* 把 near（DENSE）的位置 [pos, pos+n) 量化进 s，之后 s->length = pos+n。参数逐通道时 pos 是组宽的倍数 */
@@ -180,7 +227,7 @@ typedef struct BackendOps {
     /* y(n,out) = x(n,in)·Wᵀ，恒为 f32（不受 compute 影响），供求解器 */
     void (*linear_exact)(Backend *b, float *y, const float *x, int64_t n, const QTensor *w);
     /* 激活量化的线性层，见 ops.h */
-    void (*linear_int8)(Backend *b, const LinearOut *out, int n_out, const float *x, int64_t n,
+    void (*linear_int8)(Backend *b, const LinearOut *out, int n_out, const LinearIn *in, int64_t n,
                         const ActQuant *act);
     /* 就地 x(n,d) = s·round(x/s) */
     void (*round_act)(Backend *b, float *x, int64_t n, int64_t d, const ActQuant *act);
@@ -210,6 +257,11 @@ typedef struct BackendOps {
                         int64_t n, int64_t i1, int64_t i2);
     /* 全部有限 */
     bool (*all_finite)(Backend *b, const float *x, int64_t n);
+    /* 不等结果的 all_finite：不全有限就记下 tag（>= 0）；watched 取出记下的最小的一个并清除，没有为 -1 */
+    void (*watch)(Backend *b, const float *x, int64_t n, int tag);
+    int (*watched)(Backend *b);
+    /* 见 FactorJob。返回: 正定 */
+    bool (*factor)(Backend *b, const FactorJob *job);
     void (*adamw)(Backend *b, const AdamStep *step);
     /* d = scale·(x − y)，(rows,cols)。返回: Σ (x − y)²（平方以 f32，行内、行间依次以双精度相加） */
     double (*mse_grad)(Backend *b, float *d, const float *x, const float *y, float scale,
@@ -261,6 +313,8 @@ struct Backend {
     int n_threads;
     Allocator *memory; /* 后端的内存 */
     bool separate;     /* 主机不能直接读写它 */
+    int64_t batch_rows; /* 一批前向合适的行数，CPU 为 CPU_BATCH_ROWS */
+    int watched;       /* CPU：watch 记下的，-1 为无 */
     bool kv_tiles;     /* 未量化的键值可用 KV_TILES 存（CPU 的 bf16 计算） */
     void (*guard)(Backend *b, bool open); /* 每次派发前后调用（严格模式）；NULL 即无 */
     Err err;              /* 粘滞 */

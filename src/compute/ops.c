@@ -12,26 +12,37 @@ static void check_weight(const QTensor *w) {
 static LinearOut linear_out(Tensor y, Tensor x, const QTensor *w, Tensor bias) {
     check_2d(y, x.shape[0], w->rows);
     if (bias.data) CHECK(bias.dtype == DT_F32 && n_elements(bias) == w->rows);
-    return (LinearOut){y.data, w, bias.data};
+    return (LinearOut){.y = y.data, .w = w, .bias = bias.data};
 }
 
 void op_linear(Backend *b, Tensor y, Tensor x, const QTensor *w, Tensor bias) {
     op_linear_many(b, (LinearOut[]){linear_out(y, x, w, bias)}, 1, x);
 }
 
-static void check_outs(const LinearOut *out, int n_out, Tensor x) {
-    CHECK(x.n_dims >= 1 && n_out >= 1 && n_out <= LINEAR_OUT_MAX);
+static void check_outs(const LinearOut *out, int n_out, const LinearIn *in) {
+    CHECK(n_out >= 1 && n_out <= LINEAR_OUT_MAX && in->x && (in->kind == IN_PLAIN || in->tmp));
+    CHECK(in->kind != IN_NORM || (in->norm.period >= 1 && (in->norm.center || !in->norm.bias)));
     for (int i = 0; i < n_out; i++) {
         check_weight(out[i].w);
-        check_2d(x, x.shape[0], out[i].w->cols);
-        CHECK(out[i].y);
+        CHECK(out[i].w->cols == out[0].w->cols && out[i].y && !(out[i].sum && out[i].opaque));
     }
 }
 
+static LinearIn plain_input(const LinearOut *out, int n_out, Tensor x) {
+    CHECK(x.n_dims >= 1 && n_out >= 1);
+    check_2d(x, x.shape[0], out[0].w->cols);
+    return (LinearIn){.x = x.data};
+}
+
 void op_linear_many(Backend *b, const LinearOut *out, int n_out, Tensor x) {
-    check_outs(out, n_out, x);
-    if (failed(b) || x.shape[0] == 0) return;
-    CALL(b, linear, out, n_out, x.data, x.shape[0]);
+    LinearIn in = plain_input(out, n_out, x);
+    op_linear_from(b, out, n_out, &in, x.shape[0]);
+}
+
+void op_linear_from(Backend *b, const LinearOut *out, int n_out, const LinearIn *in, int64_t n) {
+    if (failed(b) || n == 0) return;
+    check_outs(out, n_out, in);
+    CALL(b, linear, out, n_out, in, n);
 }
 
 static void check_act(const ActQuant *a) {
@@ -52,11 +63,17 @@ void op_linear_int8(Backend *b, Tensor y, Tensor x, const QTensor *w, Tensor bia
 
 void op_linear_int8_many(Backend *b, const LinearOut *out, int n_out, Tensor x,
                          const ActQuant *act) {
+    LinearIn in = plain_input(out, n_out, x);
+    op_linear_int8_from(b, out, n_out, &in, x.shape[0], act);
+}
+
+void op_linear_int8_from(Backend *b, const LinearOut *out, int n_out, const LinearIn *in, int64_t n,
+                         const ActQuant *act) {
     check_act(act);
-    check_outs(out, n_out, x);
+    if (failed(b) || n == 0) return;
+    check_outs(out, n_out, in);
     for (int i = 0; i < n_out; i++) CHECK(linear_int8_accepts(out[i].w));
-    if (failed(b) || x.shape[0] == 0) return;
-    CALL(b, linear_int8, out, n_out, x.data, x.shape[0], act);
+    CALL(b, linear_int8, out, n_out, in, n, act);
 }
 
 void op_round_act(Backend *b, Tensor x, const ActQuant *act) {
@@ -155,6 +172,24 @@ void op_attention(Backend *b, Tensor out, Tensor q, Tensor k, Tensor v, const At
     KvStore ks = kvstore_view(k.data, s->n_kv_heads, s->head_dim, 0, k.shape[0]);
     KvStore vs = kvstore_view(v.data, s->n_kv_heads, s->head_dim, 0, k.shape[0]);
     op_attention_kv(b, out, q, &(AttnSide){.near = &ks}, &(AttnSide){.near = &vs}, s);
+}
+
+static void check_step_side(const KvStore *s, const StepJob *j, int64_t pos) {
+    CHECK((s->f.form == KV_DENSE || s->f.form == KV_TILES) && s->f.dtype == j->rows[0].k->f.dtype);
+    CHECK(s->data && s->heads == j->spec.n_kv_heads && s->dim == j->spec.head_dim);
+    CHECK(s->first + s->length == pos && s->length < s->capacity);
+}
+
+void op_attend_step(Backend *b, const StepJob *j) {
+    CHECK(j->n <= STEP_MAX_ROWS && j->spec.n_heads % j->spec.n_kv_heads == 0);
+    CHECK(!j->cos_table == !j->sin_table && 2 * j->half <= j->spec.head_dim);
+    if (failed(b) || j->n == 0) return;
+    CHECK(j->q && j->k && j->v && j->out);
+    for (int64_t i = 0; i < j->n; i++) {
+        check_step_side(j->rows[i].k, j, j->rows[i].pos);
+        check_step_side(j->rows[i].v, j, j->rows[i].pos);
+    }
+    CALL(b, attend_step, j);
 }
 
 void op_kv_write(Backend *b, KvStore *s, Tensor x) {

@@ -8,8 +8,12 @@
 /* 主机与后端内存之间的复制；op_copy 在后端内存之内，两段可以重叠。 */
 void op_read(Backend *b, void *host, const void *src, size_t bytes);
 void op_write(Backend *b, void *dst, const void *host, size_t bytes);
+/* dst(n) f32 = 主机内存里 n 个 t（F32、F16、BF16）类型的数，再舍入到 rounded（超出 f16 的成 Inf）。装载权重用。 */
+void op_decode(Backend *b, float *dst, const void *host, DType t, DType rounded, int64_t n);
 void op_copy(Backend *b, void *dst, const void *src, size_t bytes);
 /* 矩形的复制：n 段、每段 bytes 字节，相邻两段在 dst 中相距 dst_step、在 src 中相距 src_step 字节。 */
+/* dst(n) f32 = 主机内存里 n 个 t（F32、F16、BF16）类型的数，再舍入到 rounded（超出 f16 的成 Inf）。装载权重用。 */
+void op_decode(Backend *b, float *dst, const void *host, DType t, DType rounded, int64_t n);
 void op_copy_2d(Backend *b, void *dst, size_t dst_step, const void *src, size_t src_step, int64_t n,
                 size_t bytes);
 /* y(n,out) = x(n,in)·Wᵀ + bias。参数: bias 可为空张量（data==NULL）。 */
@@ -17,6 +21,8 @@ void op_linear(Backend *b, Tensor y, Tensor x, const QTensor *w, Tensor bias);
 /* 共用输入 x(n,in) 的 n_out（<= LINEAR_OUT_MAX）个线性层（如 q、k、v）一次算完：逐 token 解码时省去各层之间的线程会合。
  * 各个的结果与单独调用 op_linear 逐位相同。 */
 void op_linear_many(Backend *b, const LinearOut *out, int n_out, Tensor x);
+/* 同上，输入由 in 定（见 LinearIn），n 行。 */
+void op_linear_from(Backend *b, const LinearOut *out, int n_out, const LinearIn *in, int64_t n);
 /* 激活也量化的线性层：x 先按 act 取整为 bits 位整数，再与整数权重相乘，累加是精确的 int32：
  *   s = max(max|x|, 1e-5)·(1/(2^(bits-1)−1))（同 SmoothQuant 的 fake_quant.py 在 GPU 上；TOKEN 每行一个，TENSOR 整个 x 一个，STATIC 用 act->scale）
  *   x_q = clamp(rint(x/s), −2^(bits-1), 2^(bits-1)−1)；y = (Σ (code−zero)·x_q)·(s_w·s) + bias
@@ -26,6 +32,8 @@ void op_linear_int8(Backend *b, Tensor y, Tensor x, const QTensor *w, Tensor bia
                     const ActQuant *act);
 /* 同 op_linear_many；x 只取整一次，故各层的 act 须相同。 */
 void op_linear_int8_many(Backend *b, const LinearOut *out, int n_out, Tensor x, const ActQuant *act);
+void op_linear_int8_from(Backend *b, const LinearOut *out, int n_out, const LinearIn *in, int64_t n,
+                         const ActQuant *act);
 /* 就地 x = s·x_q，s 与 x_q 同 op_linear_int8（注意力两个 BMM 的输入用）。 */
 void op_round_act(Backend *b, Tensor x, const ActQuant *act);
 /* op_linear_int8 能否用这个权重。 */
@@ -42,6 +50,8 @@ void op_attention(Backend *b, Tensor out, Tensor q, Tensor k, Tensor v, const At
 /* 同上，键值来自缓存的存放（见 AttnSide）：近的原样、远的量化，逐块展开。 */
 void op_attention_kv(Backend *b, Tensor out, Tensor q, const AttnSide *k, const AttnSide *v,
                      const AttnSpec *s);
+/* 逐 token 解码的注意力，见 StepJob。 */
+void op_attend_step(Backend *b, const StepJob *job);
 /* DENSE 的末尾添上 x(n, heads·dim)；容量须够。 */
 void op_kv_write(Backend *b, KvStore *s, Tensor x);
 /* DENSE：丢掉位置 before 之前的行，余下的挪到开头。 */
@@ -93,6 +103,12 @@ void op_gather_columns(Backend *b, Tensor dst, Tensor src, const int32_t *index)
 void op_update_rest(Backend *b, Tensor w, Tensor err, Tensor u, int64_t i1, int64_t i2);
 /* x 全部有限。已有错误时为真（由 backend_check 报出）。 */
 bool op_all_finite(Backend *b, Tensor x);
+/* 记下 x 是否全部有限，不等结果：见 BackendOps.watch。 */
+void op_watch(Backend *b, Tensor x, int tag);
+/* 取出并清除：不全有限的各次 op_watch 里最小的 tag，没有（或已有别的错误）为 -1。 */
+int op_watched(Backend *b);
+/* Hessian 的分解，见 FactorJob。返回: 正定且没有错误。 */
+bool op_factor(Backend *b, const FactorJob *job);
 /* 逐列取整与误差反馈，见 FeedbackJob。 */
 void op_feedback(Backend *b, const FeedbackJob *job);
 /* 一步 AdamW，见 AdamStep。 */

@@ -22,6 +22,16 @@ void op_copy(Backend *b, void *dst, const void *src, size_t bytes) {
     CALL(b, copy, dst, src, bytes);
 }
 
+static bool is_real(DType t) {
+    return t == DT_F32 || t == DT_F16 || t == DT_BF16;
+}
+
+void op_decode(Backend *b, float *dst, const void *host, DType t, DType rounded, int64_t n) {
+    if (failed(b) || n == 0) return;
+    CHECK(dst && host && is_real(t) && is_real(rounded));
+    CALL(b, decode, dst, host, t, rounded, n);
+}
+
 void op_copy_2d(Backend *b, void *dst, size_t dst_step, const void *src, size_t src_step, int64_t n,
                 size_t bytes) {
     if (failed(b) || bytes == 0 || n == 0) return;
@@ -101,6 +111,26 @@ bool op_all_finite(Backend *b, Tensor x) {
     bool ok = b->ops->all_finite(b, x.data, n_elements(x));
     if (b->guard) b->guard(b, false);
     return ok;
+}
+
+void op_watch(Backend *b, Tensor x, int tag) {
+    check_2d(x, x.shape[0], row_width(x));
+    CHECK(tag >= 0);
+    if (failed(b) || n_elements(x) == 0) return;
+    CALL(b, watch, x.data, n_elements(x), tag);
+}
+
+int op_watched(Backend *b) {
+    return failed(b) ? -1 : b->ops->watched(b);
+}
+
+bool op_factor(Backend *b, const FactorJob *j) {
+    CHECK(j->n >= 1 && j->gram && j->perm && j->dead && j->u && (j->work || b->host));
+    if (failed(b)) return false;
+    if (b->guard) b->guard(b, true);
+    bool ok = b->ops->factor(b, j);
+    if (b->guard) b->guard(b, false);
+    return ok && !failed(b);
 }
 
 void op_adamw(Backend *b, const AdamStep *step) {

@@ -6,7 +6,6 @@
 #include "base/log.h"
 #include "base/pyrandom.h"
 
-enum { BATCH_ROWS = 2048 };
 
 bool calib_draw(CalibSet *s, Arena *a, const char *dataset, const int32_t *ids, int64_t n,
                 int64_t n_samples, int64_t length, int64_t seed, Err *e) {
@@ -45,7 +44,8 @@ static bool embed_all(CalibStream *s, Err *e) {
 bool calib_stream_open(CalibStream *s, Model *m, const CalibSet *set, const CalibStream *borrow, Err *e) {
     *s = (CalibStream){.model = m, .set = set, .arena = model_big_arena(m), .inputs = model_big_arena(m)};
     s->work = borrow ? borrow->work : &s->own;
-    s->batch = BATCH_ROWS / set->length > 0 ? BATCH_ROWS / set->length : 1;
+    s->batch = m->backend->batch_rows / set->length;
+    if (s->batch < 1) s->batch = 1;
     if (s->batch > set->n_samples) s->batch = set->n_samples;
     int64_t rows = set->n_samples * set->length, d = m->config.hidden;
     s->x = ARENA_ARRAY(&s->arena, float, rows * d, e);

@@ -66,40 +66,60 @@ static bool same_act(const ActQuant *a, const ActQuant *b) {
     return a->kind == b->kind && a->bits == b->bits && a->scale == b->scale;
 }
 
-/* 一段行的几个线性层，输入与输出按 l->act、l->out 量化。各层的 act 相同。 */
-static void linear_rows(Model *m, const Linear *const *l, float *const *y, int n_out, const float *x,
-                        int64_t row0, int64_t n) {
-    LinearOut out[LINEAR_OUT_MAX];
-    Tensor tx = tensor_f32((float *)x + row0 * l[0]->cols, n, l[0]->cols);
-    for (int i = 0; i < n_out; i++)
-        out[i] = (LinearOut){y[i] + row0 * l[i]->rows, &l[i]->q, l[i]->bias};
+/* 一段行的几个线性层，输入与输出按 l->act、l->out 量化。各层的 act 相同。out 的 w、bias 在这里填。 */
+static void linear_rows(Model *m, const Linear *const *l, LinearOut *out, int n_out,
+                        const LinearIn *in, int64_t n) {
+    for (int i = 0; i < n_out; i++) out[i].w = &l[i]->q, out[i].bias = l[i]->bias;
     if (l[0]->act.kind == ACT_NONE)
-        op_linear_many(m->backend, out, n_out, tx);
+        op_linear_from(m->backend, out, n_out, in, n);
     else
-        op_linear_int8_many(m->backend, out, n_out, tx, &l[0]->act);
+        op_linear_int8_from(m->backend, out, n_out, in, n, &l[0]->act);
     for (int i = 0; i < n_out; i++)
         if (l[i]->out.kind != ACT_NONE)
             op_round_act(m->backend, tensor_f32(out[i].y, n, l[i]->rows), &l[i]->out);
 }
 
-/* 共用输入 x 的几个线性层。整批一起算；「整个张量一个 s」的张量是一条时间线这次喂入的行，故逐段算。 */
-static void linears(Model *m, const Linear *const *l, float *const *y, int n_out, const float *x,
+/* 先把输入算出来。 */
+static LinearIn plain_input(Model *m, const LinearIn *in, int64_t n, int64_t cols) {
+    Tensor tmp = tensor_f32(in->tmp, n, cols), x = tensor_f32((float *)in->x, n, cols);
+    Tensor up = tensor_f32((float *)in->up, n, cols);
+    if (in->kind == IN_PLAIN) return *in;
+    if (in->kind == IN_NORM)
+        op_norm(m->backend, tmp, x, &in->norm);
+    else
+        op_activate(m->backend, tmp, x, in->up ? up : (Tensor){0}, in->f);
+    return (LinearIn){.x = in->tmp};
+}
+
+/* 共用输入的几个线性层。整批一起算；「整个张量一个 s」的张量是一条时间线这次喂入的行，故逐段算。 */
+static void linears(Model *m, const Linear *const *l, LinearOut *out, int n_out, const LinearIn *in,
                     int64_t n, const Workspace *w) {
+    LinearIn plain;
     for (int first = 0, last; first < n_out; first = last) {
         for (last = first + 1; last < n_out && same_act(&l[first]->act, &l[last]->act);) last++;
-        if (l[first]->act.kind != ACT_TENSOR || w->n_segments <= 1) {
-            linear_rows(m, l + first, y + first, last - first, x, 0, n);
-            continue;
+        bool split = l[first]->act.kind == ACT_TENSOR && w->n_segments > 1;
+        if (split || last - first < n_out) {
+            plain = plain_input(m, in, n, l[0]->cols);
+            in = &plain;
         }
-        for (size_t i = 0; i < w->n_segments; i++)
-            linear_rows(m, l + first, y + first, last - first, x, w->segments[i].row0,
-                        w->segments[i].n);
+        for (size_t i = 0; i < (split ? w->n_segments : 1); i++) {
+            int64_t row0 = split ? w->segments[i].row0 : 0, rows = split ? w->segments[i].n : n;
+            LinearOut part[LINEAR_OUT_MAX];
+            LinearIn from = *in;
+            from.x += row0 * l[0]->cols;
+            for (int k = first; k < last; k++) {
+                part[k] = out[k];
+                part[k].y += row0 * l[k]->rows;
+                if (out[k].sum) part[k].sum += row0 * l[k]->rows;
+            }
+            linear_rows(m, l + first, part + first, last - first, split ? &from : in, rows);
+        }
     }
 }
 
 void forward_linear(Model *m, const Linear *l, float *y, const float *x, int64_t n,
                     const Workspace *w) {
-    linears(m, &l, &y, 1, x, n, w);
+    linears(m, &l, &(LinearOut){.y = y}, 1, &(LinearIn){.x = x}, n, w);
 }
 
 void forward_norm(Model *m, float *y, const float *x, const float *weight, const float *bias,
@@ -237,6 +257,34 @@ static void attend(Model *m, int64_t layer, Workspace *w, const Segment *s) {
     if (!s->kv) count_kv(w, kv_layer_bytes(m, cache, s->first + s->n));
 }
 
+/* 各段都是一条时间线的一个 token、缓存不量化、都还放得下：可以一趟做完。 */
+static bool is_step(const Model *m, const Workspace *w, const Segment *segments, size_t n) {
+    bool ok = !m->kv && !w->record;
+    for (size_t i = 0; ok && i < n; i++) {
+        const KvLayer *kv = segments[i].kv;
+        ok = kv && segments[i].n == 1 && kv->k_near.length < kv->k_near.capacity &&
+             kv->v_near.length < kv->v_near.capacity;
+    }
+    return ok;
+}
+
+static void attend_step(Model *m, int64_t layer, Workspace *w, const Segment *segments, size_t n) {
+    const ModelConfig *c = &m->config;
+    int64_t q = c->n_heads * c->head_dim, kv = c->n_kv_heads * c->head_dim;
+    StepRow rows[STEP_MAX_ROWS];
+    StepJob job = {.rows = rows, .spec = attention_spec(m, layer, 0), .interleaved = c->rope.pairs};
+    if (model_rope(m, layer, &job.cos_table, &job.sin_table)) job.half = c->rope.rotary_dim / 2;
+    for (size_t at = 0; at < n; at += STEP_MAX_ROWS) {
+        const Segment *s = segments + at;
+        job.n = n - at < STEP_MAX_ROWS ? (int64_t)(n - at) : STEP_MAX_ROWS;
+        for (int64_t i = 0; i < job.n; i++)
+            rows[i] = (StepRow){&s[i].kv->k_near, &s[i].kv->v_near, s[i].first};
+        job.q = w->q + s->row0 * q, job.out = w->att + s->row0 * q;
+        job.k = w->k + s->row0 * kv, job.v = w->v + s->row0 * kv;
+        op_attend_step(m->backend, &job);
+    }
+}
+
 InputGroup input_group(LinearRole role) {
     return role <= ROLE_V ? INPUT_QKV : role == ROLE_O ? INPUT_O
          : role == ROLE_DOWN ? INPUT_DOWN : INPUT_GATE_UP;
@@ -258,51 +306,78 @@ static void norm_heads(Model *m, float *x, const float *weight, int64_t n, int64
                  whole ? heads * c->head_dim : c->head_dim, whole || shared ? 1 : heads, c->norm_eps);
 }
 
-void attention_forward(Model *m, int64_t layer, Workspace *w, int64_t n, const Segment *segments,
-                       size_t n_segments, BlockTap *tap) {
+/* 从 in 到 out（o 的输出写到哪里）。 */
+static void attention_half(Model *m, int64_t layer, Workspace *w, int64_t n, const Segment *segments,
+                           size_t n_segments, BlockTap *tap, const LinearIn *in, LinearOut out) {
     const ModelConfig *c = &m->config;
     const Block *b = &m->blocks[layer];
-    const Linear *l = b->linears;
+    const Linear *l = b->linears, *o = &l[ROLE_O];
     if (!forward_show(tap, INPUT_QKV, w->h, n, c->hidden)) return;
     if (c->arch->mla) {
         if (!mla_project(m, layer, w, n, tap)) return;
     } else {
         linears(m, (const Linear *[]){&l[ROLE_Q], &l[ROLE_K], &l[ROLE_V]},
-                (float *[]){w->q, w->k, w->v}, 3, w->h, n, w);
+                (LinearOut[]){{.y = w->q}, {.y = w->k}, {.y = w->v}}, 3, in, n, w);
     }
     norm_heads(m, w->q, b->q_norm, n, c->n_heads);
     norm_heads(m, w->k, b->k_norm, n, c->n_kv_heads);
     w->held = NULL;
     w->forks = false;
     for (size_t i = 0; i < n_segments; i++) w->forks |= segments[i].parent != NULL;
-    for (size_t i = 0; i < n_segments; i++) attend(m, layer, w, &segments[i]);
+    if (is_step(m, w, segments, n_segments))
+        attend_step(m, layer, w, segments, n_segments);
+    else
+        for (size_t i = 0; i < n_segments; i++) attend(m, layer, w, &segments[i]);
     const float *att = c->arch->mla ? mla_values(m, w, n) : w->att;
-    if (!forward_show(tap, INPUT_O, att, n, l[ROLE_O].cols)) return;
-    forward_linear(m, &l[ROLE_O], w->h, att, n, w);
+    if (!forward_show(tap, INPUT_O, att, n, o->cols)) return;
+    linears(m, &o, &out, 1, &(LinearIn){.x = att}, n, w);
+}
+
+void attention_forward(Model *m, int64_t layer, Workspace *w, int64_t n, const Segment *segments,
+                       size_t n_segments, BlockTap *tap) {
+    attention_half(m, layer, w, n, segments, n_segments, tap, &(LinearIn){.x = w->h},
+                   (LinearOut){.y = w->h});
+}
+
+/* 没有旁听者时，激活函数留给 down 的输入去算。 */
+static bool mlp_part(Model *m, const Linear *gate, const Linear *up, const Linear *down,
+                     LinearOut out, const LinearIn *in, int64_t n, int group, Workspace *w,
+                     BlockTap *tap) {
+    Tensor g = tensor_f32(w->gate, n, up->rows), u = tensor_f32(w->up, n, up->rows);
+    bool gated = gate->rows > 0, opaque = !tap && down->act.kind != ACT_TENSOR;
+    LinearOut to[2] = {{.y = w->gate, .opaque = opaque}, {.y = w->up, .opaque = opaque}};
+    if (!forward_show(tap, group, in->x, n, up->cols)) return false;
+    if (gated)
+        linears(m, (const Linear *[]){gate, up}, to, 2, in, n, w);
+    else
+        linears(m, &up, &to[1], 1, in, n, w);
+    LinearIn act = {.kind = IN_ACTIVATE, .x = gated ? w->gate : w->up, .up = gated ? w->up : NULL,
+                    .f = m->config.activation, .opaque = opaque, .tmp = w->gate};
+    if (tap) {
+        op_activate(m->backend, g, gated ? g : u, gated ? u : (Tensor){0}, m->config.activation);
+        if (!forward_show(tap, group + 1, w->gate, n, up->rows)) return false;
+        act = (LinearIn){.x = w->gate};
+    }
+    linears(m, &down, &out, 1, &act, n, w);
+    return true;
 }
 
 bool forward_mlp(Model *m, const Linear *gate, const Linear *up, const Linear *down, float *y,
                  const float *x, int64_t n, int group, Workspace *w, BlockTap *tap) {
-    Tensor g = tensor_f32(w->gate, n, up->rows), u = tensor_f32(w->up, n, up->rows);
-    if (!forward_show(tap, group, x, n, up->cols)) return false;
-    if (gate->rows) {
-        linears(m, (const Linear *[]){gate, up}, (float *[]){w->gate, w->up}, 2, x, n, w);
-        op_activate(m->backend, g, g, u, m->config.activation);
-    } else {
-        forward_linear(m, up, w->up, x, n, w);
-        op_activate(m->backend, g, u, (Tensor){0}, m->config.activation);
-    }
-    if (!forward_show(tap, group + 1, w->gate, n, up->rows)) return false;
-    forward_linear(m, down, y, w->gate, n, w);
-    return true;
+    return mlp_part(m, gate, up, down, (LinearOut){.y = y}, &(LinearIn){.x = x}, n, group, w, tap);
 }
 
-void mlp_forward(Model *m, int64_t layer, Workspace *w, int64_t n, BlockTap *tap) {
+static void mlp_half(Model *m, int64_t layer, Workspace *w, int64_t n, BlockTap *tap,
+                     const LinearIn *in, LinearOut out) {
     const Linear *l = m->blocks[layer].linears;
     if (arch_has_experts(&m->config, layer))
         experts_forward(m, layer, w, n, tap);
     else
-        forward_mlp(m, &l[ROLE_GATE], &l[ROLE_UP], &l[ROLE_DOWN], w->h, w->h, n, INPUT_GATE_UP, w, tap);
+        mlp_part(m, &l[ROLE_GATE], &l[ROLE_UP], &l[ROLE_DOWN], out, in, n, INPUT_GATE_UP, w, tap);
+}
+
+void mlp_forward(Model *m, int64_t layer, Workspace *w, int64_t n, BlockTap *tap) {
+    mlp_half(m, layer, w, n, tap, &(LinearIn){.x = w->h}, (LinearOut){.y = w->h});
 }
 
 /* 半块的输出 w->h：之后的归一化、乘系数。 */
@@ -318,15 +393,30 @@ static void add_residual(Model *m, Workspace *w, const float *y, int64_t n) {
     op_add(m->backend, tensor_f32(w->x, n, d), tensor_f32((float *)y, n, d));
 }
 
-/* w->x → w->h：半块之前的归一化，或原样。 */
-static void start_half(Model *m, Workspace *w, const float *weight, const float *bias, int64_t n) {
+/* 半块的输入：w->x 的归一化，或原样。later 时归一化留给线性层去算，否则算到 w->h。 */
+static LinearIn start_half(Model *m, Workspace *w, const float *weight, const float *bias, int64_t n,
+                           bool later) {
     const ModelConfig *c = &m->config;
     size_t bytes = (size_t)(n * c->hidden) * sizeof *w->x;
-    if (c->form == FORM_BRANCH || c->form == FORM_AFTER)
+    bool plain = c->form == FORM_BRANCH || c->form == FORM_AFTER;
+    if (later && !plain && !c->residual_from_norm)
+        return (LinearIn){.kind = IN_NORM, .x = w->x, .tmp = w->h,
+                          .norm = {weight, bias, 1, (float)c->norm_eps, c->arch->layer_norm}};
+    if (plain)
         op_copy(m->backend, w->h, w->x, bytes);
     else
         norm(m, w->h, w->x, weight, bias, n);
     if (c->residual_from_norm) op_copy(m->backend, w->x, w->h, bytes);
+    return (LinearIn){.x = w->h};
+}
+
+/* 半块的输出：能直接加到残差上就加（sum 在 w->h），否则写到 w->h，再由 finish_half 与 add_residual。 */
+static LinearOut half_output(const Model *m, const Workspace *w, const float *post_norm, bool plain,
+                             const Linear *last) {
+    const ModelConfig *c = &m->config;
+    bool direct = plain && !post_norm && c->residual_scale == 1 && !c->parallel &&
+                  last->out.kind == ACT_NONE;
+    return direct ? (LinearOut){.y = w->x, .sum = w->h} : (LinearOut){.y = w->h};
 }
 
 /* 块的计算；旁听者要停时提前返回。 */
@@ -334,40 +424,61 @@ static void run_block(Model *m, int64_t layer, Workspace *w, int64_t n, const Se
                       size_t n_segments, BlockTap *tap) {
     const ModelConfig *c = &m->config;
     const Block *b = &m->blocks[layer];
-    bool after = c->form == FORM_AFTER;
-    start_half(m, w, b->attn_norm, b->attn_norm_bias, n);
-    attention_forward(m, layer, w, n, segments, n_segments, tap);
+    bool after = c->form == FORM_AFTER, shared = c->shared_norm, dense = !arch_has_experts(c, layer);
+    LinearIn in = start_half(m, w, b->attn_norm, b->attn_norm_bias, n, !tap && !c->arch->mla);
+    LinearOut out = half_output(m, w, b->post_attn_norm, true, &b->linears[ROLE_O]);
+    attention_half(m, layer, w, n, segments, n_segments, tap, &in, out);
     if (tap && tap->done) return;
-    finish_half(m, w, b->post_attn_norm, n);
+    if (!out.sum) finish_half(m, w, b->post_attn_norm, n);
     if (c->parallel)
         op_copy(m->backend, w->side, w->h, (size_t)(n * c->hidden) * sizeof *w->h);
-    else
+    else if (!out.sum)
         add_residual(m, w, w->h, n);
     if (after) norm(m, w->x, w->x, b->attn_norm, b->attn_norm_bias, n);
-    bool shared = c->shared_norm;
-    start_half(m, w, shared ? b->attn_norm : b->mlp_norm,
-               shared ? b->attn_norm_bias : b->mlp_norm_bias, n);
-    mlp_forward(m, layer, w, n, tap);
+    in = start_half(m, w, shared ? b->attn_norm : b->mlp_norm,
+                    shared ? b->attn_norm_bias : b->mlp_norm_bias, n, !tap && dense);
+    out = half_output(m, w, b->post_mlp_norm, dense, &b->linears[ROLE_DOWN]);
+    mlp_half(m, layer, w, n, tap, &in, out);
     if (tap && tap->done) return;
-    finish_half(m, w, b->post_mlp_norm, n);
+    if (!out.sum) finish_half(m, w, b->post_mlp_norm, n);
     if (c->parallel) add_residual(m, w, w->side, n);
-    add_residual(m, w, w->h, n);
+    if (!out.sum) add_residual(m, w, w->h, n);
     if (after) norm(m, w->x, w->x, b->mlp_norm, b->mlp_norm_bias, n);
 }
 
-bool block_forward(Model *m, int64_t layer, Workspace *w, int64_t n, const Segment *segments,
-                   size_t n_segments, BlockTap *tap, Err *e) {
+/* 前向的各块只记下有没有非有限值，全部算完再看：GPU 不必逐层等。 */
+static bool watched_block(Model *m, int64_t layer, Workspace *w, int64_t n, const Segment *segments,
+                          size_t n_segments, BlockTap *tap, Err *e) {
     if (!model_need_block(m, layer, e)) return false;
     w->segments = segments;
     w->n_segments = n_segments;
     if (tap) tap->done = false;
     run_block(m, layer, w, n, segments, n_segments, tap);
     if (!backend_check(m->backend, e)) return false;
-    if (tap && tap->done) return true;
-    if (!op_all_finite(m->backend, tensor_f32(w->x, n, m->config.hidden)))
-        return err_set(e, ERR_NUMERIC, "第 %lld 层（从 0 数）的输出出现 NaN 或 Inf",
-                       (long long)layer);
+    if (!tap || !tap->done) op_watch(m->backend, tensor_f32(w->x, n, m->config.hidden), (int)layer);
     return true;
+}
+
+static bool all_blocks_finite(Model *m, Err *e) {
+    int layer = op_watched(m->backend);
+    if (layer >= 0)
+        return err_set(e, ERR_NUMERIC, "第 %d 层（从 0 数）的输出出现 NaN 或 Inf", layer);
+    return backend_check(m->backend, e);
+}
+
+bool block_forward(Model *m, int64_t layer, Workspace *w, int64_t n, const Segment *segments,
+                   size_t n_segments, BlockTap *tap, Err *e) {
+    return watched_block(m, layer, w, n, segments, n_segments, tap, e) && all_blocks_finite(m, e);
+}
+
+bool forward_blocks(Model *m, Workspace *w, int64_t n, Segment *segments, size_t n_segments,
+                    KvLayer *const *kv, Err *e) {
+    for (int64_t l = 0; l < m->config.n_layers; l++) {
+        for (size_t i = 0; kv && i < n_segments; i++) segments[i].kv = &kv[i][l];
+        if (!interrupt_check(e) || !watched_block(m, l, w, n, segments, n_segments, NULL, e))
+            return false;
+    }
+    return all_blocks_finite(m, e);
 }
 
 void forward_embed(Model *m, Workspace *w, const int32_t *ids, int64_t n, const Segment *segments,
@@ -406,16 +517,13 @@ void forward_finish(Model *m, float *out, float *x, int64_t n) {
 
 bool forward_segments(Model *m, Workspace *w, const int32_t *ids, int64_t n, const Segment *segments,
                       size_t n_segments, Err *e) {
-    const ModelConfig *c = &m->config;
     int64_t last = w->horizon;
     CHECK(n <= w->max_rows);
     for (size_t i = 0; i < n_segments; i++)
         if (segments[i].first + segments[i].n > last) last = segments[i].first + segments[i].n;
     if (!model_ensure_rope(m, last, e)) return false;
     forward_embed(m, w, ids, n, segments, n_segments);
-    for (int64_t l = 0; l < c->n_layers; l++)
-        if (!interrupt_check(e) || !block_forward(m, l, w, n, segments, n_segments, NULL, e))
-            return false;
+    if (!forward_blocks(m, w, n, (Segment *)segments, n_segments, NULL, e)) return false;
     forward_finish(m, w->h, w->x, n);
     return backend_check(m->backend, e);
 }

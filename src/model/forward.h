@@ -70,6 +70,10 @@ typedef struct BlockTap {
 bool block_forward(Model *m, int64_t layer, Workspace *w, int64_t n, const Segment *segments,
                    size_t n_segments, BlockTap *tap, Err *e);
 
+/* 依次算各块：w->x 的前 n 行就地更新。kv 非 NULL 时第 i 段在第 l 层的缓存是 kv[i][l]。各块的非有限值最后一起查。 */
+bool forward_blocks(Model *m, Workspace *w, int64_t n, Segment *segments, size_t n_segments,
+                    KvLayer *const *kv, Err *e);
+
 /* 块的两半，各自从 w->h（归一化后的输入，前 n 行）到 w->h（之后的归一化与加残差之前的输出）。 */
 void attention_forward(Model *m, int64_t layer, Workspace *w, int64_t n, const Segment *segments,
                        size_t n_segments, BlockTap *tap);

@@ -42,6 +42,13 @@ void model_close(Model *m) {
 /* 来源的第 row0 行起 n 行解码到 w（后端内存），行宽 width（多出的列补零）。 */
 static bool load_rows(Model *m, const TensorSource *src, int64_t row0, int64_t n, int64_t width,
                       DType dtype, float *w, Err *e) {
+    DType stored;
+    const void *raw = width == (src->cols ? src->cols : 1)
+                          ? weights_direct(&m->weights, src, row0, n, &stored) : NULL;
+    if (raw) { /* 有非有限值时再走下面的路，好报出是第几个 */
+        op_decode(m->backend, w, raw, stored, dtype, n * width);
+        if (op_all_finite(m->backend, tensor_f32(w, n, width))) return backend_check(m->backend, e);
+    }
     HostView v = host_view(m->backend);
     float *host = HOST_MAP(&v, float, w, n * width, HOST_WRITE);
     bool ok = host && weights_load(&m->weights, src, row0, n, dtype, host, e);

@@ -57,14 +57,10 @@ void session_reset(Session *s) {
 
 static bool forward_piece(Session *s, const int32_t *ids, int64_t n, Err *e) {
     Model *m = s->model;
-    const ModelConfig *c = &m->config;
     Segment seg = {.n = n, .first = s->length};
     if (!model_ensure_rope(m, s->capacity, e)) return false;
     forward_embed(m, &s->work, ids, n, &seg, 1);
-    for (int64_t l = 0; l < c->n_layers; l++) {
-        seg.kv = &s->kv[l];
-        if (!interrupt_check(e) || !block_forward(m, l, &s->work, n, &seg, 1, NULL, e)) return false;
-    }
+    if (!forward_blocks(m, &s->work, n, &seg, 1, (KvLayer *const[]){s->kv}, e)) return false;
     forward_finish(m, s->work.h, s->work.x, n);
     s->length += n;
     return backend_check(m->backend, e);
@@ -113,14 +109,14 @@ bool sessions_step(Session *const *s, size_t n, Workspace *w, const int32_t *ids
     if (!model_ensure_rope(m, longest, e)) return false;
     Arena tmp = {0};
     Segment *seg = ARENA_ARRAY(&tmp, Segment, n, e);
-    bool ok = seg != NULL;
-    for (int64_t i = 0; ok && i < rows; i++) seg[i] = (Segment){.row0 = i, .n = 1, .first = s[i]->length};
-    if (ok) forward_embed(m, w, ids, rows, seg, n);
-    for (int64_t l = 0; ok && l < c->n_layers; l++) {
-        for (int64_t i = 0; i < rows; i++)
-            seg[i] = (Segment){.row0 = i, .n = 1, .first = s[i]->length, .kv = &s[i]->kv[l]};
-        ok = interrupt_check(e) && block_forward(m, l, w, rows, seg, n, NULL, e);
+    KvLayer **kv = ARENA_ARRAY(&tmp, KvLayer *, n, e);
+    bool ok = seg && kv;
+    for (int64_t i = 0; ok && i < rows; i++) {
+        seg[i] = (Segment){.row0 = i, .n = 1, .first = s[i]->length};
+        kv[i] = s[i]->kv;
     }
+    if (ok) forward_embed(m, w, ids, rows, seg, n);
+    ok = ok && forward_blocks(m, w, rows, seg, n, kv, e);
     if (ok) {
         forward_finish(m, hidden, w->x, rows);
         for (size_t i = 0; i < n; i++) s[i]->length++;

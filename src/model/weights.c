@@ -282,6 +282,18 @@ bool weights_load(const WeightStore *w, const TensorSource *s, int64_t row0, int
     return round_and_check(t, dtype, out, (size_t)n * width, (size_t)row0 * width, e);
 }
 
+const void *weights_direct(const WeightStore *w, const TensorSource *s, int64_t row0, int64_t n, DType *t) {
+    Err ignored = {0};
+    int64_t run = 0;
+    if (s->transposed || n < 1 || !weights_check(w, s, &ignored)) return NULL;
+    const FileTensor *f = weights_find(w, s->name);
+    int64_t at = file_row(s, row0, n, &run);
+    if (run < n || (f->dtype != DT_F32 && f->dtype != DT_F16 && f->dtype != DT_BF16)) return NULL;
+    CHECK(at >= 0 && at + run <= s->rows);
+    *t = f->dtype;
+    return (const char *)f->data + (size_t)at * (f->bytes / (size_t)s->rows);
+}
+
 void weights_drop(const WeightStore *w, const char *name) {
     const FileTensor *t = weights_find(w, name);
     if (t) file_map_drop(t->data, t->bytes);

@@ -1,5 +1,5 @@
 /* perplexity — 困惑度的实现
- * 一批若干窗口一起前向（行数约 2048，权重只过一遍），逐窗口打分；批大小不影响任何一位数字。 */
+ * 一批若干窗口一起前向（行数约为后端的 batch_rows，权重只过一遍），逐窗口打分；批大小不影响任何一位数字。 */
 #include "tasks/perplexity.h"
 
 #include <math.h>
@@ -9,10 +9,8 @@
 #include "base/log.h"
 #include "tasks/stats.h"
 
-enum { BATCH_ROWS = 2048 };
-
-int64_t perplexity_batch(const Protocol *p) {
-    int64_t n = BATCH_ROWS / p->window;
+int64_t perplexity_batch(const Protocol *p, int64_t rows) {
+    int64_t n = rows / p->window;
     return n > 0 ? n : 1;
 }
 
@@ -139,7 +137,7 @@ static double gptq_style(const PplResult *r, int64_t window) {
 static bool run_windows(const PplJob *job, PplResult *r, Workspace *w, Scores *s, Compare *cmp,
                         int32_t *ids, Err *e) {
     const Protocol *p = job->protocol;
-    int64_t batch = perplexity_batch(p), d = job->model->config.hidden;
+    int64_t batch = perplexity_batch(p, job->model->backend->batch_rows), d = job->model->config.hidden;
     Progress bar = progress_start(LOG_EVAL, "困惑度", "token", r->n_windows * p->window);
     bool ok = true;
     for (int64_t first = 0; ok && first < r->n_windows; first += batch) {
@@ -172,7 +170,7 @@ bool perplexity_run(const PplJob *job, PplResult *r, Arena *a, Err *e) {
     Arena tmp = {0}, tensors = backend_arena(job->model->backend);
     Scores s = {0};
     Compare cmp = {0};
-    int64_t rows = perplexity_batch(p) * p->window;
+    int64_t rows = perplexity_batch(p, job->model->backend->batch_rows) * p->window;
     int32_t *ids = ARENA_ARRAY(&tmp, int32_t, rows, e);
     r->window_nll = ARENA_ARRAY(a, double, r->n_windows, e);
     int64_t ref_cells = job->reference ? protocol_scored(p) * job->model->config.hidden : 0;

@@ -36,6 +36,6 @@ typedef struct PplResult {
 
 /* 评测。数组来自 a。错误: 文本短于一个窗口、非有限值、中断、设备。 */
 bool perplexity_run(const PplJob *job, PplResult *r, Arena *a, Err *e);
-/* 一批算多少个窗口（行数约 2048）。 */
-int64_t perplexity_batch(const Protocol *p);
+/* 一批算多少个窗口：行数约 rows（后端的 batch_rows）。 */
+int64_t perplexity_batch(const Protocol *p, int64_t rows);
 #endif

@@ -173,29 +173,40 @@ static void s_parallel(Backend *b, int64_t n, void (*fn)(void *, int64_t), void 
 static void stage_outs(Backend *b, LinearOut *to, QTensor *q, const LinearOut *out, int n_out, int64_t n) {
     for (int i = 0; i < n_out; i++) {
         q[i] = weight(b, out[i].w, IN);
-        to[i] = (LinearOut){floats(b, out[i].y, n * out[i].w->rows, OUT), &q[i],
-                            floats(b, out[i].bias, out[i].w->rows, IN)};
+        int64_t size = n * out[i].w->rows;
+        to[i] = (LinearOut){.y = floats(b, out[i].y, size, out[i].sum ? BOTH : OUT), .w = &q[i],
+                            .bias = floats(b, out[i].bias, out[i].w->rows, IN),
+                            .sum = floats(b, out[i].sum, size, OUT), .opaque = out[i].opaque};
     }
 }
-static void s_linear(Backend *b, const LinearOut *out, int n_out, const float *x, int64_t n) {
+/* 输入的各段。 */
+static LinearIn stage_in(Backend *b, const LinearIn *in, int64_t n, int64_t cols) {
+    LinearIn to = *in;
+    to.x = floats(b, in->x, n * cols, IN), to.up = floats(b, in->up, n * cols, IN);
+    to.norm.weight = floats(b, in->norm.weight, in->norm.period * cols, IN);
+    to.norm.bias = floats(b, in->norm.bias, in->norm.period * cols, IN);
+    to.tmp = floats(b, in->tmp, n * cols, OUT);
+    return to;
+}
+static void s_linear(Backend *b, const LinearOut *out, int n_out, const LinearIn *in, int64_t n) {
     LinearOut to[LINEAR_OUT_MAX];
     QTensor q[LINEAR_OUT_MAX];
+    LinearIn from = stage_in(b, in, n, out[0].w->cols);
     stage_outs(b, to, q, out, n_out, n);
-    x = floats(b, x, n * out[0].w->cols, IN);
-    CUDA(linear, to, n_out, x, n);
+    CUDA(linear, to, n_out, &from, n);
 }
 static void s_linear_exact(Backend *b, float *y, const float *x, int64_t n, const QTensor *w) {
     QTensor q = weight(b, w, IN);
     x = floats(b, x, n * w->cols, IN), y = floats(b, y, n * w->rows, OUT);
     CUDA(linear_exact, y, x, n, &q);
 }
-static void s_linear_int8(Backend *b, const LinearOut *out, int n_out, const float *x, int64_t n,
+static void s_linear_int8(Backend *b, const LinearOut *out, int n_out, const LinearIn *in, int64_t n,
                           const ActQuant *act) {
     LinearOut to[LINEAR_OUT_MAX];
     QTensor q[LINEAR_OUT_MAX];
+    LinearIn from = stage_in(b, in, n, out[0].w->cols);
     stage_outs(b, to, q, out, n_out, n);
-    x = floats(b, x, n * out[0].w->cols, IN);
-    CUDA(linear_int8, to, n_out, x, n, act);
+    CUDA(linear_int8, to, n_out, &from, n, act);
 }
 static void s_round_act(Backend *b, float *x, int64_t n, int64_t d, const ActQuant *act) {
     x = floats(b, x, n * d, BOTH);
@@ -285,6 +296,24 @@ static void s_kv_write(Backend *b, KvStore *s, const float *x, int64_t n) {
     x = floats(b, x, n * s->heads * s->dim, IN);
     CUDA(kv_write, &d, x, n);
     s->length = d.length;
+}
+static void s_attend_step(Backend *b, const StepJob *job) {
+    StepJob j = *job;
+    KvStore store[2 * STEP_MAX_ROWS];
+    StepRow rows[STEP_MAX_ROWS];
+    int64_t wide = j.spec.n_heads * j.spec.head_dim, narrow = j.spec.n_kv_heads * j.spec.head_dim, last = 0;
+    for (int64_t i = 0; i < j.n; i++) {
+        store[2 * i] = kv(b, job->rows[i].k, BOTH), store[2 * i + 1] = kv(b, job->rows[i].v, BOTH);
+        rows[i] = (StepRow){&store[2 * i], &store[2 * i + 1], job->rows[i].pos};
+        if (rows[i].pos > last) last = rows[i].pos;
+    }
+    j.rows = rows;
+    j.q = floats(b, j.q, j.n * wide, BOTH), j.k = floats(b, j.k, j.n * narrow, BOTH), j.v = floats(b, j.v, j.n * narrow, IN);
+    j.cos_table = floats(b, j.cos_table, (last + 1) * j.half, IN), j.sin_table = floats(b, j.sin_table, (last + 1) * j.half, IN);
+    j.spec.bias = floats(b, j.spec.bias, j.spec.n_heads * j.spec.bias_stride, IN);
+    j.out = floats(b, j.out, j.n * wide, OUT);
+    CUDA(attend_step, &j);
+    for (int64_t i = 0; i < j.n; i++) job->rows[i].k->length++, job->rows[i].v->length++;
 }
 static void s_kv_quantize(Backend *b, KvStore *s, const KvStore *near, int64_t pos, int64_t n) {
     Staged *st = staged_of(b);
@@ -399,6 +428,28 @@ static bool s_all_finite(Backend *b, const float *x, int64_t n) {
     done(b);
     return yes;
 }
+static void s_decode(Backend *b, float *dst, const void *host, DType t, DType rounded, int64_t n) {
+    dst = floats(b, dst, n, OUT);
+    CUDA(decode, dst, host, t, rounded, n);
+}
+static void s_watch(Backend *b, const float *x, int64_t n, int tag) {
+    x = floats(b, x, n, IN);
+    CUDA(watch, x, n, tag);
+}
+static int s_watched(Backend *b) {
+    Backend *cuda = staged_of(b)->gpu;
+    int tag = cuda->ops->watched(cuda);
+    done(b);
+    return tag;
+}
+static bool s_factor(Backend *b, const FactorJob *job) {
+    Backend *cuda = staged_of(b)->gpu;
+    FactorJob j = *job;
+    j.gram = floats(b, j.gram, j.n * j.n, IN), j.u = floats(b, j.u, j.n * j.n, OUT);
+    bool ok = cuda->ops->factor(cuda, &j);
+    done(b);
+    return ok;
+}
 static void s_adamw(Backend *b, const AdamStep *step) {
     AdamStep s = *step;
     s.grad = floats(b, s.grad, s.n, IN), s.param = floats(b, s.param, s.n, BOTH);
@@ -499,10 +550,10 @@ static void s_fake_quant_grad(Backend *b, float *dx, float *dscale, const float 
 static const BackendOps STAGED_OPS = {
     OP(read), OP(write), OP(copy), OP(copy_2d), OP(parallel), OP(linear), OP(linear_exact), OP(linear_int8),
     OP(round_act), OP(embed), OP(dequantize), OP(pack_dense), OP(qparams), OP(quantize), OP(norm), OP(rope),
-    OP(attention), OP(kv_write), OP(kv_quantize), OP(activate), OP(add), OP(multiply), OP(gather_rows),
+    OP(attention), OP(kv_write), OP(attend_step), OP(kv_quantize), OP(activate), OP(add), OP(multiply), OP(gather_rows),
     OP(scatter_rows), OP(score), OP(gram), OP(feedback),
     OP(symmetrize), OP(column_stats), OP(column_sum), OP(row_errors), OP(divide), OP(gather_columns),
-    OP(update_rest), OP(all_finite), OP(adamw), OP(mse_grad), OP(matmul), OP(rmsnorm_grad), OP(silu_mul_grad),
+    OP(update_rest), OP(all_finite), OP(decode), OP(watch), OP(watched), OP(factor), OP(adamw), OP(mse_grad), OP(matmul), OP(rmsnorm_grad), OP(silu_mul_grad),
     OP(attention_grad), OP(round_act_grad), OP(score_grad), OP(group_range), OP(group_range_grad), OP(scale),
     OP(scale_grad), OP(fake_quant), OP(fake_quant_grad)};
 

@@ -46,8 +46,8 @@ static double reference_row(const RefTarget *t, const Case *c, int64_t i, int64_
     for (int64_t j = from; j <= pos; j++) {
         double s = 0, abs_s = 0;
         for (int64_t d = 0; d < c->dim; d++) {
-            double x = (double)ref_attn_input(t, q[d]) *
-                       (double)ref_attn_input(t, c->k[j * kv_width + kv * c->dim + d]);
+            double x = (double)ref_input(t, q[d]) *
+                       (double)ref_input(t, c->k[j * kv_width + kv * c->dim + d]);
             s += x;
             abs_s += fabs(x);
         }
@@ -59,7 +59,7 @@ static double reference_row(const RefTarget *t, const Case *c, int64_t i, int64_
     for (int64_t d = 0; d < c->dim; d++) out[d] = 0;
     for (int64_t j = from; j <= pos; j++)
         for (int64_t d = 0; d < c->dim; d++) {
-            double v = (double)ref_attn_input(t, c->v[j * kv_width + kv * c->dim + d]);
+            double v = (double)ref_input(t, c->v[j * kv_width + kv * c->dim + d]);
             out[d] += p[j] / sum * v;
             if (fabs(v) > max_v) max_v = fabs(v);
         }
@@ -90,8 +90,8 @@ static void compare(const RefTarget *t, const Case *c, const float *got) {
 /* 随机取遍形状的组合；参考只看舍入后的输入，所以各后端各算一遍 */
 static void test_shapes(void **state) {
     (void)state;
-    static const int64_t NS[] = {1, 2, 3, 17, 63, 64, 65, 130};
-    static const int64_t DIMS[] = {1, 7, 8, 16, 32, 48, 64, 80, 128};
+    static const int64_t NS[] = {1, 2, 3, 17, 63, 64, 65, 130, 140};
+    static const int64_t DIMS[] = {1, 7, 8, 16, 32, 48, 64, 80, 128, 256};
     static const int64_t HEADS[][2] = {{1, 1}, {4, 2}, {9, 3}, {8, 1}};
     static const int64_t WINDOWS[] = {0, 1, 16, 100}, FIRSTS[] = {0, 1, 63, 64, 200};
     RefTarget targets[REF_MAX_TARGETS];
@@ -141,7 +141,7 @@ static void test_bit_equality(void **state) {
                     memset(got, 0, sizeof *got * (size_t)size);
                     for (int64_t i = 0; i < c.n; i += STEPS[s])
                         attend(&b, &c, got, i, c.n - i < STEPS[s] ? c.n - i : STEPS[s]);
-                    ref_same(got, want, size, targets[t].name, "切分");
+                    ref_same_row(got, want, size, targets[t].name, "切分");
                 }
                 backend_close(&b);
             }
@@ -204,11 +204,79 @@ static void test_extremes(void **state) {
         for (int64_t d = 0; d < c.dim; d++) c.k[5 * c.dim + d] = 0; /* 只有键 5 有权重 */
         attend(&b, &c, out, 0, c.n);
         for (int64_t i = 0; i < size; i++)
-            ref_near((double)out[i], (double)ref_attn_input(&targets[t], c.v[5 * c.dim + i % c.dim]), 0,
+            ref_near((double)out[i], (double)ref_input(&targets[t], c.v[5 * c.dim + i % c.dim]), 0,
                      targets[t].name, "独占的键");
         backend_close(&b);
         free(out);
         case_free(&c);
+    }
+}
+
+enum { STEPS = 5, STEP_ROOM = 400 };
+
+/* 各条时间线走一步 = 分开旋转、写入、算注意力 */
+static void step_case(const RefTarget *t, DType type, int64_t dim, int64_t half, bool pairs, int64_t window) {
+    static const int64_t LENGTHS[STEPS] = {0, 1, 63, 130, 399};
+    int64_t heads = 6, kv = 2, wide = heads * dim, narrow = kv * dim;
+    Backend b = ref_open(t, 2);
+    Arena arena = {0};
+    KvFormat f = {.form = KV_DENSE, .dtype = type};
+    KvStore store[2][STEPS][2];
+    StepRow rows[STEPS];
+    float *cos_t = ref_random(STEP_ROOM * half, 61, 1), *sin_t = ref_random(STEP_ROOM * half, 62, 1);
+    float *q[2], *k[2], *v = ref_random(STEPS * narrow, 65, 1), *out[2] = {ref_zeros(STEPS * wide), ref_zeros(STEPS * wide)};
+    for (int c = 0; c < 2; c++) {
+        q[c] = ref_random(STEPS * wide, 63, 1), k[c] = ref_random(STEPS * narrow, 64, 1);
+        for (int i = 0; i < STEPS; i++)
+            for (int s = 0; s < 2; s++) {
+                KvStore *to = &store[c][i][s];
+                float *past = ref_random(LENGTHS[i] * narrow, 70 + (uint64_t)(2 * i + s), 1);
+                assert_true(kvstore_new(to, &arena, &f, kv, dim, STEP_ROOM, NULL));
+                if (LENGTHS[i]) op_kv_write(&b, to, tensor_f32(past, LENGTHS[i], narrow));
+                free(past);
+            }
+    }
+    StepJob job = {.n = STEPS, .rows = rows, .q = q[0], .k = k[0], .v = v, .out = out[0], .cos_table = cos_t,
+                   .sin_table = sin_t, .half = half, .interleaved = pairs,
+                   .spec = {.n_heads = heads, .n_kv_heads = kv, .head_dim = dim, .window = window, .scale = 0.2f}};
+    for (int i = 0; i < STEPS; i++) rows[i] = (StepRow){&store[0][i][0], &store[0][i][1], LENGTHS[i]};
+    op_attend_step(&b, &job);
+    for (int i = 0; i < STEPS; i++) {
+        Tensor tq = tensor_f32_3d(q[1] + i * wide, 1, heads, dim), tk = tensor_f32_3d(k[1] + i * narrow, 1, kv, dim);
+        Tensor co = tensor_f32(cos_t, STEP_ROOM, half), si = tensor_f32(sin_t, STEP_ROOM, half);
+        (pairs ? op_rope_pairs : op_rope)(&b, tq, co, si, LENGTHS[i]);
+        (pairs ? op_rope_pairs : op_rope)(&b, tk, co, si, LENGTHS[i]);
+        op_kv_write(&b, &store[1][i][0], tensor_f32(k[1] + i * narrow, 1, narrow));
+        op_kv_write(&b, &store[1][i][1], tensor_f32(v + i * narrow, 1, narrow));
+        AttnSpec s = job.spec;
+        s.first = LENGTHS[i];
+        op_attention_kv(&b, tensor_f32_3d(out[1] + i * wide, 1, heads, dim), tq, &(AttnSide){.near = &store[1][i][0]},
+                        &(AttnSide){.near = &store[1][i][1]}, &s);
+        assert_int_equal(store[0][i][0].length, store[1][i][0].length);
+    }
+    ref_check(&b);
+    ref_same(q[0], q[1], STEPS * wide, t->name, "一步 q");
+    ref_same_row(out[0], out[1], STEPS * wide, t->name, "一步");
+    for (int c = 0; c < 2; c++) {
+        free(q[c]);
+        free(k[c]);
+        free(out[c]);
+    }
+    free(v);
+    free(cos_t);
+    free(sin_t);
+    arena_free(&arena);
+    backend_close(&b);
+}
+
+static void test_step(void **state) {
+    (void)state;
+    RefTarget targets[REF_MAX_TARGETS];
+    int n = ref_targets(targets);
+    for (int t = 0; t < n; t++) {
+        step_case(&targets[t], DT_F32, 64, 32, false, 0);
+        step_case(&targets[t], DT_F16, 128, 64, false, 100);
+        step_case(&targets[t], DT_F16, 80, 20, true, 0);
     }
 }
 
@@ -217,7 +285,7 @@ int main(void) {
         cmocka_unit_test(test_shapes),
         cmocka_unit_test(test_bit_equality),
         cmocka_unit_test(test_isolation),
-        cmocka_unit_test(test_extremes),
+        cmocka_unit_test(test_extremes), cmocka_unit_test(test_step),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -197,7 +197,7 @@ static void attention_case(Backend *b, const RefTarget *t) {
             row.first = first + i;
             op_attention(b, tensor_f32_3d(one, 1, heads, dim), tensor_f32_3d(q + i * heads * dim, 1, heads, dim),
                          tensor_f32_3d(kk, first + i + 1, kv, dim), tensor_f32_3d(v, first + i + 1, kv, dim), &row);
-            ref_same(one, out + i * heads * dim, heads * dim, t->name, "软截断与偏置 单个查询");
+            ref_same_row(one, out + i * heads * dim, heads * dim, t->name, "软截断与偏置 单个查询");
         }
         float *all[] = {q, kk, v, bias, out, one};
         for (int i = 0; i < 6; i++) free(all[i]);

@@ -271,7 +271,7 @@ static double side_value(const RefTarget *t, const AttnSide *s, int64_t at, int6
         double b = (double)kvstore_at(store, pos, head, i + s->half);
         x = (float)(d < s->half ? a * c - b * sn : b * c + a * sn);
     }
-    return (double)ref_attn_input(t, x);
+    return (double)ref_input(t, x);
 }
 
 static void check_row(const RefTarget *t, const Mixed *c, const float *q, const AttnSide *k,
@@ -283,7 +283,7 @@ static void check_row(const RefTarget *t, const Mixed *c, const float *q, const 
         double abs_s = 0;
         p[j] = 0;
         for (int64_t d = 0; d < c->dim; d++) {
-            double x = (double)ref_attn_input(t, q[(i * c->heads + h) * c->dim + d]) *
+            double x = (double)ref_input(t, q[(i * c->heads + h) * c->dim + d]) *
                        side_value(t, k, i, j, kv, d);
             p[j] += x;
             abs_s += fabs(x);

@@ -287,7 +287,7 @@ static void check_many(const char *isa, ComputeMode mode, int threads, bool with
             op_quantize(&b, &q[i], tensor_f32(w, rows, COLS_MANY), scale, zero);
         }
         if (with_perm && i == 1) assert_true(qtensor_set_perm(&q[i], &arena, perm, NULL));
-        out[i] = (LinearOut){random_floats(MANY_ROWS * rows, 2, 1), &q[i], i % 2 ? bias : NULL};
+        out[i] = (LinearOut){.y = random_floats(MANY_ROWS * rows, 2, 1), .w = &q[i], .bias = i % 2 ? bias : NULL};
     }
     for (int64_t n = 1; n <= MANY_ROWS; n += 2) {
         op_linear_many(&b, out, N_OUT, tensor_f32(x, n, COLS_MANY));
@@ -311,6 +311,108 @@ static void test_linear_many(void **state) {
             for (size_t i = 0; i < COUNT(ISAS); i++) check_many(ISAS[i], COMPUTE_F32, threads, perm);
             check_many("avx512_bf16", COMPUTE_BF16, threads, perm);
         }
+}
+
+/* 输入当场归一化（或激活）、输出加到 y 上：与分开的算子逐位相同（CUDA 上只差末位）。 */
+static void check_from(Backend *b, const QTensor *q, int64_t n, InputKind kind, bool add, const ActQuant *act,
+                       const char *target) {
+    ArenaMark mark = arena_mark(&arena);
+    int64_t cols = q->cols, rows = q->rows;
+    float *x = random_floats(n * cols, 21, 1), *up = random_floats(n * cols, 22, 1), *w = random_floats(cols, 23, 1);
+    float *tmp = random_floats(n * cols, 24, 1), *sum = random_floats(n * rows, 25, 1), *bias = random_floats(rows, 26, 1);
+    float *got = random_floats(n * rows, 27, 1), *want = random_floats(n * rows, 27, 1), *plain = random_floats(n * rows, 28, 1);
+    LinearIn in = {.kind = kind, .x = x, .up = up, .norm = {w, NULL, 1, 1e-5f, false}, .f = ACTF_SILU, .tmp = tmp};
+    LinearOut out = {.y = got, .w = q, .bias = bias, .sum = add ? sum : NULL};
+    float *y = random_floats(n * cols, 29, 1);
+    Tensor tx = tensor_f32(x, n, cols), ty = tensor_f32(y, n, cols), tp = tensor_f32(plain, n, rows);
+    if (act)
+        op_linear_int8_from(b, &out, 1, &in, n, act);
+    else
+        op_linear_from(b, &out, 1, &in, n);
+    if (kind == IN_NORM)
+        op_norm(b, ty, tx, &in.norm);
+    else
+        op_activate(b, ty, tx, tensor_f32(up, n, cols), ACTF_SILU);
+    if (act)
+        op_linear_int8(b, tp, ty, q, tensor_f32_1d(bias, rows), act);
+    else
+        op_linear(b, tp, ty, q, tensor_f32_1d(bias, rows));
+    if (add)
+        op_add(b, tensor_f32(want, n, rows), tp);
+    else
+        memcpy(want, plain, (size_t)(n * rows) * sizeof *want);
+    no_error(b);
+    ref_same_row(got, want, n * rows, target, kind == IN_NORM ? "当场归一化" : "当场激活");
+    arena_rewind(&arena, mark);
+}
+
+static void test_linear_from(void **state) {
+    (void)state;
+    static const int64_t NS[] = {1, 5, 31, 70};
+    static const QSpec SPECS[] = {{4, 64, ZERO_INT, DT_F16, GRID_GPTQ}, {8, -1, ZERO_SYM, DT_F16, GRID_ABSMAX}};
+    for (size_t i = 0; i < 2 * COUNT(ISAS); i++) {
+        Backend b;
+        bool bf16 = i % 2;
+        if (!open_backend(&b, ISAS[i / 2], bf16 ? COMPUTE_BF16 : COMPUTE_F32, 2)) continue;
+        ArenaMark mark = arena_mark(&arena);
+        int64_t rows = 75, cols = 192;
+        float *w = random_floats(rows * cols, 20, 1);
+        QTensor q[3];
+        assert_true(qtensor_new_dense(&q[0], &arena, bf16 ? DT_BF16 : DT_F32, rows, cols, NULL));
+        op_pack_dense(&b, &q[0], tensor_f32(w, rows, cols));
+        for (int k = 0; k < 2; k++) {
+            assert_true(qtensor_new(&q[k + 1], &arena, SPECS[k], rows, cols, NULL));
+            Tensor scale = tensor_f32(random_floats(rows * q[k + 1].n_groups, 1, 1), rows, q[k + 1].n_groups);
+            Tensor zero = tensor_f32(random_floats(rows * q[k + 1].n_groups, 1, 1), rows, q[k + 1].n_groups);
+            op_qparams(&b, scale, zero, tensor_f32(w, rows, cols), &q[k + 1].spec);
+            op_quantize(&b, &q[k + 1], tensor_f32(w, rows, cols), scale, zero);
+        }
+        const ActQuant act = {.kind = ACT_TOKEN, .bits = 8};
+        const char *target = bf16 ? "bf16" : "f32";
+        for (int n = 0; n < 4; n++)
+            for (int mode = 0; mode < 4; mode++)
+                for (int k = 0; k < 4; k++)
+                    check_from(&b, &q[k < 3 ? k : 2], NS[n], mode % 2 ? IN_NORM : IN_ACTIVATE, mode / 2,
+                               k == 3 ? &act : NULL, target);
+        backend_close(&b);
+        arena_rewind(&arena, mark);
+    }
+}
+
+/* gate、up 的输出不透明地交给 down，与经 f32 的相近。 */
+static void test_opaque(void **state) {
+    (void)state;
+    static const int64_t NS[] = {1, 33, 200};
+    for (size_t i = 0; i < 2 * COUNT(ISAS); i++) {
+        Backend b;
+        bool bf16 = i % 2;
+        if (!open_backend(&b, ISAS[i / 2], bf16 ? COMPUTE_BF16 : COMPUTE_F32, 2)) continue;
+        ArenaMark mark = arena_mark(&arena);
+        int64_t d = 96, ff = 128;
+        QTensor q[3];
+        for (int k = 0; k < 3; k++) {
+            int64_t rows = k == 2 ? d : ff, cols = k == 2 ? ff : d;
+            assert_true(qtensor_new_dense(&q[k], &arena, bf16 ? DT_BF16 : DT_F32, rows, cols, NULL));
+            op_pack_dense(&b, &q[k], tensor_f32(random_floats(rows * cols, 40 + (uint64_t)k, 0.1), rows, cols));
+        }
+        for (int c = 0; c < 3; c++) {
+            int64_t n = NS[c];
+            float *x = random_floats(n * d, 50, 1), *g = random_floats(n * ff, 51, 1), *u = random_floats(n * ff, 52, 1);
+            float *y = random_floats(n * d, 53, 1), *want = random_floats(n * d, 54, 1);
+            LinearOut out[2] = {{.y = g, .w = &q[0]}, {.y = u, .w = &q[1]}};
+            op_linear_many(&b, out, 2, tensor_f32(x, n, d));
+            op_activate(&b, tensor_f32(g, n, ff), tensor_f32(g, n, ff), tensor_f32(u, n, ff), ACTF_SILU);
+            op_linear(&b, tensor_f32(want, n, d), tensor_f32(g, n, ff), &q[2], (Tensor){0});
+            out[0].opaque = out[1].opaque = true;
+            op_linear_many(&b, out, 2, tensor_f32(x, n, d));
+            LinearIn in = {.kind = IN_ACTIVATE, .x = g, .up = u, .f = ACTF_SILU, .opaque = true, .tmp = g};
+            op_linear_from(&b, &(LinearOut){.y = y, .w = &q[2]}, 1, &in, n);
+            no_error(&b);
+            ref_same_row(y, want, n * d, bf16 ? "bf16" : "f32", "不透明");
+        }
+        backend_close(&b);
+        arena_rewind(&arena, mark);
+    }
 }
 
 static void test_pack_round_trip(void **state) {
@@ -412,6 +514,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_linear_dense),    cmocka_unit_test(test_linear_large),
         cmocka_unit_test(test_linear_int),      cmocka_unit_test(test_linear_many),
+        cmocka_unit_test(test_linear_from),
+        cmocka_unit_test(test_opaque),
         cmocka_unit_test(test_pack_round_trip),
         cmocka_unit_test(test_nan_propagates),  cmocka_unit_test(test_bad_requests),
     };

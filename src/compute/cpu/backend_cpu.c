@@ -24,14 +24,19 @@ static const BackendOps CPU_OPS = {
     .divide = cpu_divide,
     .gather_columns = cpu_gather_columns,
     .update_rest = cpu_update_rest,
+    .decode = cpu_decode,
     .all_finite = cpu_all_finite,
+    .watch = cpu_watch,
+    .watched = cpu_watched,
+    .factor = cpu_factor,
     .adamw = cpu_adamw,
     .mse_grad = cpu_mse_grad,
-    .linear = cpu_linear,
+    .linear = cpu_linear_from,
     .embed = cpu_embed,
     .norm = cpu_norm,
     .rope = cpu_rope,
     .attention = cpu_attention,
+    .attend_step = cpu_attend_step,
     .kv_write = cpu_kv_write,
     .kv_quantize = cpu_kv_quantize,
     .activate = cpu_activate,
@@ -47,7 +52,7 @@ static const BackendOps CPU_OPS = {
     .gram = cpu_gram,
     .feedback = cpu_feedback,
     .linear_exact = cpu_linear_exact,
-    .linear_int8 = cpu_linear_int8,
+    .linear_int8 = cpu_linear_int8_from,
     .round_act = cpu_round_act,
     .parallel = cpu_parallel,
     .matmul = cpu_matmul,
@@ -159,6 +164,7 @@ bool backend_open_cpu(Backend *b, int n_threads, ComputeMode compute, const char
     if (!c) return err_set(e, ERR_MEMORY, "打开 CPU 后端时内存不足");
     *b = (Backend){.ops = &CPU_OPS, .name = "cpu", .isa = kernels->isa, .compute = compute,
                    .n_threads = n, .memory = allocator_default(), .impl = c,
+                   .batch_rows = CPU_BATCH_ROWS, .watched = -1,
                    .kv_tiles = compute == COMPUTE_BF16, .close = cpu_close};
     c->kernels = kernels;
     c->block_bytes = block_bytes();

@@ -40,6 +40,12 @@ void cpu_linear_rows_f32(Backend *b, float *y, int64_t ldy, const float *x, int6
 
 /* 算子的实现，含义与参数见 backend.h 的 BackendOps。 */
 void cpu_linear(Backend *b, const LinearOut *out, int n_out, const float *x, int64_t n);
+/* 同上两个，输入由 in 定，可加到 y 上。 */
+void cpu_linear_from(Backend *b, const LinearOut *out, int n_out, const LinearIn *in, int64_t n);
+void cpu_linear_int8_from(Backend *b, const LinearOut *out, int n_out, const LinearIn *in, int64_t n,
+                          const ActQuant *act);
+void cpu_attend_step(Backend *b, const StepJob *job);
+bool cpu_factor(Backend *b, const FactorJob *job);
 void cpu_linear_int8(Backend *b, const LinearOut *out, int n_out, const float *x, int64_t n,
                      const ActQuant *act);
 void cpu_round_act(Backend *b, float *x, int64_t n, int64_t d, const ActQuant *act);

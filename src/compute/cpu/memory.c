@@ -243,6 +243,15 @@ bool cpu_all_finite(Backend *b, const float *x, int64_t n) {
     return bad == 0;
 }
 
+void cpu_watch(Backend *b, const float *x, int64_t n, int tag) {
+    if ((b->watched < 0 || tag < b->watched) && !cpu_all_finite(b, x, n)) b->watched = tag;
+}
+int cpu_watched(Backend *b) {
+    int tag = b->watched;
+    b->watched = -1;
+    return tag;
+}
+
 enum { ADAM_CHUNK = 2048 };
 
 static void adam_task(void *ctx, int64_t task, int thread) {

@@ -20,6 +20,9 @@ void cpu_gather_columns(Backend *b, float *dst, const float *src, const int32_t 
 void cpu_update_rest(Backend *b, float *w, const float *err, const float *u, int64_t rows,
                      int64_t n, int64_t i1, int64_t i2);
 bool cpu_all_finite(Backend *b, const float *x, int64_t n);
+void cpu_decode(Backend *b, float *dst, const void *host, DType t, DType rounded, int64_t n);
+void cpu_watch(Backend *b, const float *x, int64_t n, int tag);
+int cpu_watched(Backend *b);
 void cpu_adamw(Backend *b, const AdamStep *step);
 double cpu_mse_grad(Backend *b, float *d, const float *x, const float *y, float scale,
                     int64_t rows, int64_t cols);

@@ -1,54 +1,18 @@
-/* attention — 因果注意力与它的反向，键值缓存的写入与量化
- * 一个线程束一个（查询, 头），沿键在线 softmax；键值先由存放形式展开成行主序 f32。 */
+/* attention — 因果注意力的三条路：查询很少的走 decode.cu，bf16 计算走 flash.cu，其余一个线程束一个（查询, 头），沿键在线 softmax
+ * 后两条先把键值由存放形式展开成行主序（bf16 或 f32）。bf16 计算时 q、k、v 都先舍入到 bf16。 */
 #include <math.h>
-#include <stdlib.h>
 
-#include "compute/cuda/cuda_ops.h"
+#include "compute/cuda/attention.h"
+#include "compute/cuda/kvstore.h"
 
-enum { MAX_LUT = 1 << KV_MAX_LUT_BITS };
-struct Store {
-    KvStore s;
-    float lut[MAX_LUT], boundary[MAX_LUT];
-};
-static Store store_of(const KvStore *s, bool reading) {
-    Store v;
-    v.s = *s;
-    for (int i = 0; s->f.form == KV_LUT && i < 1 << s->f.bits; i++) {
-        v.lut[i] = reading && s->f.values ? s->f.values[i] : s->f.lut[i];
-        if (i) v.boundary[i - 1] = (s->f.lut[i - 1] + s->f.lut[i]) / 2;
-    }
-    return v;
+/* 值里的 NaN、Inf：换成 0，同一位置的键换成 NaN。看得见它的查询因而仍得 NaN，看不见的（概率为 0）不受影响。 */
+__device__ static float keep_finite(float v, __nv_bfloat16 *key) {
+    if (isfinite(v)) return v;
+    *key = __float2bfloat16_rn(NAN);
+    return 0;
 }
-
-__device__ static float kv_at(const Store &v, int64_t pos, int64_t head, int64_t d) {
-    const KvStore &s = v.s;
-    DType t = s.f.dtype;
-    int64_t col = head * s.dim + d, width = s.heads * s.dim;
-    if (s.f.form == KV_DENSE) return real_at(s.data, t, (pos - s.first) * width + col);
-    if (pos < s.f.sink) return real_at(s.sink_rows, t, pos * width + col);
-    if (s.row_end)
-        for (uint32_t i = pos ? s.row_end[pos - 1] : 0; i < s.row_end[pos]; i++)
-            if (s.columns[i] == col) return real_at(s.values, t, i);
-    const uint16_t *w = (const uint16_t *)s.data + (pos * s.heads * s.vecs + head * s.vecs + d / KV_LANES) * s.f.bits;
-    int code = 0;
-    for (int p = 0; p < s.f.bits; p++) code |= (w[p] >> d % KV_LANES & 1) << p;
-    float a, c;
-    if (s.f.form == KV_AFFINE && s.f.per_channel) {
-        int64_t all = s.heads * s.vecs * KV_LANES, at = pos / s.f.group * 2 * all + head * s.vecs * KV_LANES + d;
-        a = real_at(s.params, t, at), c = real_at(s.params, t, at + all);
-    } else if (s.f.form == KV_LUT && s.f.per_channel) {
-        a = __fmul_rn(__fadd_rn(s.f.upper[col], -s.f.lower[col]), 0.5f);
-        c = __fmul_rn(__fadd_rn(s.f.upper[col], s.f.lower[col]), 0.5f);
-    } else {
-        int64_t at = s.f.form == KV_LUT ? pos : (pos * s.heads + head) * s.n_groups + d / s.f.group;
-        a = real_at(s.params, t, 2 * at), c = real_at(s.params, t, 2 * at + 1);
-    }
-    float x = __fadd_rn(c, __fmul_rn(a, s.f.form == KV_LUT ? v.lut[code] : (float)code));
-    return s.f.bias ? __fadd_rn(x, s.f.bias[col]) : x;
-}
-
-/* 位置 [p0, p1) → 行主序 f32（行号即位置），cos 非 NULL 时旋转。 */
-__global__ static void kv_expand_kernel(Store v, float *dst, int64_t p0, int64_t p1, const float *cos_t, const float *sin_t,
+/* 位置 [p0, p1) → 行主序的 type（行号即位置），cos 非 NULL 时旋转。 */
+__global__ static void kv_expand_kernel(Store v, void *dst, __nv_bfloat16 *keys, DType type, int64_t p0, int64_t p1, const float *cos_t, const float *sin_t,
                                         int64_t half, bool interleaved) {
     int64_t width = v.s.heads * v.s.dim;
     EACH(i, (p1 - p0) * width) {
@@ -61,7 +25,20 @@ __global__ static void kv_expand_kernel(Store v, float *dst, int64_t p0, int64_t
             float co = cos_t[pos * half + j], si = sin_t[pos * half + j];
             x = head ? __fadd_rn(__fmul_rn(x, co), -__fmul_rn(y, si)) : __fadd_rn(__fmul_rn(x, co), __fmul_rn(y, si));
         }
-        dst[pos * width + i % width] = x;
+        int64_t at = pos * width + i % width;
+        real_put(dst, type, at, keys ? keep_finite(x, keys + at) : x);
+    }
+}
+
+/* 原样的 f32 行 → bf16，n 是 4 的倍数。 */
+__global__ static void rows_to_bf16_kernel(__nv_bfloat16 *dst, __nv_bfloat16 *keys, const float *x, int64_t n) {
+    EACH(i, n / 4) {
+        float4 v = ((const float4 *)x)[i];
+        if (keys) {
+            v.x = keep_finite(v.x, keys + 4 * i), v.y = keep_finite(v.y, keys + 4 * i + 1);
+            v.z = keep_finite(v.z, keys + 4 * i + 2), v.w = keep_finite(v.w, keys + 4 * i + 3);
+        }
+        ((uint2 *)dst)[i] = make_uint2(pack2(v.x, v.y), pack2(v.z, v.w));
     }
 }
 
@@ -83,13 +60,13 @@ static bool expand_side(Backend *b, const AttnSide *a, int64_t first, int64_t n,
         int64_t from = s->first, till = s->first + s->length < end ? s->first + s->length : end;
         if (till > from)
             kv_expand_kernel<<<cuda_blocks((till - from) * width, 256), 256, 0, STREAM(b)>>>(
-                store_of(s, true), to, from, till, a->cos_table, a->sin_table, a->half, a->interleaved);
+                store_of(s, true), to, NULL, DT_F32, from, till, a->cos_table, a->sin_table, a->half, a->interleaved);
         out->near_rows = to;
     }
     if (far > 0) {
         float *to = (float *)cuda_slot(b, far_slot, (size_t)(far * width) * 4);
         if (!to) return false;
-        kv_expand_kernel<<<cuda_blocks(far * width, 256), 256, 0, STREAM(b)>>>(store_of(a->far, true), to, 0, far,
+        kv_expand_kernel<<<cuda_blocks(far * width, 256), 256, 0, STREAM(b)>>>(store_of(a->far, true), to, NULL, DT_F32, 0, far,
                                                                            a->cos_table, a->sin_table, a->half, a->interleaved);
         out->far_rows = to;
     }
@@ -103,7 +80,10 @@ __device__ static int64_t far_end(const Rows &r, int64_t pos) {
 }
 
 enum { LANE_DIMS = 16 }; /* 每个线程至多 16 维：头的维数至多 512 */
-__global__ static void attention_kernel(float *out, const float *q, Rows k, Rows v, int64_t n, AttnSpec s) {
+__device__ static float rounded(float x, bool round) {
+    return round ? __bfloat162float(__float2bfloat16_rn(x)) : x;
+}
+__global__ static void attention_kernel(float *out, const float *q, Rows k, Rows v, int64_t n, AttnSpec s, bool round) {
     int64_t item = (int64_t)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
     if (item >= n * s.n_heads) return;
     int lane = threadIdx.x % 32;
@@ -114,7 +94,7 @@ __global__ static void attention_kernel(float *out, const float *q, Rows k, Rows
 #pragma unroll
     for (int i = 0; i < LANE_DIMS; i++) {
         int64_t d = lane + 32 * i;
-        qr[i] = d < dim ? q[(t * s.n_heads + h) * dim + d] : 0;
+        qr[i] = d < dim ? rounded(q[(t * s.n_heads + h) * dim + d], round) : 0;
         acc[i] = 0;
     }
     for (int64_t j = from; j <= pos; j++) {
@@ -123,7 +103,7 @@ __global__ static void attention_kernel(float *out, const float *q, Rows k, Rows
         float dot = 0;
 #pragma unroll
         for (int i = 0; i < LANE_DIMS; i++)
-            if (lane + 32 * i < dim) dot += qr[i] * kr[lane + 32 * i];
+            if (lane + 32 * i < dim) dot += qr[i] * rounded(kr[lane + 32 * i], round);
         for (int o = 16; o; o /= 2) dot += __shfl_xor_sync(0xFFFFFFFFu, dot, o);
         dot *= s.scale;
         if (s.softcap > 0) dot = s.softcap * tanhf(dot / s.softcap);
@@ -133,317 +113,53 @@ __global__ static void attention_kernel(float *out, const float *q, Rows k, Rows
         max = m;
 #pragma unroll
         for (int i = 0; i < LANE_DIMS; i++)
-            if (lane + 32 * i < dim) acc[i] = acc[i] * shrink + p * vr[lane + 32 * i];
+            if (lane + 32 * i < dim) acc[i] = acc[i] * shrink + p * rounded(vr[lane + 32 * i], round);
     }
 #pragma unroll
     for (int i = 0; i < LANE_DIMS; i++)
         if (lane + 32 * i < dim) out[(t * s.n_heads + h) * dim + lane + 32 * i] = acc[i] / sum;
 }
+/* 一侧 → bf16 行（行号即位置），*lo 是首个有效的位置。只用于全近或全远。keys：这一侧是值时，已展开的键。 */
+static __nv_bfloat16 *expand_bf16(Backend *b, const AttnSide *a, int64_t end, int slot, int64_t *lo, __nv_bfloat16 *keys) {
+    const KvStore *s = a->rule == FAR_ALL ? a->far : a->near;
+    int64_t width = s->heads * s->dim, from = s->first, till = s->first + s->length < end ? s->first + s->length : end;
+    __nv_bfloat16 *to = (__nv_bfloat16 *)cuda_slot(b, slot, (size_t)(end * width) * 2);
+    if (!to) return NULL;
+    if (from > *lo) *lo = from;
+    if (s->f.form == KV_DENSE && s->f.dtype == DT_F32 && !a->cos_table) /* width 是 8 的倍数 */
+        rows_to_bf16_kernel<<<cuda_blocks((till - from) * width, 1024), 256, 0, STREAM(b)>>>(to + from * width, keys ? keys + from * width : NULL,
+                                                                                       (const float *)s->data,
+                                                                                       (till - from) * width);
+    else if (till > from)
+        kv_expand_kernel<<<cuda_blocks((till - from) * width, 256), 256, 0, STREAM(b)>>>(
+            store_of(s, true), to, keys, DT_BF16, from, till, a->cos_table, a->sin_table, a->half, a->interleaved);
+    return LAUNCHED(b, "键值展开") ? to : NULL;
+}
+static bool one_source(const AttnSide *a) {
+    return a->rule == FAR_NONE || a->rule == FAR_ALL;
+}
+static void flash(Backend *b, float *out, const float *q, const AttnSide *k, const AttnSide *v, int64_t n, const AttnSpec *s) {
+    FlashArgs a = {};
+    a.out = out, a.q = q, a.n = n, a.s = *s, a.dim = s->head_dim, a.width = s->n_kv_heads * s->head_dim, a.hi = s->first + n;
+    a.k = expand_bf16(b, k, a.hi, SLOT_X, &a.lo, NULL);
+    if (a.k) a.v = expand_bf16(b, v, a.hi, SLOT_W, &a.lo, (__nv_bfloat16 *)a.k);
+    if (a.k && a.v) cuda_flash(b, &a);
+}
 void cuda_attention(Backend *b, float *out, const float *q, const AttnSide *k, const AttnSide *v, int64_t n, const AttnSpec *s) {
     Rows kr, vr;
+    if (decode_accepts(k, v, n, s)) {
+        cuda_decode(b, out, q, k->near, v->near, n, s);
+        return;
+    }
+    if (flash_accepts(b, s) && one_source(k) && one_source(v)) {
+        flash(b, out, q, k, v, n, s);
+        return;
+    }
     if (s->head_dim > 32 * LANE_DIMS) {
         cuda_fail(b, ERR_UNSUPPORTED, "CUDA 的注意力只支持头的维数不大于 %d", 32 * LANE_DIMS);
         return;
     }
     if (!expand_side(b, k, s->first, n, SLOT_X, SLOT_W, &kr) || !expand_side(b, v, s->first, n, SLOT_A, SLOT_B, &vr)) return;
-    attention_kernel<<<cuda_blocks(n * s->n_heads, 4), 128, 0, STREAM(b)>>>(out, q, kr, vr, n, *s);
+    attention_kernel<<<cuda_blocks(n * s->n_heads, 4), 128, 0, STREAM(b)>>>(out, q, kr, vr, n, *s, b->compute == COMPUTE_BF16);
     LAUNCHED(b, "attention");
-}
-
-__global__ static void kv_write_kernel(KvStore s, const float *x, int64_t n) {
-    int64_t width = s.heads * s.dim;
-    EACH(i, n * width) real_put(s.data, s.f.dtype, s.length * width + i, x[i]);
-}
-void cuda_kv_write(Backend *b, KvStore *s, const float *x, int64_t n) {
-    kv_write_kernel<<<cuda_blocks(n * s->heads * s->dim, 256), 256, 0, STREAM(b)>>>(*s, x, n);
-    if (LAUNCHED(b, "kv_write")) s->length += n;
-}
-
-__device__ static int affine_code(const KvStore &s, float x, float scale, float min) {
-    float top = (float)((1 << s.f.bits) - 1), c = scale > 0 ? rintf(__fdiv_rn(__fadd_rn(x, -min), scale)) : 0;
-    return (int)(c > 0 ? c < top ? c : top : 0);
-}
-/* 减去偏置后的原值。 */
-__device__ static float raw_at(const KvStore &s, const Store &near, int64_t pos, int64_t col) {
-    float x = kv_at(near, pos, col / s.dim, col % s.dim);
-    return s.f.bias ? __fadd_rn(x, -s.f.bias[col]) : x;
-}
-/* 定参数：逐通道的组每（组, 通道）一个线程，逐 token 的每（token, 头, 组）一个线程。 */
-__global__ static void affine_params_kernel(KvStore s, Store near, int64_t pos, int64_t n) {
-    int64_t width = s.heads * s.dim, all = s.heads * s.vecs * KV_LANES;
-    int64_t count = s.f.per_channel ? (n + s.f.group - 1) / s.f.group * width : n * s.heads * s.n_groups;
-    EACH(i, count) {
-        int64_t c0, c1, p0, p1, at, step;
-        if (s.f.per_channel) {
-            int64_t g = pos / s.f.group + i / width;
-            c0 = i % width, c1 = c0 + 1;
-            p0 = g * s.f.group, p1 = p0 + s.f.group < pos + n ? p0 + s.f.group : pos + n;
-            if (s.f.sink > p0 && s.f.sink < p1) p0 = s.f.sink;
-            at = g * 2 * all + c0 / s.dim * s.vecs * KV_LANES + c0 % s.dim, step = all;
-        } else {
-            int64_t h = i / s.n_groups % s.heads, g = i % s.n_groups;
-            p0 = pos + i / s.n_groups / s.heads, p1 = p0 + 1;
-            c0 = h * s.dim + g * s.f.group;
-            c1 = (g + 1) * s.f.group < s.dim ? c0 + s.f.group : (h + 1) * s.dim;
-            at = 2 * ((p0 * s.heads + h) * s.n_groups + g), step = 1;
-        }
-        float lo = raw_at(s, near, p0, c0), hi = lo;
-        for (int64_t p = p0; p < p1; p++)
-            for (int64_t c = c0; c < c1; c++) {
-                float x = raw_at(s, near, p, c);
-                lo = x < lo ? x : lo, hi = x > hi ? x : hi;
-            }
-        real_put(s.params, s.f.dtype, at, __fdiv_rn(__fadd_rn(hi, -lo), (float)((1 << s.f.bits) - 1)));
-        real_put(s.params, s.f.dtype, at + step, lo);
-    }
-}
-/* 一个 token 的上下分位点：第 m 大与第 m−1 大之间插值（见 cpu/kv.c 的 row_thresholds）。一块一个 token。 */
-__device__ static void thresholds(const KvStore &s, const Store &near, int64_t pos, float *lower, float *upper) {
-    __shared__ float sh[256];
-    __shared__ int cnt[256];
-    int64_t width = s.heads * s.dim;
-    double rank = (1 - s.f.outliers / 2) * (double)(width - 1), t = rank - floor(rank);
-    int64_t m = width - (int64_t)floor(rank);
-    for (int side = 0; side < 2; side++) {
-        float value = INFINITY, before = INFINITY; /* 第 m 大与它的前一个 */
-        int64_t seen = 0;
-        while (seen < m) { /* 依次取严格更小的最大值，数它出现几次 */
-            float best = -INFINITY;
-            for (int64_t c = threadIdx.x; c < width; c += blockDim.x) {
-                float x = raw_at(s, near, pos, c);
-                x = side ? -x : x;
-                if (x < value && x > best) best = x;
-            }
-            best = block_max(best, sh);
-            int times = 0;
-            for (int64_t c = threadIdx.x; c < width; c += blockDim.x) {
-                float x = raw_at(s, near, pos, c);
-                times += (side ? -x : x) == best;
-            }
-            times = block_sum(times, cnt);
-            before = seen + times >= m && times > 1 && m - seen > 1 ? best : value;
-            value = best;
-            if (!times) break;
-            seen += times;
-        }
-        if (m <= 1) before = value;
-        float end = (float)((double)value + ((double)before - (double)value) * t);
-        if (side) *lower = -end; else *upper = end;
-    }
-}
-/* 查表的一个 token 一块：参数、编码前的位图。 */
-__global__ static void lut_params_kernel(KvStore s, Store near, int64_t pos, uint8_t *mask, uint32_t *count) {
-    __shared__ float sh[256];
-    __shared__ int cnt[256];
-    int64_t p = pos + blockIdx.x, width = s.heads * s.dim;
-    float lower = 0, upper = 0, lo = INFINITY, hi = -INFINITY;
-    if (!s.f.per_channel && mask) thresholds(s, near, p, &lower, &upper);
-    int n = 0;
-    for (int64_t c = threadIdx.x; c < width; c += blockDim.x) {
-        float x = raw_at(s, near, p, c);
-        bool out = mask && (s.f.per_channel ? x < s.f.lower[c] || x > s.f.upper[c] : x <= lower || x >= upper);
-        if (mask) mask[blockIdx.x * width + c] = out;
-        n += out && p >= s.f.sink;
-        if (out) continue;
-        lo = x < lo ? x : lo, hi = x > hi ? x : hi;
-    }
-    hi = block_max(hi, sh);
-    lo = -block_max(-lo, sh);
-    n = block_sum(n, cnt);
-    if (threadIdx.x) return;
-    if (count) count[blockIdx.x] = (uint32_t)n;
-    if (s.f.per_channel) return;
-    if (lo > hi) lo = hi = 0;
-    real_put(s.params, s.f.dtype, 2 * p, __fmul_rn(__fadd_rn(hi, -lo), 0.5f));
-    real_put(s.params, s.f.dtype, 2 * p + 1, __fmul_rn(__fadd_rn(hi, lo), 0.5f));
-}
-/* 编码：一个线程一个（token, 头, 16 通道一组）。 */
-__global__ static void kv_codes_kernel(Store v, Store near, int64_t pos, int64_t n) {
-    const KvStore &s = v.s;
-    int64_t all = s.heads * s.vecs * KV_LANES, width = s.heads * s.dim;
-    EACH(i, n * s.heads * s.vecs) {
-        int64_t p = pos + i / s.vecs / s.heads, h = i / s.vecs % s.heads, d0 = i % s.vecs * KV_LANES;
-        uint16_t word[8] = {0};
-        for (int l = 0; l < KV_LANES && d0 + l < s.dim; l++) {
-            int64_t d = d0 + l, c = h * s.dim + d;
-            float x = raw_at(s, near, p, c);
-            if (p < s.f.sink) real_put(s.sink_rows, s.f.dtype, p * width + c, kv_at(near, p, h, d));
-            int code = 0;
-            if (s.f.form == KV_AFFINE) {
-                int64_t at = s.f.per_channel ? p / s.f.group * 2 * all + h * s.vecs * KV_LANES + d
-                                             : 2 * ((p * s.heads + h) * s.n_groups + d / s.f.group);
-                code = affine_code(s, x, real_at(s.params, s.f.dtype, at),
-                                   real_at(s.params, s.f.dtype, at + (s.f.per_channel ? all : 1)));
-            } else {
-                float half, mid;
-                if (s.f.per_channel) {
-                    half = __fmul_rn(__fadd_rn(s.f.upper[c], -s.f.lower[c]), 0.5f);
-                    mid = __fmul_rn(__fadd_rn(s.f.upper[c], s.f.lower[c]), 0.5f);
-                } else {
-                    half = real_at(s.params, s.f.dtype, 2 * p), mid = real_at(s.params, s.f.dtype, 2 * p + 1);
-                }
-                float y = half > 0 ? __fdiv_rn(__fadd_rn(x, -mid), half) : 0;
-                for (int b = s.f.bits - 1; b >= 0; b--) code += (y > v.boundary[code + (1 << b) - 1]) << b;
-            }
-            for (int b = 0; b < s.f.bits; b++) word[b] |= (uint16_t)((code >> b & 1) << l);
-        }
-        uint16_t *w = (uint16_t *)s.data + (p * s.heads * s.vecs + h * s.vecs + d0 / KV_LANES) * s.f.bits;
-        for (int b = 0; b < s.f.bits; b++) w[b] = word[b];
-    }
-}
-__global__ static void outliers_kernel(KvStore s, Store near, int64_t pos, int64_t n, const uint8_t *mask) {
-    int64_t width = s.heads * s.dim;
-    EACH(i, n) {
-        int64_t p = pos + i;
-        uint32_t at = p ? s.row_end[p - 1] : 0;
-        for (int64_t c = 0; p >= s.f.sink && c < width; c++)
-            if (mask[i * width + c]) {
-                s.columns[at] = (uint16_t)c;
-                real_put(s.values, s.f.dtype, at++, kv_at(near, p, c / s.dim, c % s.dim));
-            }
-    }
-}
-static bool reserve_outliers(Backend *b, KvStore *s, int64_t n) {
-    if (n <= s->cap_outliers) return true;
-    Allocator *a = s->memory;
-    int64_t cap = 2 * s->cap_outliers > n ? 2 * s->cap_outliers : n, old = s->cap_outliers;
-    size_t item = kvstore_item(s);
-    uint16_t *columns = (uint16_t *)a->alloc(a, (size_t)cap * 2);
-    void *values = columns ? a->alloc(a, (size_t)cap * item) : NULL;
-    if (!values) {
-        if (columns) a->release(a, columns, (size_t)cap * 2);
-        return cuda_fail(b, ERR_MEMORY, "键值缓存的离群值：显存不足");
-    }
-    if (old) {
-        cuda_ok(b, cudaMemcpyAsync(columns, s->columns, (size_t)old * 2, cudaMemcpyDeviceToDevice, STREAM(b)), "复制");
-        cuda_ok(b, cudaMemcpyAsync(values, s->values, (size_t)old * item, cudaMemcpyDeviceToDevice, STREAM(b)), "复制");
-        a->release(a, s->columns, (size_t)old * 2);
-        a->release(a, s->values, (size_t)old * item);
-    }
-    s->columns = columns, s->values = values, s->cap_outliers = cap;
-    return true;
-}
-/* 由各 token 的个数（设备）求前缀和，备好空间。 */
-static bool place_outliers(Backend *b, KvStore *s, int64_t pos, int64_t n, const uint32_t *count) {
-    uint32_t *host = (uint32_t *)malloc((size_t)n * 4);
-    if (!host) return cuda_fail(b, ERR_MEMORY, "内存不足");
-    b->ops->read(b, host, count, (size_t)n * 4);
-    uint64_t total = 0;
-    uint32_t last = 0;
-    if (pos) b->ops->read(b, &last, s->row_end + pos - 1, 4);
-    total = last;
-    for (int64_t i = 0; i < n; i++) host[i] = (uint32_t)(total += host[i]);
-    bool ok = b->err.code == ERR_NONE && (total <= UINT32_MAX || cuda_fail(b, ERR_UNSUPPORTED, "键值缓存的离群值超过 2^32 个"));
-    if (ok) b->ops->write(b, s->row_end + pos, host, (size_t)n * 4);
-    s->n_outliers = (int64_t)total;
-    free(host);
-    return ok && b->err.code == ERR_NONE && reserve_outliers(b, s, (int64_t)total);
-}
-void cuda_kv_quantize(Backend *b, KvStore *s, const KvStore *near, int64_t pos, int64_t n) {
-    Store nv = store_of(near, true);
-    cudaStream_t st = STREAM(b);
-    int64_t width = s->heads * s->dim;
-    uint8_t *mask = NULL;
-    uint32_t *count = NULL;
-    if (s->f.sparse) {
-        mask = (uint8_t *)cuda_slot(b, SLOT_Z, (size_t)(n * width));
-        count = (uint32_t *)cuda_slot(b, SLOT_HOST, (size_t)n * 4);
-        if (!mask || !count) return;
-    }
-    if (s->f.form == KV_LUT)
-        lut_params_kernel<<<(unsigned)n, 256, 0, st>>>(*s, nv, pos, mask, count);
-    else
-        affine_params_kernel<<<cuda_blocks(n * width, 128), 128, 0, st>>>(*s, nv, pos, n);
-    kv_codes_kernel<<<cuda_blocks(n * s->heads * s->vecs, 128), 128, 0, st>>>(store_of(s, false), nv, pos, n);
-    if (!LAUNCHED(b, "kv_quantize")) return;
-    if (s->f.sparse) {
-        if (!place_outliers(b, s, pos, n, count)) return;
-        outliers_kernel<<<cuda_blocks(n, 64), 64, 0, st>>>(*s, nv, pos, n, mask);
-        if (!LAUNCHED(b, "离群值")) return;
-    }
-    s->length = pos + n;
-}
-
-/* ---- 反向：先求各行的 (max, sum) 与 D = Σ P∘dP，再由一束线程算 dQ 的一行、dK 与 dV 的一行 ---- */
-
-__global__ static void grad_rows_kernel(float *stat, float *dq, const float *d_out, const float *q, const float *k, const float *v,
-                                        int64_t n, AttnSpec s) {
-    int64_t item = (int64_t)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
-    if (item >= n * s.n_heads) return;
-    int lane = threadIdx.x % 32;
-    int64_t t = item / s.n_heads, h = item % s.n_heads, kv = h / (s.n_heads / s.n_kv_heads), dim = s.head_dim;
-    int64_t from = s.window > 0 && t >= s.window ? t - s.window + 1 : 0, width = s.n_kv_heads * dim;
-    const float *qr = q + (t * s.n_heads + h) * dim, *dr = d_out + (t * s.n_heads + h) * dim;
-    float max = -INFINITY, sum = 0, dsum = 0;
-    for (int pass = 0; pass < 2; pass++) {
-        float acc[LANE_DIMS] = {0};
-        for (int64_t j = from; j <= t; j++) {
-            const float *kr = k + j * width + kv * dim, *vr = v + j * width + kv * dim;
-            float dot = 0, dp = 0;
-            for (int64_t d = lane; d < dim; d += 32) dot += qr[d] * kr[d], dp += dr[d] * vr[d];
-            for (int o = 16; o; o /= 2) {
-                dot += __shfl_xor_sync(0xFFFFFFFFu, dot, o);
-                dp += __shfl_xor_sync(0xFFFFFFFFu, dp, o);
-            }
-            dot *= s.scale;
-            if (pass == 0) {
-                float m = dot > max ? dot : max, shrink = expf(max - m), p = expf(dot - m);
-                sum = sum * shrink + p, dsum = dsum * shrink + p * dp, max = m;
-            } else {
-                float p = expf(dot - max) / sum, ds = s.scale * p * (dp - dsum);
-#pragma unroll
-                for (int i = 0; i < LANE_DIMS; i++)
-                    if (lane + 32 * i < dim) acc[i] += ds * kr[lane + 32 * i];
-            }
-        }
-        if (pass == 0) {
-            dsum /= sum;
-            continue;
-        }
-#pragma unroll
-        for (int i = 0; i < LANE_DIMS; i++)
-            if (lane + 32 * i < dim) dq[(t * s.n_heads + h) * dim + lane + 32 * i] = acc[i];
-    }
-    if (lane == 0) stat[3 * item] = max, stat[3 * item + 1] = sum, stat[3 * item + 2] = dsum;
-}
-/* 一束线程一个（键, 键值头）：沿组内的头、查询依次累加。 */
-__global__ static void grad_keys_kernel(float *dk, float *dv, const float *stat, const float *d_out, const float *q, const float *k,
-                                        const float *v, int64_t n, AttnSpec s) {
-    int64_t item = (int64_t)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
-    if (item >= n * s.n_kv_heads) return;
-    int lane = threadIdx.x % 32;
-    int64_t j = item / s.n_kv_heads, kv = item % s.n_kv_heads, group = s.n_heads / s.n_kv_heads, dim = s.head_dim;
-    int64_t end = s.window > 0 && j + s.window < n ? j + s.window : n;
-    const float *kr = k + item * dim, *vr = v + item * dim;
-    float ak[LANE_DIMS] = {0}, av[LANE_DIMS] = {0};
-    for (int64_t h = kv * group; h < (kv + 1) * group; h++)
-        for (int64_t t = j; t < end; t++) {
-            const float *qr = q + (t * s.n_heads + h) * dim, *dr = d_out + (t * s.n_heads + h) * dim;
-            const float *st = stat + 3 * (t * s.n_heads + h);
-            float dot = 0, dp = 0;
-            for (int64_t d = lane; d < dim; d += 32) dot += qr[d] * kr[d], dp += dr[d] * vr[d];
-            for (int o = 16; o; o /= 2) {
-                dot += __shfl_xor_sync(0xFFFFFFFFu, dot, o);
-                dp += __shfl_xor_sync(0xFFFFFFFFu, dp, o);
-            }
-            float p = expf(dot * s.scale - st[0]) / st[1], ds = s.scale * p * (dp - st[2]);
-#pragma unroll
-            for (int i = 0; i < LANE_DIMS; i++)
-                if (lane + 32 * i < dim) ak[i] += ds * qr[lane + 32 * i], av[i] += p * dr[lane + 32 * i];
-        }
-#pragma unroll
-    for (int i = 0; i < LANE_DIMS; i++)
-        if (lane + 32 * i < dim) dk[item * dim + lane + 32 * i] = ak[i], dv[item * dim + lane + 32 * i] = av[i];
-}
-void cuda_attention_grad(Backend *b, float *dq, float *dk, float *dv, const float *d_out, const float *q, const float *k,
-                         const float *v, int64_t n, const AttnSpec *s) {
-    if (s->head_dim > 32 * LANE_DIMS) {
-        cuda_fail(b, ERR_UNSUPPORTED, "CUDA 的注意力只支持头的维数不大于 %d", 32 * LANE_DIMS);
-        return;
-    }
-    float *stat = (float *)cuda_slot(b, SLOT_A, (size_t)(3 * n * s->n_heads) * 4);
-    if (!stat) return;
-    grad_rows_kernel<<<cuda_blocks(n * s->n_heads, 4), 128, 0, STREAM(b)>>>(stat, dq, d_out, q, k, v, n, *s);
-    grad_keys_kernel<<<cuda_blocks(n * s->n_kv_heads, 4), 128, 0, STREAM(b)>>>(dk, dv, stat, d_out, q, k, v, n, *s);
-    LAUNCHED(b, "attention_grad");
 }

@@ -1,4 +1,5 @@
 /* backend — CUDA 后端：打开、显存、复制、统计，以及算子表 */
+#include <limits.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -22,7 +23,12 @@ bool cuda_ok(Backend *b, cudaError_t code, const char *what) {
     return cuda_fail(b, code == cudaErrorMemoryAllocation ? ERR_MEMORY : ERR_DEVICE,
                      "CUDA：%s 失败：%s（%s）", what, cudaGetErrorString(code), cudaGetErrorName(code));
 }
+bool cuda_launched(Backend *b, const char *what) {
+    if (cuda_of(b)->profile) profile_mark(cuda_of(b), what);
+    return cuda_ok(b, cudaGetLastError(), what);
+}
 bool cuda_blas_ok(Backend *b, cublasStatus_t code, const char *what) {
+    if (cuda_of(b)->profile) profile_mark(cuda_of(b), what);
     if (code == CUBLAS_STATUS_SUCCESS) return true;
     return cuda_fail(b, ERR_DEVICE, "cuBLAS：%s 失败：%s", what, cublasGetStatusString(code));
 }
@@ -70,8 +76,7 @@ static void op_read_(Backend *b, void *host, const void *src, size_t bytes) {
         cuda_ok(b, cudaStreamSynchronize(STREAM(b)), "等待");
 }
 static void op_write_(Backend *b, void *dst, const void *host, size_t bytes) {
-    cuda_ok(b, cudaMemcpyAsync(dst, host, bytes, cudaMemcpyHostToDevice, STREAM(b)), "写入");
-    cuda_ok(b, cudaStreamSynchronize(STREAM(b)), "等待");
+    cuda_upload(b, dst, host, bytes);
 }
 static void op_copy_(Backend *b, void *dst, const void *src, size_t bytes) {
     char *d = (char *)dst;
@@ -103,21 +108,41 @@ static void op_symmetrize_(Backend *b, float *g, int64_t d) {
     symmetrize_kernel<<<cuda_blocks(d * d, 256), 256, 0, STREAM(b)>>>(g, d);
     LAUNCHED(b, "symmetrize");
 }
-__global__ static void column_stats_kernel(float *max, double *sum, const float *x, int64_t n, int64_t cols) {
+/* 各行分成若干段，每段写自己的最大与和；再按段的次序合并。 */
+__global__ static void column_parts_kernel(float *max, double *sum, const float *x, int64_t n, int64_t cols) {
+    int64_t c = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, per = (n + gridDim.y - 1) / gridDim.y;
+    int64_t r0 = blockIdx.y * per, r1 = r0 + per < n ? r0 + per : n, at = blockIdx.y * cols + c;
+    if (c >= cols) return;
+    float m = 0;
+    double s = 0;
+    for (int64_t r = r0; r < r1; r++) {
+        float v = fabsf(x[r * cols + c]);
+        if (v > m) m = v;
+        s += (double)v;
+    }
+    max[at] = m, sum[at] = s;
+}
+__global__ static void column_merge_kernel(float *max, double *sum, const float *max_part, const double *sum_part, int parts,
+                                           int64_t cols) {
     EACH(c, cols) {
         float m = max ? max[c] : 0;
         double s = sum ? sum[c] : 0;
-        for (int64_t r = 0; r < n; r++) {
-            float v = fabsf(x[r * cols + c]);
-            if (v > m) m = v;
-            s += (double)v;
+        for (int p = 0; p < parts; p++) {
+            if (max_part[p * cols + c] > m) m = max_part[p * cols + c];
+            s += sum_part[p * cols + c];
         }
         if (max) max[c] = m;
         if (sum) sum[c] = s;
     }
 }
 static void op_column_stats_(Backend *b, float *max, double *sum, const float *x, int64_t n, int64_t cols) {
-    column_stats_kernel<<<cuda_blocks(cols, 32), 32, 0, STREAM(b)>>>(max, sum, x, n, cols);
+    int64_t parts = n / 64 < 1 ? 1 : n / 64 > 64 ? 64 : n / 64;
+    double *sum_part = (double *)cuda_slot(b, SLOT_A, (size_t)(parts * cols) * 12);
+    float *max_part = (float *)(sum_part + parts * cols);
+    if (!sum_part) return;
+    dim3 grid((unsigned)((cols + 127) / 128), (unsigned)parts);
+    column_parts_kernel<<<grid, 128, 0, STREAM(b)>>>(max_part, sum_part, x, n, cols);
+    column_merge_kernel<<<cuda_blocks(cols, 128), 128, 0, STREAM(b)>>>(max, sum, max_part, sum_part, (int)parts, cols);
     LAUNCHED(b, "column_stats");
 }
 __global__ static void column_sum_kernel(float *y, const float *x, int64_t n, int64_t cols) {
@@ -200,6 +225,23 @@ static bool op_all_finite_(Backend *b, const float *x, int64_t n) {
     if (LAUNCHED(b, "all_finite")) op_read_(b, &bad, flag, 4);
     return !bad;
 }
+__global__ static void watch_kernel(int *watched, const float *x, int64_t n, int tag) {
+    bool mine = false;
+    EACH(i, n) mine |= !isfinite(x[i]);
+    if (mine) atomicMin(watched, tag);
+}
+static void op_watch_(Backend *b, const float *x, int64_t n, int tag) {
+    watch_kernel<<<cuda_blocks(n, 1024), 256, 0, STREAM(b)>>>(cuda_of(b)->watched, x, n, tag);
+    LAUNCHED(b, "watch");
+}
+static const int NOTHING = INT_MAX;
+static int op_watched_(Backend *b) {
+    int tag = NOTHING;
+    op_read_(b, &tag, cuda_of(b)->watched, sizeof tag);
+    if (tag == NOTHING) return -1;
+    op_write_(b, cuda_of(b)->watched, &NOTHING, sizeof NOTHING);
+    return tag;
+}
 __global__ static void divide_kernel(float *y, const float *x, int64_t ldx, const float *s, int64_t n, int64_t rows,
                                      int64_t cols) {
     EACH(i, rows * cols) y[i] = __fdiv_rn(x[i / cols * ldx + i % cols], s[i % cols % n]);
@@ -251,8 +293,13 @@ static size_t vram_peak(Backend *b) {
 static void cuda_close(Backend *b) {
     CudaBackend *c = cuda_of(b);
     if (!c) return;
+    profile_close(c);
+    uploader_close(c);
     for (int i = 0; i < N_SLOTS; i++)
         if (c->slot[i]) cudaFreeAsync(c->slot[i], c->stream);
+    if (c->watched) cudaFreeAsync(c->watched, c->stream);
+    if (c->counters) cudaFreeAsync(c->counters, c->stream);
+    if (c->solver) cusolverDnDestroy(c->solver);
     if (c->blas) cublasDestroy(c->blas);
     if (c->stream) {
         cudaStreamSynchronize(c->stream);
@@ -266,14 +313,15 @@ static BackendOps table(void) {
     BackendOps t = {};
     t.read = op_read_, t.write = op_write_, t.copy = op_copy_, t.copy_2d = op_copy_2d_, t.parallel = op_parallel_;
     t.symmetrize = op_symmetrize_, t.column_stats = op_column_stats_, t.column_sum = op_column_sum_;
-    t.row_errors = op_row_errors_, t.mse_grad = op_mse_grad_, t.all_finite = op_all_finite_, t.divide = op_divide_;
+    t.row_errors = op_row_errors_, t.mse_grad = op_mse_grad_, t.all_finite = op_all_finite_,
+    t.decode = cuda_decode_weights, t.watch = op_watch_, t.watched = op_watched_, t.factor = cuda_factor, t.divide = op_divide_;
     t.gather_columns = op_gather_columns_, t.adamw = op_adamw_, t.update_rest = cuda_update_rest;
     t.linear = cuda_linear, t.linear_exact = cuda_linear_exact, t.linear_int8 = cuda_linear_int8;
     t.round_act = cuda_round_act, t.embed = cuda_embed, t.pack_dense = cuda_pack_dense, t.quantize = cuda_quantize;
     t.dequantize = cuda_dequantize, t.qparams = cuda_qparams, t.gram = cuda_gram, t.feedback = cuda_feedback;
     t.matmul = cuda_matmul, t.norm = cuda_norm, t.rope = cuda_rope, t.activate = cuda_activate, t.add = cuda_add;
     t.multiply = cuda_multiply, t.gather_rows = cuda_gather_rows, t.scatter_rows = cuda_scatter_rows;
-    t.attention = cuda_attention, t.kv_write = cuda_kv_write, t.kv_quantize = cuda_kv_quantize, t.score = cuda_score;
+    t.attention = cuda_attention, t.kv_write = cuda_kv_write, t.attend_step = cuda_attend_step, t.kv_quantize = cuda_kv_quantize, t.score = cuda_score;
     t.rmsnorm_grad = cuda_rmsnorm_grad, t.silu_mul_grad = cuda_silu_mul_grad, t.attention_grad = cuda_attention_grad;
     t.round_act_grad = cuda_round_act_grad, t.score_grad = cuda_score_grad, t.group_range = cuda_group_range;
     t.group_range_grad = cuda_group_range_grad, t.scale = cuda_scale, t.scale_grad = cuda_scale_grad;
@@ -326,6 +374,10 @@ static bool open_device(Backend *b) {
     return cuda_ok(b, cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking), "建立流") &&
            cuda_ok(b, cudaDeviceGetDefaultMemPool(&pool, 0), "内存池") &&
            cuda_ok(b, cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep), "内存池") &&
+           cuda_ok(b, cudaMallocAsync((void **)&c->watched, sizeof *c->watched, c->stream), "显存") &&
+           cuda_ok(b, cudaMemcpyAsync(c->watched, &NOTHING, sizeof NOTHING, cudaMemcpyHostToDevice, c->stream), "写入") &&
+           cuda_ok(b, cudaMallocAsync((void **)&c->counters, COUNTERS * sizeof(int), c->stream), "显存") &&
+           cuda_ok(b, cudaMemsetAsync(c->counters, 0, COUNTERS * sizeof(int), c->stream), "清零") &&
            cuda_blas_ok(b, cublasCreate(&c->blas), "打开 cuBLAS") &&
            cuda_blas_ok(b, cublasSetStream(c->blas, c->stream), "设置流") &&
            cuda_blas_ok(b, cublasSetMathMode(c->blas, CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION), "精度");
@@ -347,11 +399,14 @@ bool ptq_cuda_open(Backend *b, Backend *host, ComputeMode compute, Err *e) {
         return false;
     }
     b->ops = &ops, b->name = "cuda", b->isa = c->isa, b->compute = compute, b->n_threads = host->n_threads;
-    b->impl = c, b->separate = true, b->memory = &c->memory, b->host = host, b->device = &c->device;
+    b->impl = c, b->separate = true, b->batch_rows = 8192, b->memory = &c->memory, b->host = host, b->device = &c->device;
     b->vram_peak = vram_peak, b->close = cuda_close;
     c->memory.alloc = memory_alloc, c->memory.release = memory_release, c->memory.clear = memory_clear;
     c->memory.owner = c;
-    if (open_device(b)) return true;
+    if (open_device(b)) {
+        profile_open(c);
+        return true;
+    }
     *e = b->err;
     cuda_close(b);
     return false;

@@ -7,6 +7,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
+#include <cusolverDn.h>
 
 #define _Noreturn
 extern "C" {
@@ -15,14 +16,24 @@ extern "C" {
 
 enum { SLOT_X, SLOT_W, SLOT_Z, SLOT_A, SLOT_B, SLOT_HOST, SLOT_GRAD, N_SLOTS };
 
+enum { COUNTERS = 65536 };
+
+struct Profile;
+struct Uploader;
+
 typedef struct CudaBackend {
     cudaStream_t stream;
     cublasHandle_t blas;
+    cusolverDnHandle_t solver; /* 第一次分解时打开 */
+    int *counters; /* 显存：COUNTERS 个 0，供块之间的交接，用完归零 */
+    int *watched;              /* 显存：watch 记下的，INT_MAX 为无 */
     Allocator memory;
     void *slot[N_SLOTS];
     size_t slot_bytes[N_SLOTS];
     DeviceInfo device;
     char isa[16];
+    Uploader *uploader; /* 第一次传大块时打开 */
+    Profile *profile; /* 见 profile.cu；NULL 即不记 */
 } CudaBackend;
 
 static inline CudaBackend *cuda_of(Backend *b) {
@@ -33,11 +44,20 @@ bool cuda_fail(Backend *b, ErrCode code, const char *fmt, ...) __attribute__((fo
 /* 失败时把错误记进 b->err。返回: 成功与否。 */
 bool cuda_ok(Backend *b, cudaError_t code, const char *what);
 bool cuda_blas_ok(Backend *b, cublasStatus_t code, const char *what);
+/* 主机的 bytes 字节 → 显存。返回后 host 可改。 */
+bool cuda_upload(Backend *b, void *dst, const void *host, size_t bytes);
+void cuda_decode_weights(Backend *, float *, const void *, DType, DType, int64_t);
+void uploader_close(CudaBackend *c);
 /* 第 slot 块显存工作区，至少 bytes 字节，内容不定。失败返回 NULL。 */
 void *cuda_slot(Backend *b, int slot, size_t bytes);
 
 #define STREAM(b) (cuda_of(b)->stream)
-#define LAUNCHED(b, what) cuda_ok((b), cudaGetLastError(), (what))
+/* 一次派发之后：查错误。返回: 成功与否。 */
+bool cuda_launched(Backend *b, const char *what);
+#define LAUNCHED(b, what) cuda_launched((b), (what))
+void profile_open(CudaBackend *c);
+void profile_mark(CudaBackend *c, const char *what);
+void profile_close(CudaBackend *c);
 
 static inline unsigned cuda_blocks(int64_t n, int64_t per) {
     int64_t k = (n + per - 1) / per;
@@ -86,10 +106,22 @@ template <typename T> __device__ static T block_max(T x, T *shared) {
     return shared[0];
 }
 
+__device__ static inline uint32_t pack2(float a, float b) {
+    __nv_bfloat162 v = __floats2bfloat162_rn(a, b);
+    return *(uint32_t *)&v;
+}
+/* c(16,8) += a(16,16)·b(16,8)，bf16 → f32，各线程持有的部分见 PTX 的 mma.m16n8k16。 */
+__device__ static inline void mma(float *c, const uint32_t *a, const uint32_t *b) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
 /* 算子，含义见 backend.h。 */
-void cuda_linear(Backend *, const LinearOut *, int, const float *, int64_t);
+void cuda_linear(Backend *, const LinearOut *, int, const LinearIn *, int64_t);
 void cuda_linear_exact(Backend *, float *, const float *, int64_t, const QTensor *);
-void cuda_linear_int8(Backend *, const LinearOut *, int, const float *, int64_t, const ActQuant *);
+void cuda_linear_int8(Backend *, const LinearOut *, int, const LinearIn *, int64_t, const ActQuant *);
+bool cuda_factor(Backend *, const FactorJob *);
 void cuda_round_act(Backend *, float *, int64_t, int64_t, const ActQuant *);
 void cuda_embed(Backend *, float *, const QTensor *, const int32_t *, int64_t);
 void cuda_pack_dense(Backend *, QTensor *, const float *);
@@ -104,6 +136,8 @@ void cuda_update_rest(Backend *, float *, const float *, const float *, int64_t,
 /* y(n, rows) = x(n, cols)·W[row0:row0+rows]ᵀ，exact 时恒为 f32。 */
 bool cuda_linear_part(Backend *b, float *y, const float *x, int64_t n, const QTensor *w,
                       int64_t row0, int64_t rows, bool exact);
+/* in 化为 f32 (n, cols)，在 in->x 或 in->tmp。 */
+const float *cuda_input_f32(Backend *b, const LinearIn *in, int64_t n, int64_t cols);
 /* W[row0:row0+rows] → 行主序 f32。 */
 bool cuda_expand(Backend *b, float *dst, const QTensor *w, int64_t row0, int64_t rows);
 #endif

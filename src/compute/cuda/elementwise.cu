@@ -1,54 +1,38 @@
 /* elementwise — 归一化、旋转、激活函数与它们的反向，缩放与伪量化 */
 #include "compute/cuda/cuda_ops.h"
+#include "compute/cuda/input.h"
 
 __global__ static void norm_kernel(float *y, const float *x, NormSpec s, int64_t d) {
     __shared__ double sh[256];
     const float *row = x + blockIdx.x * d;
     int64_t at = blockIdx.x % s.period * d;
-    double mean = 0, sum = 0;
-    if (s.center) {
-        for (int64_t i = threadIdx.x; i < d; i += blockDim.x) mean += (double)row[i];
-        mean = block_sum(mean, sh) / (double)d;
-    }
-    for (int64_t i = threadIdx.x; i < d; i += blockDim.x) sum += ((double)row[i] - mean) * ((double)row[i] - mean);
-    sum = block_sum(sum, sh);
-    float r = 1.0f / sqrtf((float)(sum / (double)d) + s.eps), m = (float)mean;
-    for (int64_t i = threadIdx.x; i < d; i += blockDim.x) {
-        float v = s.center ? __fmul_rn(__fadd_rn(row[i], -m), r) : row[i] * r;
-        if (s.weight) v = __fmul_rn(v, s.weight[at + i]);
-        y[blockIdx.x * d + i] = s.bias ? __fadd_rn(v, s.bias[at + i]) : v;
-    }
+    float mean, r;
+    norm_stats(row, d, s, sh, &mean, &r);
+    for (int64_t i = threadIdx.x; i < d; i += blockDim.x) y[blockIdx.x * d + i] = norm_at(row[i], s, at + i, mean, r);
 }
 void cuda_norm(Backend *b, float *y, const float *x, const NormSpec *s, int64_t n, int64_t d) {
     norm_kernel<<<(unsigned)n, 256, 0, STREAM(b)>>>(y, x, *s, d);
     LAUNCHED(b, "norm");
 }
 
-__global__ static void rope_kernel(float *x, int64_t n, int64_t heads, int64_t dim, int64_t half, const float *cos_t,
-                                   const float *sin_t, int64_t first, bool interleaved) {
-    EACH(i, n * heads * half) {
-        int64_t j = i % half, h = i / half % heads, t = i / half / heads, step = interleaved ? 1 : half;
+/* 一行一块。 */
+__global__ static void rope_kernel(float *x, int heads, int dim, int half, const float *cos_t, const float *sin_t,
+                                   int64_t first, bool interleaved) {
+    int64_t t = blockIdx.x;
+    const float *co = cos_t + (first + t) * half, *si = sin_t + (first + t) * half;
+    int step = interleaved ? 1 : half;
+    for (int i = threadIdx.x; i < heads * half; i += blockDim.x) {
+        int j = i % half, h = i / half;
         float *p = x + (t * heads + h) * dim + (interleaved ? 2 * j : j), a = p[0], c = p[step];
-        float co = cos_t[(first + t) * half + j], si = sin_t[(first + t) * half + j];
-        p[0] = __fadd_rn(__fmul_rn(a, co), -__fmul_rn(c, si));
-        p[step] = __fadd_rn(__fmul_rn(c, co), __fmul_rn(a, si));
+        p[0] = __fadd_rn(__fmul_rn(a, co[j]), -__fmul_rn(c, si[j]));
+        p[step] = __fadd_rn(__fmul_rn(c, co[j]), __fmul_rn(a, si[j]));
     }
 }
 void cuda_rope(Backend *b, float *x, int64_t n, int64_t heads, int64_t dim, int64_t half, const float *cos_table,
                const float *sin_table, int64_t first, bool interleaved) {
     if (!half) return;
-    rope_kernel<<<cuda_blocks(n * heads * half, 256), 256, 0, STREAM(b)>>>(x, n, heads, dim, half, cos_table, sin_table, first,
-                                                                          interleaved);
+    rope_kernel<<<(unsigned)n, 256, 0, STREAM(b)>>>(x, (int)heads, (int)dim, (int)half, cos_table, sin_table, first, interleaved);
     LAUNCHED(b, "rope");
-}
-__device__ static float activation(float x, Activation f) {
-    switch (f) {
-    case ACTF_GELU_ERF: return x * (0.5f * erfcf(-x * 0.70710678f));
-    case ACTF_GELU_TANH: return x / (1.0f + expf(-1.5957691216f * (x + 0.044715f * (x * x * x))));
-    case ACTF_GELU_QUICK: return x / (1.0f + expf(-1.702f * x));
-    case ACTF_RELU: return x < 0 ? 0 : x;
-    default: return x / (1.0f + expf(-x));
-    }
 }
 __global__ static void activate_kernel(float *y, const float *gate, const float *up, int64_t n, Activation f) {
     EACH(i, n) {

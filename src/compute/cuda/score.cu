@@ -5,7 +5,7 @@
 
 #include "compute/cuda/cuda_ops.h"
 
-enum { CHUNK = 16384, MAX_ROWS = 2048 };
+enum { CHUNK = 16384, MAX_ROWS = 2048, FEW_ROWS = 32, THREADS = 512 };
 
 struct RowState {
     double sum, dot; /* Σ e^{z−max}；Σ e^{z−max}(z−另一个 z) */
@@ -19,45 +19,52 @@ __global__ static void start_kernel(RowState *s, int64_t n) {
 __global__ static void softcap_kernel(float *z, int64_t n, float cap) {
     EACH(i, n) z[i] = cap * tanhf(z[i] / cap);
 }
-/* other 非 NULL：累加 dot。 */
+/* 一段 logits 的在线统计；并列取下标小的。 */
+struct Online {
+    double sum, dot;
+    float max;
+    int at;
+};
+__device__ static void merge(Online *a, const Online &b) {
+    if (b.max > a->max || (b.max == a->max && b.at < a->at)) a->at = b.at;
+    float m = b.max > a->max ? b.max : a->max;
+    double fa = a->max == m ? 1 : a->max == -INFINITY ? 0 : exp((double)a->max - (double)m);
+    double fb = b.max == m ? 1 : b.max == -INFINITY ? 0 : exp((double)b.max - (double)m);
+    a->sum = a->sum * fa + b.sum * fb;
+    a->dot = a->dot * fa + b.dot * fb;
+    a->max = m;
+}
+/* 一行一块，只读一遍。other 非 NULL：累加 dot。 */
 __global__ static void chunk_kernel(RowState *s, const float *z, const float *other, const int32_t *targets, int64_t col0,
                                     int64_t width) {
-    __shared__ float sh[256];
-    __shared__ double sd[256];
-    __shared__ int si[256];
+    __shared__ Online sh[THREADS];
     RowState *me = s + blockIdx.x;
     const float *row = z + blockIdx.x * width, *o = other ? other + blockIdx.x * width : NULL;
-    float old = me->max, m = -INFINITY;
-    double sum0 = me->sum, dot0 = me->dot;
-    for (int64_t i = threadIdx.x; i < width; i += blockDim.x) m = row[i] > m || row[i] != row[i] ? row[i] : m;
-    m = block_max(m, sh);
-    int at = (int)width;
-    for (int64_t i = threadIdx.x; i < width; i += blockDim.x)
-        if (row[i] == m && i < at) at = (int)i;
-    si[threadIdx.x] = at;
-    __syncthreads();
-    for (int k = blockDim.x / 2; k; k /= 2) {
-        if ((int)threadIdx.x < k && si[threadIdx.x + k] < si[threadIdx.x]) si[threadIdx.x] = si[threadIdx.x + k];
+    int t = threadIdx.x;
+    Online mine = {0, 0, -INFINITY, (int)width};
+    for (int i = t; i < (int)width; i += THREADS) {
+        float x = row[i];
+        if (x > mine.max) {
+            double shrink = mine.max == -INFINITY ? 0 : (double)expf(mine.max - x);
+            mine.sum *= shrink, mine.dot *= shrink;
+            mine.max = x, mine.at = i;
+        }
+        double p = x == mine.max ? 1 : (double)expf(x - mine.max);
+        mine.sum += p;
+        if (o) mine.dot += p * (double)(x - o[i]);
+    }
+    sh[t] = mine;
+    for (int k = THREADS / 2; k; k /= 2) {
         __syncthreads();
+        if (t < k) merge(&sh[t], sh[t + k]);
     }
-    float now = m > old || m != m ? m : old;
-    double sum = 0, dot = 0;
-    for (int64_t i = threadIdx.x; i < width; i += blockDim.x) {
-        double p = (double)expf(row[i] - now);
-        sum += p;
-        if (o) dot += p * (double)(row[i] - o[i]);
-    }
-    sum = block_sum(sum, sd);
-    dot = block_sum(dot, sd);
-    if (threadIdx.x) return;
-    double shrink = now == old ? 1 : exp((double)old - (double)now);
-    if (old == -INFINITY) shrink = 0;
-    me->sum = sum0 * shrink + sum;
-    me->dot = dot0 * shrink + dot;
-    me->max = now;
-    if (m > old) me->top1 = (int32_t)(col0 + si[0]);
-    int64_t t = targets[blockIdx.x] - col0;
-    if (t >= 0 && t < width) me->target = row[t];
+    if (t) return;
+    Online now = {me->sum, me->dot, me->max, 0};
+    if (sh[0].max > now.max) me->top1 = (int32_t)(col0 + sh[0].at);
+    merge(&now, sh[0]);
+    me->sum = now.sum, me->dot = now.dot, me->max = now.max;
+    int64_t at = targets[blockIdx.x] - col0;
+    if (at >= 0 && at < width) me->target = row[at];
 }
 
 struct Pass {
@@ -66,22 +73,26 @@ struct Pass {
     int32_t *targets;
 };
 
+/* 一次几列：行少时整个词表。 */
+static int64_t chunk_of(const ScoreJob *job) {
+    return job->n <= FEW_ROWS ? job->head->rows : CHUNK;
+}
 static bool score_rows(Backend *b, const ScoreJob *job, const Pass *p, int64_t row0, int64_t n) {
     cudaStream_t st = STREAM(b);
     int64_t vocab = job->head->rows;
     b->ops->write(b, p->targets, job->targets + row0, (size_t)n * 4);
     start_kernel<<<cuda_blocks(n, 256), 256, 0, st>>>(p->cur, n);
     if (p->ref) start_kernel<<<cuda_blocks(n, 256), 256, 0, st>>>(p->ref, n);
-    for (int64_t c = 0; c < vocab; c += CHUNK) {
-        int64_t width = vocab - c < CHUNK ? vocab - c : CHUNK;
+    for (int64_t c = 0, step = chunk_of(job); c < vocab; c += step) {
+        int64_t width = vocab - c < step ? vocab - c : step;
         if (!cuda_linear_part(b, p->z, job->x + row0 * job->head->cols, n, job->head, c, width, false)) return false;
         if (p->ref && !cuda_linear_part(b, p->z_ref, job->ref_x + row0 * job->ref_head->cols, n, job->ref_head, c, width, false))
             return false;
         if (job->softcap > 0) softcap_kernel<<<cuda_blocks(n * width, 256), 256, 0, st>>>(p->z, n * width, job->softcap);
         if (job->softcap > 0 && p->ref)
             softcap_kernel<<<cuda_blocks(n * width, 256), 256, 0, st>>>(p->z_ref, n * width, job->softcap);
-        chunk_kernel<<<(unsigned)n, 256, 0, st>>>(p->cur, p->z, NULL, p->targets, c, width);
-        if (p->ref) chunk_kernel<<<(unsigned)n, 256, 0, st>>>(p->ref, p->z_ref, p->z, p->targets, c, width);
+        chunk_kernel<<<(unsigned)n, THREADS, 0, st>>>(p->cur, p->z, NULL, p->targets, c, width);
+        if (p->ref) chunk_kernel<<<(unsigned)n, THREADS, 0, st>>>(p->ref, p->z_ref, p->z, p->targets, c, width);
         if (!LAUNCHED(b, "打分")) return false;
     }
     return true;
@@ -105,7 +116,7 @@ static void write_rows(const ScoreJob *job, const RowState *cur, const RowState 
 void cuda_score(Backend *b, const ScoreJob *job) {
     bool has_ref = job->ref_x != NULL;
     int64_t rows = job->n < MAX_ROWS ? job->n : MAX_ROWS, models = has_ref ? 2 : 1;
-    size_t z_bytes = (size_t)(rows * CHUNK) * 4, state = (size_t)rows * sizeof(RowState);
+    size_t z_bytes = (size_t)(rows * chunk_of(job)) * 4, state = (size_t)rows * sizeof(RowState);
     char *z = (char *)cuda_slot(b, SLOT_Z, (size_t)models * z_bytes);
     char *s = (char *)cuda_slot(b, SLOT_A, (size_t)models * state + (size_t)rows * 4);
     RowState *host = (RowState *)malloc((size_t)models * state);

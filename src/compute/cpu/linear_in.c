@@ -1,0 +1,42 @@
+/* linear_in — 线性层的入口：先由 LinearIn 算出输入，结果要加上去的先算到暂存
+ * CPU 上这与分开调用各算子逐位相同。 */
+#include "compute/cpu/cpu.h"
+
+static const float *input_of(Backend *b, const LinearIn *in, int64_t n, int64_t cols) {
+    if (in->kind == IN_PLAIN) return in->x;
+    if (in->kind == IN_NORM)
+        cpu_norm(b, in->tmp, in->x, &in->norm, n, cols);
+    else
+        cpu_activate(b, in->tmp, in->x, in->up, n * cols, in->f);
+    return in->tmp;
+}
+
+/* 各输出真正写到哪里。 */
+static void targets(LinearOut *to, const LinearOut *out, int n_out) {
+    for (int i = 0; i < n_out; i++) {
+        to[i] = out[i];
+        if (out[i].sum) to[i].y = out[i].sum;
+    }
+}
+
+static void add_sums(Backend *b, const LinearOut *out, int n_out, int64_t n) {
+    for (int i = 0; i < n_out; i++)
+        if (out[i].sum) cpu_add(b, out[i].y, out[i].sum, n * out[i].w->rows);
+}
+
+void cpu_linear_from(Backend *b, const LinearOut *out, int n_out, const LinearIn *in, int64_t n) {
+    LinearOut to[LINEAR_OUT_MAX];
+    const float *x = input_of(b, in, n, out[0].w->cols);
+    targets(to, out, n_out);
+    cpu_linear(b, to, n_out, x, n);
+    add_sums(b, out, n_out, n);
+}
+
+void cpu_linear_int8_from(Backend *b, const LinearOut *out, int n_out, const LinearIn *in, int64_t n,
+                          const ActQuant *act) {
+    LinearOut to[LINEAR_OUT_MAX];
+    const float *x = input_of(b, in, n, out[0].w->cols);
+    targets(to, out, n_out);
+    cpu_linear_int8(b, to, n_out, x, n, act);
+    add_sums(b, out, n_out, n);
+}

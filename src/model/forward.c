@@ -62,66 +62,6 @@ void workspace_close(Workspace *w) {
     *w = (Workspace){0};
 }
 
-static bool same_act(const ActQuant *a, const ActQuant *b) {
-    return a->kind == b->kind && a->bits == b->bits && a->scale == b->scale;
-}
-
-/* 一段行的几个线性层，输入与输出按 l->act、l->out 量化。各层的 act 相同。out 的 w、bias 在这里填。 */
-static void linear_rows(Model *m, const Linear *const *l, LinearOut *out, int n_out,
-                        const LinearIn *in, int64_t n) {
-    for (int i = 0; i < n_out; i++) out[i].w = &l[i]->q, out[i].bias = l[i]->bias;
-    if (l[0]->act.kind == ACT_NONE)
-        op_linear_from(m->backend, out, n_out, in, n);
-    else
-        op_linear_int8_from(m->backend, out, n_out, in, n, &l[0]->act);
-    for (int i = 0; i < n_out; i++)
-        if (l[i]->out.kind != ACT_NONE)
-            op_round_act(m->backend, tensor_f32(out[i].y, n, l[i]->rows), &l[i]->out);
-}
-
-/* 先把输入算出来。 */
-static LinearIn plain_input(Model *m, const LinearIn *in, int64_t n, int64_t cols) {
-    Tensor tmp = tensor_f32(in->tmp, n, cols), x = tensor_f32((float *)in->x, n, cols);
-    Tensor up = tensor_f32((float *)in->up, n, cols);
-    if (in->kind == IN_PLAIN) return *in;
-    if (in->kind == IN_NORM)
-        op_norm(m->backend, tmp, x, &in->norm);
-    else
-        op_activate(m->backend, tmp, x, in->up ? up : (Tensor){0}, in->f);
-    return (LinearIn){.x = in->tmp};
-}
-
-/* 共用输入的几个线性层。整批一起算；「整个张量一个 s」的张量是一条时间线这次喂入的行，故逐段算。 */
-static void linears(Model *m, const Linear *const *l, LinearOut *out, int n_out, const LinearIn *in,
-                    int64_t n, const Workspace *w) {
-    LinearIn plain;
-    for (int first = 0, last; first < n_out; first = last) {
-        for (last = first + 1; last < n_out && same_act(&l[first]->act, &l[last]->act);) last++;
-        bool split = l[first]->act.kind == ACT_TENSOR && w->n_segments > 1;
-        if (split || last - first < n_out) {
-            plain = plain_input(m, in, n, l[0]->cols);
-            in = &plain;
-        }
-        for (size_t i = 0; i < (split ? w->n_segments : 1); i++) {
-            int64_t row0 = split ? w->segments[i].row0 : 0, rows = split ? w->segments[i].n : n;
-            LinearOut part[LINEAR_OUT_MAX];
-            LinearIn from = *in;
-            from.x += row0 * l[0]->cols;
-            for (int k = first; k < last; k++) {
-                part[k] = out[k];
-                part[k].y += row0 * l[k]->rows;
-                if (out[k].sum) part[k].sum += row0 * l[k]->rows;
-            }
-            linear_rows(m, l + first, part + first, last - first, split ? &from : in, rows);
-        }
-    }
-}
-
-void forward_linear(Model *m, const Linear *l, float *y, const float *x, int64_t n,
-                    const Workspace *w) {
-    linears(m, &l, &(LinearOut){.y = y}, 1, &(LinearIn){.x = x}, n, w);
-}
-
 void forward_norm(Model *m, float *y, const float *x, const float *weight, const float *bias,
                   int64_t n, int64_t d, int64_t period, double eps) {
     NormSpec s = {weight, bias, period, (float)eps, m->config.arch->layer_norm};
@@ -316,7 +256,7 @@ static void attention_half(Model *m, int64_t layer, Workspace *w, int64_t n, con
     if (c->arch->mla) {
         if (!mla_project(m, layer, w, n, tap)) return;
     } else {
-        linears(m, (const Linear *[]){&l[ROLE_Q], &l[ROLE_K], &l[ROLE_V]},
+        forward_linears(m, (const Linear *[]){&l[ROLE_Q], &l[ROLE_K], &l[ROLE_V]},
                 (LinearOut[]){{.y = w->q}, {.y = w->k}, {.y = w->v}}, 3, in, n, w);
     }
     norm_heads(m, w->q, b->q_norm, n, c->n_heads);
@@ -330,7 +270,7 @@ static void attention_half(Model *m, int64_t layer, Workspace *w, int64_t n, con
         for (size_t i = 0; i < n_segments; i++) attend(m, layer, w, &segments[i]);
     const float *att = c->arch->mla ? mla_values(m, w, n) : w->att;
     if (!forward_show(tap, INPUT_O, att, n, o->cols)) return;
-    linears(m, &o, &out, 1, &(LinearIn){.x = att}, n, w);
+    forward_linears(m, &o, &out, 1, &(LinearIn){.x = att}, n, w);
 }
 
 void attention_forward(Model *m, int64_t layer, Workspace *w, int64_t n, const Segment *segments,
@@ -348,9 +288,9 @@ static bool mlp_part(Model *m, const Linear *gate, const Linear *up, const Linea
     LinearOut to[2] = {{.y = w->gate, .opaque = opaque}, {.y = w->up, .opaque = opaque}};
     if (!forward_show(tap, group, in->x, n, up->cols)) return false;
     if (gated)
-        linears(m, (const Linear *[]){gate, up}, to, 2, in, n, w);
+        forward_linears(m, (const Linear *[]){gate, up}, to, 2, in, n, w);
     else
-        linears(m, &up, &to[1], 1, in, n, w);
+        forward_linears(m, &up, &to[1], 1, in, n, w);
     LinearIn act = {.kind = IN_ACTIVATE, .x = gated ? w->gate : w->up, .up = gated ? w->up : NULL,
                     .f = m->config.activation, .opaque = opaque, .tmp = w->gate};
     if (tap) {
@@ -358,7 +298,7 @@ static bool mlp_part(Model *m, const Linear *gate, const Linear *up, const Linea
         if (!forward_show(tap, group + 1, w->gate, n, up->rows)) return false;
         act = (LinearIn){.x = w->gate};
     }
-    linears(m, &down, &out, 1, &act, n, w);
+    forward_linears(m, &down, &out, 1, &act, n, w);
     return true;
 }
 

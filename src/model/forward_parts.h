@@ -3,6 +3,9 @@
 #define PTQ_MODEL_FORWARD_PARTS_H
 #include "model/forward.h"
 
+/* 共用输入 in 的 n_out 个线性层（w、bias 由 l 填），含激活的量化。整批一起算；「整个张量一个 s」的逐段算。 */
+void forward_linears(Model *m, const Linear *const *l, LinearOut *out, int n_out, const LinearIn *in, int64_t n,
+                     const Workspace *w);
 /* y(n, rows) = l(x(n, cols))，含激活的量化与偏置。 */
 void forward_linear(Model *m, const Linear *l, float *y, const float *x, int64_t n,
                     const Workspace *w);

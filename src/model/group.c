@@ -50,13 +50,19 @@ int64_t group_qk_scale(const ModelConfig *c, LinearRole role, int64_t row) {
     return head * dim + j;
 }
 
-/* 各列乘 s。 */
-static void scale_columns(HostView *v, const Group *g, Tensor t, const float *s) {
-    int64_t rows = t.shape[0], cols = t.shape[1];
-    float *w = HOST_MAP(v, float, t.data, rows * cols, HOST_BOTH);
-    for (int64_t r = 0; w && r < rows; r++)
-        for (int64_t c = 0; c < cols; c++)
-            w[r * cols + c] *= s[g->share == 1 ? c : group_scale_of(g, c)];
+/* 组里各层的各列乘 s（大矩阵留在后端内存里）。 */
+static bool scale_columns(Backend *b, const Group *g, const Linear *linears, const Tensor *w, const float *s, Err *e) {
+    Arena host = {0}, tmp = backend_arena(b);
+    float *each = ARENA_ARRAY(&host, float, g->cols, e), *col = ARENA_ARRAY(&tmp, float, g->cols, e);
+    for (int64_t c = 0; each && c < g->cols; c++) each[c] = s[g->share == 1 ? c : group_scale_of(g, c)];
+    if (each && col) {
+        op_write(b, col, each, (size_t)g->cols * sizeof *col);
+        for (int r = g->first; r < g->first + g->n; r++)
+            if (linears[r].rows) op_scale(b, w[r], w[r], (Tensor){0}, tensor_f32_1d(col, g->cols));
+    }
+    arena_free(&host);
+    arena_free(&tmp);
+    return each && col && backend_check(b, e);
 }
 
 /* 各行与偏置除以 s。 */
@@ -73,9 +79,8 @@ static void divide_rows(HostView *v, Tensor t, float *bias, const float *s) {
 bool group_fold_scale(Backend *b, const Group *g, const Linear *linears, const Tensor *w,
                       float *const norm[2], const float *s, Err *e) {
     CHECK(g->feed != FEED_NONE);
+    if (!scale_columns(b, g, linears, w, s, e)) return false;
     HostView v = host_view(b);
-    for (int r = g->first; r < g->first + g->n; r++)
-        if (linears[r].rows) scale_columns(&v, g, w[r], s);
     if (g->feed == FEED_LINEAR) {
         divide_rows(&v, w[g->from], linears[g->from].bias, s);
     } else {

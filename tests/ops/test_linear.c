@@ -349,7 +349,9 @@ static void check_from(Backend *b, const QTensor *q, int64_t n, InputKind kind, 
 static void test_linear_from(void **state) {
     (void)state;
     static const int64_t NS[] = {1, 5, 31, 70};
-    static const QSpec SPECS[] = {{4, 64, ZERO_INT, DT_F16, GRID_GPTQ}, {8, -1, ZERO_SYM, DT_F16, GRID_ABSMAX}};
+    static const QSpec SPECS[] = {
+        {.bits = 4, .group_size = 64, .zero = ZERO_INT, .scale_dtype = DT_F16, .grid = GRID_GPTQ},
+        {.bits = 8, .group_size = -1, .zero = ZERO_SYM, .scale_dtype = DT_F16, .grid = GRID_ABSMAX}};
     for (size_t i = 0; i < 2 * COUNT(ISAS); i++) {
         Backend b;
         bool bf16 = i % 2;

@@ -5,7 +5,7 @@
 
 #include "compute/cuda/attention.h"
 
-enum { WARPS = 4, SPLIT_KEYS = 64, MAX_SPLITS = 32 };
+enum { WARPS = 4, SPLIT_KEYS = 64, MAX_SPLITS = 32, AHEAD = 4 /* 一次取几个键 */ };
 
 struct DecodeRow {
     void *k, *v;
@@ -25,13 +25,30 @@ struct DecodeArgs {
 __device__ static float rounded(float x, bool round) {
     return round ? __bfloat162float(__float2bfloat16_rn(x)) : x;
 }
-template <int N> __device__ static void load_dims(float *x, const void *data, DType t, int64_t at, int valid, bool round) {
+/* 一个线程的 N 个相邻的元素：整个都有时一次读来。 */
+template <typename T, int N> struct alignas(sizeof(T) * N) Pack {
+    T x[N];
+};
+__device__ static float value(float x) {
+    return x;
+}
+__device__ static float value(__half x) {
+    return __half2float(x);
+}
+__device__ static float value(__nv_bfloat16 x) {
+    return __bfloat162float(x);
+}
+template <typename T, int N> __device__ static Pack<T, N> load_dims(const T *data, int64_t at, int valid, bool aligned) {
+    Pack<T, N> p = {};
+    if (aligned && valid >= N) return *(const Pack<T, N> *)(data + at);
 #pragma unroll
-    for (int i = 0; i < N; i++) x[i] = i < valid ? rounded(real_at(data, t, at + i), round) : 0;
+    for (int i = 0; i < N; i++)
+        if (i < valid) p.x[i] = data[at + i];
+    return p;
 }
 
 /* 一批 G 个查询头；一个线程管 N 个相邻的维。 */
-template <int N, int G> __global__ __launch_bounds__(WARPS * 32) static void decode_kernel(const __grid_constant__ DecodeArgs a) {
+template <typename T, int N, int G> __global__ __launch_bounds__(WARPS * 32) static void decode_kernel(const __grid_constant__ DecodeArgs a) {
     __shared__ float state[WARPS][G][2], sums[WARPS][G][32 * N];
     __shared__ bool last;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, split = blockIdx.x;
@@ -51,25 +68,44 @@ template <int N, int G> __global__ __launch_bounds__(WARPS * 32) static void dec
         for (int i = 0; i < N; i++)
             q[g][i] = g < heads && i < valid ? rounded(a.q[(t * a.s.n_heads + h0 + g) * dim + d0 + i], a.round) : 0;
     }
-    for (int64_t j = j0 + warp; j < j1; j += WARPS) {
-        float k[N], v[N];
-        load_dims<N>(k, row0.k, a.dtype, (j - row0.k_first) * width + kv * dim + d0, valid, a.round);
-        load_dims<N>(v, row0.v, a.dtype, (j - row0.v_first) * width + kv * dim + d0, valid, a.round);
+    const T *keys = (const T *)row0.k, *values = (const T *)row0.v;
+    bool aligned = dim % N == 0;
+    for (int64_t first = j0 + warp; first < j1; first += WARPS * AHEAD) {
+        Pack<T, N> k[AHEAD], v[AHEAD];
 #pragma unroll
-        for (int g = 0; g < G; g++) {
-            float dot = 0;
+        for (int s = 0; s < AHEAD; s++) {
+            int64_t j = first + s * WARPS;
+            if (j < j1) {
+                k[s] = load_dims<T, N>(keys, (j - row0.k_first) * width + kv * dim + d0, valid, aligned);
+                v[s] = load_dims<T, N>(values, (j - row0.v_first) * width + kv * dim + d0, valid, aligned);
+            }
+        }
 #pragma unroll
-            for (int i = 0; i < N; i++) dot += q[g][i] * k[i];
+        for (int s = 0; s < AHEAD; s++) {
+            int64_t j = first + s * WARPS;
+            if (j >= j1) break;
+            float dot[G];
 #pragma unroll
-            for (int o = 16; o; o /= 2) dot += __shfl_xor_sync(0xFFFFFFFFu, dot, o);
-            dot *= a.s.scale;
-            if (a.s.softcap > 0) dot = a.s.softcap * tanhf(dot / a.s.softcap);
-            if (a.s.bias) dot += a.s.bias[(h0 + (g < heads ? g : 0)) * a.s.bias_stride + j];
-            float m = fmaxf(max[g], dot), base = m == -INFINITY ? 0 : m, shrink = expf(max[g] - base), p = expf(dot - base);
-            sum[g] = sum[g] * shrink + p;
-            max[g] = m;
+            for (int g = 0; g < G; g++) {
+                dot[g] = 0;
 #pragma unroll
-            for (int i = 0; i < N; i++) acc[g][i] = acc[g][i] * shrink + p * v[i];
+                for (int i = 0; i < N; i++) dot[g] += q[g][i] * rounded(value(k[s].x[i]), a.round);
+            }
+#pragma unroll
+            for (int o = 16; o; o /= 2)
+#pragma unroll
+                for (int g = 0; g < G; g++) dot[g] += __shfl_xor_sync(0xFFFFFFFFu, dot[g], o);
+#pragma unroll
+            for (int g = 0; g < G; g++) {
+                float x = dot[g] * a.s.scale;
+                if (a.s.softcap > 0) x = a.s.softcap * tanhf(x / a.s.softcap);
+                if (a.s.bias) x += a.s.bias[(h0 + (g < heads ? g : 0)) * a.s.bias_stride + j];
+                float m = fmaxf(max[g], x), base = m == -INFINITY ? 0 : m, shrink = expf(max[g] - base), p = expf(x - base);
+                sum[g] = sum[g] * shrink + p;
+                max[g] = m;
+#pragma unroll
+                for (int i = 0; i < N; i++) acc[g][i] = acc[g][i] * shrink + p * rounded(value(v[s].x[i]), a.round);
+            }
         }
     }
 #pragma unroll
@@ -121,15 +157,23 @@ bool decode_accepts(const AttnSide *k, const AttnSide *v, int64_t n, const AttnS
     return n <= DECODE_MAX_ROWS && s->head_dim <= 256 && k->rule == FAR_NONE && v->rule == FAR_NONE && !k->cos_table &&
            !v->cos_table && s->n_heads * n <= COUNTERS;
 }
-template <int N> static void launch(const DecodeArgs &a, int64_t n, cudaStream_t st) {
+template <typename T, int N> static void launch(const DecodeArgs &a, int64_t n, cudaStream_t st) {
     int64_t group = a.s.n_heads / a.s.n_kv_heads, g = group >= 4 ? 4 : group >= 2 ? 2 : 1, per = (group + g - 1) / g;
     dim3 grid((unsigned)a.splits, (unsigned)(a.s.n_kv_heads * per), (unsigned)n);
     if (g == 4)
-        decode_kernel<N, 4><<<grid, WARPS * 32, 0, st>>>(a);
+        decode_kernel<T, N, 4><<<grid, WARPS * 32, 0, st>>>(a);
     else if (g == 2)
-        decode_kernel<N, 2><<<grid, WARPS * 32, 0, st>>>(a);
+        decode_kernel<T, N, 2><<<grid, WARPS * 32, 0, st>>>(a);
     else
-        decode_kernel<N, 1><<<grid, WARPS * 32, 0, st>>>(a);
+        decode_kernel<T, N, 1><<<grid, WARPS * 32, 0, st>>>(a);
+}
+template <typename T> static void launch_dims(const DecodeArgs &a, int64_t n, cudaStream_t st) {
+    if (a.s.head_dim <= 64)
+        launch<T, 2>(a, n, st);
+    else if (a.s.head_dim <= 128)
+        launch<T, 4>(a, n, st);
+    else
+        launch<T, 8>(a, n, st);
 }
 /* 各行已填好；longest：看得见的键最多几个。 */
 static bool run(Backend *b, DecodeArgs *a, int64_t n, int64_t longest) {
@@ -140,12 +184,12 @@ static bool run(Backend *b, DecodeArgs *a, int64_t n, int64_t longest) {
         a->part = (float *)cuda_slot(b, SLOT_A, (size_t)(n * a->s.n_heads * a->splits * (dim + 2)) * 4);
         if (!a->part) return false;
     }
-    if (dim <= 64)
-        launch<2>(*a, n, STREAM(b));
-    else if (dim <= 128)
-        launch<4>(*a, n, STREAM(b));
+    if (a->dtype == DT_F32)
+        launch_dims<float>(*a, n, STREAM(b));
+    else if (a->dtype == DT_F16)
+        launch_dims<__half>(*a, n, STREAM(b));
     else
-        launch<8>(*a, n, STREAM(b));
+        launch_dims<__nv_bfloat16>(*a, n, STREAM(b));
     return LAUNCHED(b, "decode");
 }
 bool cuda_decode(Backend *b, float *out, const float *q, const KvStore *k, const KvStore *v, int64_t n, const AttnSpec *s) {

@@ -171,6 +171,7 @@ template <int BITS, int NT, int P, bool FINE> __global__ __launch_bounds__(WARPS
     while (which && block < j.out[which].panel0) which--;
     const GemvOut &o = j.out[which];
     int local = block - o.panel0, panel = (int)(o.row0 / QT_PANEL) + local;
+    if ((int64_t)local * QT_PANEL >= o.rows) return; /* 凑成一对的空位 */
     /* 各线程束的一段 k 从 STEP 块的边界开始 */
     int steps = (j.blocks + STEP - 1) / STEP, k0 = steps * warp / WARPS * STEP, k1 = steps * (warp + 1) / WARPS * STEP;
     float acc[P * NT][4] = {};

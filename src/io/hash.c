@@ -166,7 +166,7 @@ static bool hash_cached(int fd, const char *path, const struct stat *st, const c
         struct stat after;
         bool settled = fstat(fd, &after) == 0 && same_state(st, &after) &&
                        time(NULL) - st->st_mtim.tv_sec > SETTLE_SECONDS;
-        if (settled) cache_store(cache, text, real, key, hex);
+        if (settled && file_mkdirs(cache_dir, &(Err){0})) cache_store(cache, text, real, key, hex);
     }
     arena_free(&a);
     return ok;

@@ -126,6 +126,7 @@ typedef struct LinearOut {
     const float *bias; /* (w->rows) 或 NULL */
     float *sum;        /* 非 NULL：y 加上结果，而不是写成结果；sum 是 (n, w->rows) 的暂存，之后内容不定 */
     bool opaque;       /* y 可以用后端自己的形式存（CUDA 的 bf16 计算存 bf16），只能再作 IN_ACTIVATE 的输入；sum 须为 NULL */
+    Activation f;      /* opaque：那个 IN_ACTIVATE 的 f（后端可以当场就算） */
 } LinearOut;
 
 /* 逐列取整、把误差反馈给本块后面的列（GPTQ 算法 1 的内层）。对每一行、依次对 [i1, i2) 的每一列 i：

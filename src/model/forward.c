@@ -285,7 +285,8 @@ static bool mlp_part(Model *m, const Linear *gate, const Linear *up, const Linea
                      BlockTap *tap) {
     Tensor g = tensor_f32(w->gate, n, up->rows), u = tensor_f32(w->up, n, up->rows);
     bool gated = gate->rows > 0, opaque = !tap && down->act.kind != ACT_TENSOR;
-    LinearOut to[2] = {{.y = w->gate, .opaque = opaque}, {.y = w->up, .opaque = opaque}};
+    LinearOut to[2] = {{.y = w->gate, .opaque = opaque, .f = m->config.activation},
+                       {.y = w->up, .opaque = opaque, .f = m->config.activation}};
     if (!forward_show(tap, group, in->x, n, up->cols)) return false;
     if (gated)
         forward_linears(m, (const Linear *[]){gate, up}, to, 2, in, n, w);

@@ -176,7 +176,7 @@ static void stage_outs(Backend *b, LinearOut *to, QTensor *q, const LinearOut *o
         int64_t size = n * out[i].w->rows;
         to[i] = (LinearOut){.y = floats(b, out[i].y, size, out[i].sum ? BOTH : OUT), .w = &q[i],
                             .bias = floats(b, out[i].bias, out[i].w->rows, IN),
-                            .sum = floats(b, out[i].sum, size, OUT), .opaque = out[i].opaque};
+                            .sum = floats(b, out[i].sum, size, OUT), .opaque = out[i].opaque, .f = out[i].f};
     }
 }
 /* 输入的各段。 */

@@ -79,7 +79,7 @@ typedef struct StepRow {
 typedef struct StepJob {
     int64_t n; /* 不大于 STEP_MAX_ROWS */
     const StepRow *rows;
-    float *q, *k, *v, *out; /* (n, heads·dim)、(n, kv_heads·dim)；k 之后内容不定 */
+    float *q, *k, *v, *out; /* (n, heads·dim)、(n, kv_heads·dim)；q、k 之后内容不定 */
     AttnSpec spec;          /* first 不用 */
     const float *cos_table, *sin_table; /* 同 op_rope；NULL 不转 */
     int64_t half;

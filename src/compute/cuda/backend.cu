@@ -24,11 +24,14 @@ bool cuda_ok(Backend *b, cudaError_t code, const char *what) {
                      "CUDA：%s 失败：%s（%s）", what, cudaGetErrorString(code), cudaGetErrorName(code));
 }
 bool cuda_launched(Backend *b, const char *what) {
-    if (cuda_of(b)->profile) profile_mark(cuda_of(b), what);
+    CudaBackend *c = cuda_of(b);
+    if (c->profile) profile_mark(c, what);
+    c->chain = c->chained, c->chained = false;
     return cuda_ok(b, cudaGetLastError(), what);
 }
 bool cuda_blas_ok(Backend *b, cublasStatus_t code, const char *what) {
     if (cuda_of(b)->profile) profile_mark(cuda_of(b), what);
+    cuda_of(b)->chain = cuda_of(b)->chained = false;
     if (code == CUBLAS_STATUS_SUCCESS) return true;
     return cuda_fail(b, ERR_DEVICE, "cuBLAS：%s 失败：%s", what, cublasGetStatusString(code));
 }
@@ -227,11 +230,13 @@ static bool op_all_finite_(Backend *b, const float *x, int64_t n) {
 }
 __global__ static void watch_kernel(int *watched, const float *x, int64_t n, int tag) {
     bool mine = false;
+    grid_release();
+    grid_wait();
     EACH(i, n) mine |= !isfinite(x[i]);
     if (mine) atomicMin(watched, tag);
 }
 static void op_watch_(Backend *b, const float *x, int64_t n, int tag) {
-    watch_kernel<<<cuda_blocks(n, 1024), 256, 0, STREAM(b)>>>(cuda_of(b)->watched, x, n, tag);
+    launch_early(b, watch_kernel, dim3(cuda_blocks(n, 1024)), dim3(256), 0, cuda_of(b)->watched, x, n, tag);
     LAUNCHED(b, "watch");
 }
 static const int NOTHING = INT_MAX;
@@ -357,6 +362,7 @@ static bool describe(Backend *b) {
             }
     if (f) fclose(f);
     c->device.memory = p.totalGlobalMem;
+    c->sms = p.multiProcessorCount, c->early = p.major >= 9;
     snprintf(c->isa, sizeof c->isa, "sm_%d%d", p.major, p.minor);
     int pools = 0;
     cudaDeviceGetAttribute(&pools, cudaDevAttrMemoryPoolsSupported, 0);

@@ -26,6 +26,10 @@ typedef struct CudaBackend {
     cublasHandle_t blas;
     cusolverDnHandle_t solver; /* 第一次分解时打开 */
     int *counters; /* 显存：COUNTERS 个 0，供块之间的交接，用完归零 */
+    int sms;                   /* 几个流式多处理器 */
+    bool early;                /* 能用程序化依赖启动 */
+    bool chain, chained;       /* 上一次派发是 launch_early 的；这一次（还没查）是 */
+    bool product;              /* 最近一次不透明的输出是 f(gate)·up（bf16，在 out[0].y） */
     int *watched;              /* 显存：watch 记下的，INT_MAX 为无 */
     Allocator memory;
     void *slot[N_SLOTS];
@@ -58,6 +62,29 @@ bool cuda_launched(Backend *b, const char *what);
 void profile_open(CudaBackend *c);
 void profile_mark(CudaBackend *c, const char *what);
 void profile_close(CudaBackend *c);
+
+/* 程序化依赖启动（计算能力 9.0 起）：这样派发的内核可以在前一个做完之前开始，须在碰前面的结果（读或写）之前 grid_wait；
+ * grid_release 之后下一个就可以开始。权重在 grid_wait 之前就读：所以前一次派发若不是这一类（或许正写着权重），就等它做完。 */
+__device__ static inline void grid_wait() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ static inline void grid_release() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+template <typename... P, typename... A>
+static inline void launch_early(Backend *b, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, A... args) {
+    cudaLaunchConfig_t c = {};
+    cudaLaunchAttribute a = {};
+    a.id = cudaLaunchAttributeProgrammaticStreamSerialization, a.val.programmaticStreamSerializationAllowed = 1;
+    c.gridDim = grid, c.blockDim = block, c.dynamicSmemBytes = shared, c.stream = cuda_of(b)->stream;
+    c.attrs = &a, c.numAttrs = cuda_of(b)->early && cuda_of(b)->chain ? 1 : 0;
+    cudaLaunchKernelEx(&c, kernel, P(args)...);
+    cuda_of(b)->chained = true;
+}
 
 static inline unsigned cuda_blocks(int64_t n, int64_t per) {
     int64_t k = (n + per - 1) / per;

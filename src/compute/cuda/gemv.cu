@@ -1,202 +1,424 @@
 /* gemv — 行数很少（解码）的线性层：bf16 的张量核，权重只读一遍，量化的就以编码相乘
- * 一块线程一个面板（16 行输出），各线程束分担 k，块内按固定次序相加。m16n8k16 的 A 是 16 行权重，B 是至多 8 个 token 的
- * 激活；k 的次序在 A、B 里一同换过：线程 (g, t) 在每 32 列里取第 8t..8t+7 列，正是打包时的一组。
- * 编码减去零点是绝对值不大于 256 的整数，在 bf16 里精确；一组之内以 f32 累加，组末才乘缩放。 */
+ * 一次一对面板（32 行输出：一个权重相邻的两个，或 gate、up 同一位置的各一个，后者当场算出 f(gate)·up），块内各线程束分担 k，按固定
+ * 次序相加；一块线程轮流做几对。编码（或 128 + 编码）在 bf16 里精确，以 f32 累加；一组的末尾减去零点乘 Σx，再乘缩放。
+ * 权重由 cp.async 送进各线程束自己的环形缓冲，一直有几步在路上；程序化依赖启动：前一个内核还没做完，头几步已经在路上。
+ * 只有一个 token 时输入由各块自己化成 bf16；RMSNorm 的 1/rms 是整行一个数，留到最后才乘，不必等它。
+ *
+ * m16n8k16 的 A 是 16 行权重，B 是至多 8 个 token 的激活；行、k 的次序都换过（A、B 一同）：线程 (g, t) 在每 32 列里取第 8t..8t+7 列，
+ * 正是打包时的一组；量化的取面板 g/4 的行 4(g%4)..+3（16 字节一次读），稠密的取两个面板的行 g、g+8。 */
+#include <limits.h>
+
+#include "compute/cuda/input.h"
 #include "compute/cuda/linear.h"
 
-enum { TILE_N = 8, WARPS = 8, PAIR = 2 /* 量化的权重一块两个面板 */, PAIR_PANELS = 1024 /* 面板少时一块一个 */ };
+enum { TILE_N = 8, WARPS = 8, THREADS = WARPS * 32, SHARED_X = 32768 /* 化成 bf16 的输入至多几字节 */ };
 
-struct GemvOut {
-    View w;
+struct GemvSide {
+    const void *data, *scales, *zeros;
     const float *bias;
-    float *y;
-    int panel0; /* 它的首个面板在整串里的序号 */
-    int64_t row0, rows; /* 只算权重的行 [row0, row0+rows) */
-    bool add;
+    int64_t stride; /* 稠密的行距 */
+    int panel, panels, rows; /* 首个面板，总共几个面板，几行（从首个面板起） */
+};
+struct GemvOut {
+    GemvSide side[2]; /* product 时是 gate、up，否则相同 */
+    void *y;
+    int pair0, groups, per; /* 首对在整串里的序号；一行几组，一组几块 */
+    DType scale_type;
+    int zero_kind;
+    bool add, product;
 };
 struct GemvJob {
     GemvOut out[LINEAR_OUT_MAX];
-    int n_out, n, blocks; /* 块：每 32 列 */
-    const __nv_bfloat16 *x;
+    int n_out, n, cols, blocks, pairs; /* 块：每 32 列 */
+    Activation f;
+    const __nv_bfloat16 *x; /* (n, ldx)；NULL 时由 raw 化来（n 为 1） */
     int64_t ldx;
+    const float *raw;
+    const int32_t *perm;
+    bool norm, half; /* half：raw 是 bf16，原样取 */
+    NormSpec spec;
 };
+/* 一对面板。 */
+struct Pair {
+    const GemvOut *o;
+    int panel[2], first[2]; /* first：面板里首行是第几个输出 */
+};
+__device__ static Pair find_pair(const GemvJob &j, int at) {
+    int which = j.n_out - 1;
+    while (which && at < j.out[which].pair0) which--;
+    Pair r = {&j.out[which]};
+#pragma unroll
+    for (int p = 0; p < 2; p++) {
+        const GemvSide &side = r.o->side[p];
+        int i = r.o->product ? at - r.o->pair0 : 2 * (at - r.o->pair0) + p;
+        r.first[p] = i * QT_PANEL;
+        r.panel[p] = side.panel + i < side.panels ? side.panel + i : side.panel; /* 单数个时凑成一对的：不写出 */
+    }
+    return r;
+}
 
-/* 第 i 对编码减零点，成 bf16 的一对。zero：BITS<8 时是 bf16 对 128+z，否则是浮点 2^23+z。 */
-template <int BITS> __device__ static uint32_t octet_pair(const Octet<BITS> &o, int i, uint32_t zero) {
+/* ---- 一步（几个 32 列的块）的权重，在一个线程束的共享内存里 ---- */
+
+__device__ static void copy_async(void *to, const void *from, int bytes) {
+    unsigned at = (unsigned)__cvta_generic_to_shared(to);
+    if (bytes == 16)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at), "l"(from));
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(at), "l"(from));
+}
+__device__ static void copies_end() {
+    asm volatile("cp.async.commit_group;");
+}
+template <int LEFT> __device__ static void copies_wait() { /* 至多还有 LEFT 步在路上 */
+    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
+}
+
+/* 量化的。FINE：组宽不是 128 的倍数，每块各有自己的缩放。 */
+template <int BITS, bool FINE> struct alignas(16) Stage {
+    enum { BLOCKS = 4, GROUPS = FINE ? BLOCKS : 1, DEPTH = BITS == 8 ? 3 : 4, UNITS = BITS * QT_PANEL / 4 /* 一块一个面板几个 16 字节 */ };
+    uint4 w[2][BLOCKS][UNITS]; /* [面板][块] */
+    char scale[GROUPS][2][QT_PANEL * 4], zero[GROUPS][2][QT_PANEL];
+
+    /* 一对面板里取到哪里：本线程的起点；缩放与零点由线程 8p..（面板 p）各取一段。 */
+    struct Source {
+        const uint4 *w[2];
+        const char *stats;
+        int bytes, to, stride, group, left, groups, per; /* 一段几字节（0：不取），放在哪里，组距；现在的组，它还剩几块 */
+
+        __device__ void start(const Pair &pair, int k, int blocks) {
+            int lane = threadIdx.x % 32, part = lane % 8;
+            const GemvOut &o = *pair.o;
+            const GemvSide &side = lane / 8 == 1 ? o.side[1] : o.side[0];
+            int64_t panel = lane / 8 == 1 ? pair.panel[1] : pair.panel[0];
+#pragma unroll
+            for (int p = 0; p < 2; p++)
+                w[p] = (const uint4 *)o.side[p].data + ((int64_t)pair.panel[p] * blocks + k) * UNITS + lane;
+            int units = o.scale_type == DT_F16 ? 2 : 4, zeros = BITS > 4 ? 16 : 8;
+            groups = o.groups, per = o.per, group = k / per, left = per - k % per;
+            bytes = lane >= 16 || part > units || (part == units && o.zero_kind == ZERO_SYM) ? 0 : part < units ? 16 : zeros;
+            stride = part < units ? units * 16 : zeros;
+            stats = (const char *)(part < units ? side.scales : side.zeros) + panel * groups * stride + (part < units ? 16 * part : 0);
+            to = part < units ? lane / 8 * QT_PANEL * 4 + 16 * part : GROUPS * 2 * QT_PANEL * 4 + lane / 8 * QT_PANEL;
+        }
+    };
+    __device__ void load(Source *from, int k, int blocks) {
+        int lane = threadIdx.x % 32;
+#pragma unroll
+        for (int p = 0; p < 2; p++) {
+#pragma unroll
+            for (int i = 0; i < (BLOCKS * UNITS + 31) / 32; i++) {
+                int at = lane + 32 * i;
+                if ((BLOCKS * UNITS % 32 == 0 || at < BLOCKS * UNITS) && (k + BLOCKS <= blocks || k + at / UNITS < blocks))
+                    copy_async(&w[p][0][0] + at, from->w[p] + 32 * i, 16);
+            }
+            from->w[p] += BLOCKS * UNITS;
+        }
+#pragma unroll
+        for (int s = 0; s < GROUPS; s++) {
+            int group = from->group < from->groups ? from->group : from->groups - 1;
+            bool own = from->to >= GROUPS * 2 * QT_PANEL * 4; /* 零点 */
+            if (from->bytes)
+                copy_async(&scale[0][0][0] + from->to + s * (own ? 2 * QT_PANEL : 2 * QT_PANEL * 4), from->stats + group * from->stride, from->bytes);
+            from->left -= BLOCKS / GROUPS;
+            if (from->left <= 0) from->group++, from->left += from->per;
+        }
+    }
+};
+/* 稠密的 bf16，行主序。 */
+template <> struct alignas(16) Stage<0, false> {
+    enum { BLOCKS = 2, DEPTH = 3 };
+    uint4 w[BLOCKS][2][2][32]; /* [块][面板][行 g、g+8][线程] */
+
+    struct Source {
+        const __nv_bfloat16 *row[2][2];
+        int stride;
+
+        __device__ void start(const Pair &pair, int k, int) {
+            int lane = threadIdx.x % 32;
+#pragma unroll
+            for (int p = 0; p < 2; p++) {
+                const GemvSide &from = pair.o->side[p];
+                int last = from.panel * QT_PANEL + from.rows - 1;
+                stride = (int)from.stride;
+#pragma unroll
+                for (int r = 0; r < 2; r++) {
+                    int at = pair.panel[p] * QT_PANEL + lane / 4 + 8 * r;
+                    row[p][r] = (const __nv_bfloat16 *)from.data + (int64_t)(at < last ? at : last) * stride + k * QT_KBLOCK + lane % 4 * 8;
+                }
+            }
+        }
+    };
+    __device__ void load(Source *from, int k, int) {
+        int lane = threadIdx.x % 32;
+#pragma unroll
+        for (int s = 0; s < BLOCKS; s++) {
+            bool valid = (k + s) * QT_KBLOCK + lane % 4 * 8 < from->stride;
+#pragma unroll
+            for (int p = 0; p < 2; p++)
+#pragma unroll
+                for (int r = 0; r < 2; r++)
+                    if (valid)
+                        copy_async(&w[s][p][r][lane], from->row[p][r] + s * QT_KBLOCK, 16);
+                    else
+                        w[s][p][r][lane] = uint4{};
+        }
+#pragma unroll
+        for (int i = 0; i < 4; i++) from->row[i / 2][i % 2] += BLOCKS * QT_KBLOCK;
+    }
+};
+template <int BITS> struct Rows {
+    uint4 w[Octet<BITS>::WORDS]; /* 4 行，各一组 8 列 */
+};
+__device__ static uint32_t word_of(const uint4 &v, int i) {
+    return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
+}
+template <int BITS> __device__ static Rows<BITS> rows_of(const uint4 *w, int quad, int t) {
+    enum { LINE = QT_PANEL / 4 };
+    Rows<BITS> r;
+    int at = 0, first = 0;
+    if (BITS == 8) {
+        r.w[0] = w[2 * t * LINE + quad], r.w[Octet<BITS>::WORDS - 1] = w[(2 * t + 1) * LINE + quad];
+        return r;
+    }
+    if (BITS & 4) r.w[at++] = w[t * LINE + quad], first = 4;
+    if (BITS & 2) r.w[at++] = w[(first + t / 2) * LINE + quad], first += 2;
+    if (BITS & 1) r.w[at++] = w[first * LINE + quad];
+    return r;
+}
+template <int BITS> __device__ static Octet<BITS> octet_of(const Rows<BITS> &rows, int r, int t) {
+    Octet<BITS> o;
+#pragma unroll
+    for (int i = 0; i < Octet<BITS>::WORDS; i++) o.w[i] = word_of(rows.w[i], r);
+    if (BITS < 8 && (BITS & 2)) o.w[BITS & 4 ? 1 : 0] >>= (t & 1) * 8;
+    if (BITS < 8 && (BITS & 1)) o.w[Octet<BITS>::WORDS - 1] >>= t * 4;
+    return o;
+}
+/* 4 行的缩放。 */
+__device__ static float4 scales_at(const char *scales, int quad, DType type) {
+    if (type != DT_F16) return ((const float4 *)scales)[quad];
+    uint2 raw = ((const uint2 *)scales)[quad];
+    float2 a = __half22float2(*(__half2 *)&raw.x), b = __half22float2(*(__half2 *)&raw.y);
+    return make_float4(a.x, a.y, b.x, b.y);
+}
+/* 4 行的零点，原样：各 4 位（BITS 大于 4 时 8 位）。 */
+template <int BITS> __device__ static uint32_t zeros_at(const char *zeros, int quad, int kind) {
+    if (kind == ZERO_SYM) return (BITS > 4 ? 0x01010101u : 0x1111u) << (BITS - 1);
+    return BITS > 4 ? ((const uint32_t *)zeros)[quad] : ((const uint16_t *)zeros)[quad];
+}
+
+/* (a & mask) | bits */
+__device__ static uint32_t masked(uint32_t a, uint32_t mask, uint32_t bits) {
+    uint32_t r;
+    asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(r) : "r"(a), "r"(mask), "r"(bits));
+    return r;
+}
+/* 第 i 对编码，成 bf16 的一对：BITS<8 时是 128 + 编码（尾数够放，或上去就是加），否则是编码。 */
+template <int BITS> __device__ static uint32_t octet_pair(const Octet<BITS> &o, int i) {
     if (BITS == 8) {
         uint32_t w = o.w[i / 2] >> (i & 1) * 16;
-        float z = __uint_as_float(zero);
-        float a = __uint_as_float(0x4B000000u | (w & 255)) - z, b = __uint_as_float(0x4B000000u | (w >> 8 & 255)) - z;
-        return pack2(a, b);
+        return pack2(__uint_as_float(masked(w, 255, 0x4B000000u)) - 8388608.0f, __uint_as_float(masked(w >> 8, 255, 0x4B000000u)) - 8388608.0f);
     }
-    uint32_t code = 0;
+    uint32_t code = 0x43004300u;
     int at = 0, first = 0;
-    if (BITS & 4) code = o.w[at++] >> 4 * i & 0x000F000Fu, first = 4;
+    if (BITS & 4) code = masked(o.w[at++] >> 4 * i, 0x000F000Fu, code), first = 4;
     if (BITS & 2) code |= (o.w[at++] >> 2 * i & 0x00030003u) << first, first += 2;
     if (BITS & 1) code |= (o.w[at++] >> i & 0x00010001u) << first;
-    code |= 0x43004300u;
-    __nv_bfloat162 v = __hsub2(*(__nv_bfloat162 *)&code, *(__nv_bfloat162 *)&zero);
-    return *(uint32_t *)&v;
+    return code;
 }
-template <int BITS> __device__ static uint32_t zero_word(float z) {
-    return BITS == 8 ? __float_as_uint(8388608.0f + z) : pack2(128.0f + z, 128.0f + z);
+/* 编码里多出来的加上零点：要减去几倍的 Σx。 */
+template <int BITS> __device__ static float offset_of(uint32_t zeros, int r) {
+    return BITS > 4 ? (float)(zeros >> 8 * r & 255) : 128.0f + (float)(zeros >> 4 * r & 15);
 }
 
-enum { STEP = 4 /* 一步几块 */ };
-
-/* 一步里一个面板的权重：编码与各行的缩放、零点。FINE：组宽不是 128 的倍数，每块各有自己的。 */
-template <int BITS, bool FINE> struct Weights {
-    enum { GROUPS = FINE ? STEP : 1 };
-    Octet<BITS> o[STEP][2];
-    uint32_t scale[GROUPS][2], zero[GROUPS][2]; /* 读来的原样：在用的时候才换算，免得每次读都等 */
-};
-__device__ static float scale_value(uint32_t raw, DType t) {
-    return t == DT_F16 ? __half2float(__ushort_as_half((unsigned short)raw)) : __uint_as_float(raw);
-}
-template <int BITS> __device__ static float zero_value(uint32_t raw, int kind, int row) {
-    if (kind == ZERO_SYM) return (float)(1 << (BITS - 1));
-    return (float)(BITS > 4 ? raw : raw >> row % 2 * 4 & 15);
-}
-template <int BITS, bool FINE>
-__device__ static void load_weights(Weights<BITS, FINE> *w, const View &v, int panel, int k, int k1, int g, int t, int per) {
-    const uint32_t *words = (const uint32_t *)v.data + ((int64_t)panel * v.blocks + k) * (BITS * QT_PANEL);
+/* 一块的输入；没有的 token 以最后一个代替，结果不写出。 */
+template <int NT> __device__ static void load_input(uint4 *x, const __nv_bfloat16 *const *rows, int k) {
 #pragma unroll
-    for (int s = 0; s < STEP; s++)
-        if (k + s < k1)
-            for (int r = 0; r < 2; r++) w->o[s][r] = load_octet<BITS>(words + s * BITS * QT_PANEL, g + 8 * r, t);
+    for (int i = 0; i < NT; i++) x[i] = *(const uint4 *)(rows[i] + k * QT_KBLOCK);
+}
+/* 4 行 × 32 列乘输入，加到 part：[第 2u、2u+1 行][8 个 token 一份][4]；sum 是全 1 的一行乘输入，即各 token 的 Σx。 */
+template <int BITS, int NT>
+__device__ static void multiply_block(float (*part)[NT][4], float (*sum)[4], const uint4 *w, const uint4 *x, int quad, int t) {
+    const uint32_t ones[4] = {0x3F803F80u, 0x3F803F80u, 0x3F803F80u, 0x3F803F80u};
+    Rows<BITS> rows = rows_of<BITS>(w, quad, t);
 #pragma unroll
-    for (int s = 0; s < Weights<BITS, FINE>::GROUPS; s++)
-        if (k + s < k1) {
-            int at = (panel * (int)v.groups + (per ? (k + s) / per : 0)) * QT_PANEL + g;
-            for (int r = 0; r < 2; r++, at += 8) {
-                w->scale[s][r] = v.scale_type == DT_F16 ? ((const uint16_t *)v.scales)[at] : ((const uint32_t *)v.scales)[at];
-                w->zero[s][r] = v.zero_kind == ZERO_SYM ? 0 : ((const uint8_t *)v.zeros)[BITS > 4 ? at : at / 2];
-            }
+    for (int i = 0; i < NT; i++) mma(sum[i], ones, &x[i].x), mma(sum[i], ones, &x[i].z);
+#pragma unroll
+    for (int u = 0; u < 2; u++) {
+        Octet<BITS> two[2] = {octet_of<BITS>(rows, 2 * u, t), octet_of<BITS>(rows, 2 * u + 1, t)};
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            uint32_t a[4];
+#pragma unroll
+            for (int i = 0; i < 4; i++) a[i] = octet_pair<BITS>(two[i & 1], 2 * h + i / 2);
+#pragma unroll
+            for (int i = 0; i < NT; i++) mma(part[u][i], a, h ? &x[i].z : &x[i].x);
         }
+    }
+}
+/* 一步。acc[u][8 个 token 一份][4]：线程的第 2u、2u+1 行（稠密的：面板 u 的行 g、g+8）× token 2t、2t+1。 */
+template <int BITS, int NT, bool FINE>
+__device__ static void multiply(float (*acc)[NT][4], const Stage<BITS, FINE> &w, const GemvOut &o,
+                                const __nv_bfloat16 *const *rows, int k, int g, int t) {
+    typedef Stage<BITS, FINE> S;
+    float part[2][NT][4] = {}, sum[NT][4] = {};
+    int side = g / 4, quad = g % 4;
+#pragma unroll
+    for (int s = 0; s < S::BLOCKS; s++) {
+        uint4 x[NT];
+        load_input<NT>(x, rows, k + s);
+        multiply_block<BITS, NT>(part, sum, w.w[side][s], x, quad, t);
+        if (!FINE && s < S::BLOCKS - 1) continue;
+        float4 scale = scales_at(w.scale[FINE ? s : 0][side], quad, o.scale_type);
+        uint32_t zeros = zeros_at<BITS>(w.zero[FINE ? s : 0][side], quad, o.zero_kind);
+        const float by[4] = {scale.x, scale.y, scale.z, scale.w};
+#pragma unroll
+        for (int row = 0; row < 4; row++) {
+            float offset = offset_of<BITS>(zeros, row);
+#pragma unroll
+            for (int i = 0; i < NT; i++)
+#pragma unroll
+                for (int r = 0; r < 2; r++) {
+                    float *to = &part[row / 2][i][row % 2 * 2 + r];
+                    acc[row / 2][i][row % 2 * 2 + r] += (*to - offset * sum[i][r]) * by[row];
+                    *to = 0;
+                }
+        }
+#pragma unroll
+        for (int i = 0; i < NT; i++) sum[i][0] = sum[i][1] = 0;
+    }
 }
 template <int NT>
-__device__ static void load_input(uint4 (*x)[NT], const GemvJob &j, int k, int k1, int g, int t) {
+__device__ static void multiply(float (*acc)[NT][4], const Stage<0, false> &w, const GemvOut &, const __nv_bfloat16 *const *rows,
+                                int k, int g, int t) {
 #pragma unroll
-    for (int s = 0; s < STEP; s++)
+    for (int s = 0; s < Stage<0, false>::BLOCKS; s++) {
+        uint4 x[NT];
+        load_input<NT>(x, rows, k + s);
 #pragma unroll
-        for (int i = 0; i < NT; i++) {
-            int row = i * TILE_N + g;
-            x[s][i] = k + s < k1 && row < j.n ? *(const uint4 *)(j.x + row * j.ldx + (k + s) * QT_KBLOCK + 8 * t) : uint4{};
-        }
-}
-/* 一个线程束：P 个面板的块 [k0, k1)，acc[P·NT][4] 是 (行 g、g+8) × (token 2t、2t+1)。算一步的同时下一步的权重在路上。
- * 不存在的面板（单数个时的最后一个）以前一个代替，结果不写出。 */
-template <int BITS, int NT, int P, bool FINE>
-__device__ static void quant_part(const GemvJob &j, const View &v, int panel, int k0, int k1, float (*acc)[4]) {
-    int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, per = (int)(v.group / QT_KBLOCK);
-    int panels = (int)((v.rows - 1) / QT_PANEL + 1);
-    Weights<BITS, FINE> next[P], w[P];
+        for (int u = 0; u < 2; u++) {
+            uint4 v = w.w[s][u][0][g * 4 + t], z = w.w[s][u][1][g * 4 + t];
+            uint32_t a0[4] = {v.x, z.x, v.y, z.y}, a1[4] = {v.z, z.z, v.w, z.w};
 #pragma unroll
-    for (int p = 0; p < P; p++)
-        load_weights<BITS, FINE>(&next[p], v, panel + p < panels ? panel + p : panel, k0, k1, g, t, per);
-    for (int k = k0; k < k1; k += STEP) {
-#pragma unroll
-        for (int p = 0; p < P; p++) {
-            w[p] = next[p];
-            if (k + STEP < k1)
-                load_weights<BITS, FINE>(&next[p], v, panel + p < panels ? panel + p : panel, k + STEP, k1, g, t, per);
-        }
-        uint4 x[STEP][NT];
-        load_input<NT>(x, j, k, k1, g, t);
-#pragma unroll
-        for (int p = 0; p < P; p++) {
-            float part[NT][4] = {};
-            uint32_t zero[2];
-#pragma unroll
-            for (int s = 0; s < STEP; s++) {
-                if (k + s >= k1) break;
-                int at = FINE ? s : 0;
-                if (FINE || s == 0)
-                    for (int r = 0; r < 2; r++) zero[r] = zero_word<BITS>(zero_value<BITS>(w[p].zero[at][r], v.zero_kind, g));
-#pragma unroll
-                for (int h = 0; h < 2; h++) {
-                    uint32_t a[4];
-#pragma unroll
-                    for (int i = 0; i < 4; i++) a[i] = octet_pair<BITS>(w[p].o[s][i & 1], 2 * h + i / 2, zero[i & 1]);
-#pragma unroll
-                    for (int i = 0; i < NT; i++) mma(part[i], a, h ? &x[s][i].z : &x[s][i].x);
-                }
-                if (FINE || s == STEP - 1 || k + s + 1 >= k1) {
-                    float scale[2] = {scale_value(w[p].scale[at][0], v.scale_type), scale_value(w[p].scale[at][1], v.scale_type)};
-#pragma unroll
-                    for (int i = 0; i < NT; i++)
-                        for (int r = 0; r < 4; r++) acc[p * NT + i][r] += part[i][r] * scale[r / 2], part[i][r] = 0;
-                }
-            }
+            for (int i = 0; i < NT; i++) mma(acc[u][i], a0, &x[i].x), mma(acc[u][i], a1, &x[i].z);
         }
     }
 }
 
-/* 稠密的 bf16，行主序。 */
-template <int NT>
-__device__ static void dense_part(const GemvJob &j, const View &v, int panel, int k0, int k1, float (*acc)[4]) {
-    int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    const __nv_bfloat16 *rows[2];
-    bool valid[2];
-    for (int r = 0; r < 2; r++) {
-        int64_t row = panel * QT_PANEL + g + 8 * r;
-        valid[r] = row < v.rows;
-        rows[r] = (const __nv_bfloat16 *)v.data + (valid[r] ? row : 0) * v.stride;
+/* 一个 token 的输入化成 bf16，放进共享内存。返回: 本线程的那些输入的平方和（norm 时）。 */
+__device__ static float make_input(__nv_bfloat16 *to, const GemvJob &j) {
+    float squares = 0;
+    if (j.half) {
+        for (int k = threadIdx.x * 8; k < j.ldx; k += THREADS * 8) /* 列数是 8 的倍数 */
+            *(uint4 *)(to + k) = k < j.cols ? *(const uint4 *)((const __nv_bfloat16 *)j.raw + k) : uint4{};
+        return 0;
     }
-    for (int k = k0; k < k1; k += STEP) {
-        uint4 w[STEP][2];
-#pragma unroll
-        for (int s = 0; s < STEP; s++)
-            for (int r = 0; r < 2; r++) {
-                int64_t col = (int64_t)(k + s) * QT_KBLOCK + 8 * t;
-                w[s][r] = k + s < k1 && valid[r] && col < v.cols ? __ldcs((const uint4 *)(rows[r] + col)) : uint4{};
-            }
-        uint4 x[STEP][NT];
-        load_input<NT>(x, j, k, k1, g, t);
-#pragma unroll
-        for (int s = 0; s < STEP; s++) {
-            if (k + s >= k1) break;
-            uint32_t a0[4] = {w[s][0].x, w[s][1].x, w[s][0].y, w[s][1].y};
-            uint32_t a1[4] = {w[s][0].z, w[s][1].z, w[s][0].w, w[s][1].w};
-#pragma unroll
-            for (int i = 0; i < NT; i++) mma(acc[i], a0, &x[s][i].x), mma(acc[i], a1, &x[s][i].z);
+    for (int k = threadIdx.x * 4; k < j.ldx; k += THREADS * 4) {
+        float v[4] = {};
+        if (!j.perm && j.cols % 4 == 0 && k < j.cols) {
+            float4 x = *(const float4 *)(j.raw + k);
+            v[0] = x.x, v[1] = x.y, v[2] = x.z, v[3] = x.w;
+        } else {
+            for (int i = 0; i < 4 && k + i < j.cols; i++) v[i] = j.raw[j.perm ? j.perm[k + i] : k + i];
         }
+        for (int i = 0; j.norm && i < 4 && k + i < j.cols; i++) {
+            squares += v[i] * v[i];
+            if (j.spec.weight) v[i] *= j.spec.weight[j.perm ? j.perm[k + i] : k + i];
+        }
+        *(uint2 *)(to + k) = make_uint2(pack2(v[0], v[1]), pack2(v[2], v[3]));
+    }
+    return squares;
+}
+/* 1/rms；各线程都得到。 */
+__device__ static float inverse_rms(float squares, const GemvJob &j) {
+    __shared__ double sums[32];
+    return 1.0f / sqrtf((float)(warp_block_sum((double)squares, sums) / (double)j.cols) + j.spec.eps);
+}
+/* 各线程束的部分和相加，写出。 */
+template <bool QUANT, int TOKENS>
+__device__ static void write_pair(const GemvJob &j, const Pair &pair, const float (*sums)[2 * QT_PANEL * TOKENS], float factor) {
+    const GemvOut &o = *pair.o;
+    for (int i = threadIdx.x; i < j.n * QT_PANEL * (o.product ? 1 : 2); i += THREADS) {
+        int side = i / (j.n * QT_PANEL), token = i / QT_PANEL % j.n, local = i % QT_PANEL;
+        int row = (side ? pair.first[1] : pair.first[0]) + local, rows = o.side[side].rows;
+        if (row >= rows) continue;
+        float s[2];
+        for (int p = 0; p < (o.product ? 2 : 1); p++) { /* 面板、行 → 线程存放的位置 */
+            int q = o.product ? p : side, at = QUANT ? local % 4 * TILE_N + q * 4 + local / 4 : q * QT_PANEL + local;
+            s[p] = 0;
+            for (int w = 0; w < WARPS; w++) s[p] += sums[w][at * TOKENS + token];
+            s[p] *= factor;
+            if (o.side[q].bias) s[p] += o.side[q].bias[row];
+        }
+        int64_t to = (int64_t)token * rows + row;
+        if (o.product)
+            ((__nv_bfloat16 *)o.y)[to] = __float2bfloat16_rn(activation(s[0], j.f) * s[1]);
+        else
+            ((float *)o.y)[to] = o.add ? ((float *)o.y)[to] + s[0] : s[0];
     }
 }
 
-/* 一块 P 个面板。BITS 为 0 是稠密的。一个内核只管一种权重：寄存器少，同时在跑的线程束才多。 */
-template <int BITS, int NT, int P, bool FINE> __global__ __launch_bounds__(WARPS * 32) static void gemv_kernel(const __grid_constant__ GemvJob j) {
-    __shared__ float sums[WARPS][P * NT * QT_PANEL * TILE_N];
-    int which = j.n_out - 1, warp = threadIdx.x / 32, lane = threadIdx.x % 32, block = (int)blockIdx.x * P;
-    while (which && block < j.out[which].panel0) which--;
-    const GemvOut &o = j.out[which];
-    int local = block - o.panel0, panel = (int)(o.row0 / QT_PANEL) + local;
-    if ((int64_t)local * QT_PANEL >= o.rows) return; /* 凑成一对的空位 */
-    /* 各线程束的一段 k 从 STEP 块的边界开始 */
+/* BITS 为 0 是稠密的。一个内核只管一种权重：寄存器少，同时在跑的线程束才多。 */
+template <int BITS, int NT, bool FINE>
+__global__ __launch_bounds__(THREADS, NT == 1 ? 2 : 1) static void gemv_kernel(const __grid_constant__ GemvJob j) {
+    typedef Stage<BITS, FINE> S;
+    enum { D = S::DEPTH, STEP = S::BLOCKS, TOKENS = NT * TILE_N };
+    extern __shared__ uint4 dynamic[];
+    __shared__ float sums[WARPS][2 * QT_PANEL * TOKENS]; /* [行][token] */
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     int steps = (j.blocks + STEP - 1) / STEP, k0 = steps * warp / WARPS * STEP, k1 = steps * (warp + 1) / WARPS * STEP;
-    float acc[P * NT][4] = {};
-    if (k1 > j.blocks) k1 = j.blocks;
-    if (BITS)
-        quant_part<BITS ? BITS : 8, NT, P, FINE>(j, o.w, panel, k0, k1, acc);
-    else
-        dense_part<NT>(j, o.w, panel, k0, k1, acc);
-#pragma unroll
-    for (int i = 0; i < P * NT; i++)
-#pragma unroll
-        for (int r = 0; r < 4; r++) { /* [面板][token][行] */
-            int token = i % NT * TILE_N + lane % 4 * 2 + r % 2, row = lane / 4 + r / 2 * 8;
-            sums[warp][(i / NT * NT * TILE_N + token) * QT_PANEL + row] = acc[i][r];
+    S *ring = (S *)dynamic + warp * D;
+    Pair pair = find_pair(j, (int)blockIdx.x < j.pairs ? blockIdx.x : 0);
+    typename S::Source from;
+    int next_at = k0 < k1 ? (int)blockIdx.x : j.pairs, next_k = k0; /* 取到哪里了：各对、每对里本线程束的各步，首尾相接 */
+    if (next_at < j.pairs) from.start(pair, k0, j.blocks);
+    auto fetch = [&](int slot) {
+        if (next_at < j.pairs) {
+            ring[slot].load(&from, next_k, j.blocks);
+            next_k += STEP;
+            if (next_k >= k1) {
+                next_k = k0, next_at += gridDim.x;
+                if (next_at < j.pairs) from.start(find_pair(j, next_at), k0, j.blocks);
+            }
         }
-    __syncthreads();
-    for (int i = threadIdx.x; i < P * j.n * QT_PANEL; i += WARPS * 32) {
-        int p = i / (j.n * QT_PANEL), rest = i % (j.n * QT_PANEL), token = rest / QT_PANEL;
-        int64_t row = (int64_t)(local + p) * QT_PANEL + rest % QT_PANEL;
-        if (row >= o.rows) continue;
-        float s = 0;
-        for (int w = 0; w < WARPS; w++) s += sums[w][p * NT * TILE_N * QT_PANEL + rest];
-        if (o.bias) s += o.bias[row];
-        float *y = o.y + token * o.rows + row;
-        *y = o.add ? *y + s : s;
+        copies_end();
+    };
+    for (int d = 0; d < D - 1; d++) fetch(d);
+    grid_release();
+    grid_wait();
+    const __nv_bfloat16 *x = j.x, *rows[NT];
+    float factor = 1, squares = 0;
+    if (!x) {
+        __nv_bfloat16 *own = (__nv_bfloat16 *)((S *)dynamic + WARPS * D);
+        squares = make_input(own, j);
+        __syncthreads();
+        x = own;
+    }
+#pragma unroll
+    for (int i = 0; i < NT; i++) rows[i] = x + (i * TILE_N + g < j.n ? i * TILE_N + g : j.n - 1) * j.ldx + 8 * t;
+    int slot = 0;
+    for (int at = blockIdx.x; at < j.pairs; at += gridDim.x) {
+        float acc[2][NT][4] = {};
+        for (int k = k0; k < k1; k += STEP) {
+            copies_wait<D - 2>();
+            __syncwarp();
+            fetch(slot ? slot - 1 : D - 1); /* 上一步用完的 */
+            multiply(acc, ring[slot], *pair.o, rows, k, g, t);
+            slot = slot + 1 < D ? slot + 1 : 0;
+        }
+#pragma unroll
+        for (int u = 0; u < 2; u++)
+#pragma unroll
+            for (int i = 0; i < NT; i++)
+#pragma unroll
+                for (int r = 0; r < 4; r++) {
+                    int row = BITS ? (2 * u + r / 2) * TILE_N + g : u * QT_PANEL + r / 2 * TILE_N + g;
+                    sums[warp][row * TOKENS + i * TILE_N + 2 * t + r % 2] = acc[u][i][r];
+                }
+        if (j.norm && at == (int)blockIdx.x) factor = inverse_rms(squares, j);
+        __syncthreads();
+        write_pair<BITS != 0, TOKENS>(j, pair, sums, factor);
+        __syncthreads();
+        if (at + (int)gridDim.x < j.pairs) pair = find_pair(j, at + gridDim.x);
     }
 }
 
@@ -208,63 +430,105 @@ bool gemv_accepts(const QTensor *w) {
            (w->spec.group_size % QT_KBLOCK == 0 || w->n_groups == 1);
 }
 
-static void add_out(GemvJob *j, int64_t *panels, const LinearOut *out, int64_t row0, int64_t rows) {
-    GemvOut *o = &j->out[j->n_out++];
-    o->w = view_of(out->w), o->bias = out->bias, o->y = out->y, o->add = out->sum != NULL;
-    o->row0 = row0, o->rows = rows, o->panel0 = (int)*panels;
-    if (out->w->dense == DT_NONE && out->w->n_groups == 1) o->w.group = 0; /* 一组到底 */
-    *panels += ((rows - 1) / QT_PANEL + 1 + PAIR - 1) / PAIR * PAIR;       /* 各从一对的开头起 */
-}
 /* 权重的种类：稠密为 0，否则 2·位宽 + 组宽是否细碎。 */
 static int kind_of(const QTensor *w) {
-    bool coarse = w->n_groups == 1 || w->spec.group_size % (STEP * QT_KBLOCK) == 0;
+    bool coarse = w->n_groups == 1 || w->spec.group_size % (4 * QT_KBLOCK) == 0;
     return w->dense != DT_NONE ? 0 : 2 * w->spec.bits + !coarse;
 }
-template <int BITS> static void launch(const GemvJob &j, int64_t panels, bool fine, cudaStream_t st) {
+static GemvSide side_of(const LinearOut *out, int64_t row0, int64_t rows) {
+    GemvSide s = {};
+    s.data = out->w->data, s.scales = out->w->scales, s.zeros = out->w->zeros, s.bias = out->bias;
+    s.stride = dense_stride(out->w), s.panel = (int)(row0 / QT_PANEL), s.rows = (int)rows;
+    s.panels = (int)((out->w->rows - 1) / QT_PANEL + 1);
+    return s;
+}
+/* up 非 NULL：与 out（gate）成对。 */
+static void add_out(GemvJob *j, const LinearOut *out, const LinearOut *up, int64_t row0, int64_t rows) {
+    GemvOut *o = &j->out[j->n_out++];
+    const QTensor *w = out->w;
+    o->side[0] = side_of(out, row0, rows), o->side[1] = side_of(up ? up : out, row0, rows);
+    o->y = out->y, o->add = out->sum != NULL, o->product = up != NULL, o->pair0 = j->pairs;
+    o->groups = (int)w->n_groups, o->scale_type = w->spec.scale_dtype, o->zero_kind = w->spec.zero;
+    o->per = w->dense == DT_NONE && w->n_groups > 1 ? (int)(w->spec.group_size / QT_KBLOCK) : INT_MAX;
+    int panels = (int)((rows - 1) / QT_PANEL + 1);
+    j->pairs += up ? panels : (panels + 1) / 2;
+}
+template <int BITS, int NT, bool FINE> static void launch(Backend *b, const GemvJob &j) {
+    int sms = cuda_of(b)->sms, grid = j.pairs <= sms ? sms : j.pairs < 2 * sms ? j.pairs : 2 * sms; /* 不足一轮也每个都占上：否则下一个内核先到的块会挤在空着的上 */
+    size_t ring = sizeof(Stage<BITS, FINE>) * WARPS * Stage<BITS, FINE>::DEPTH, own = j.x ? 0 : (size_t)j.ldx * 2;
+    static bool allowed; /* 共享内存多于 48 KB 要先说 */
+    if (!allowed)
+        allowed = cuda_ok(b, cudaFuncSetAttribute(gemv_kernel<BITS, NT, FINE>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                  (int)ring + SHARED_X), "共享内存");
+    launch_early(b, gemv_kernel<BITS, NT, FINE>, dim3((unsigned)grid), dim3(THREADS), ring + own, j);
+}
+template <int BITS> static void launch_bits(Backend *b, const GemvJob &j, bool fine) {
     if (j.n > TILE_N)
-        gemv_kernel<BITS, 4, 1, true><<<(unsigned)panels, WARPS * 32, 0, st>>>(j);
-    else if (panels < PAIR_PANELS && fine)
-        gemv_kernel<BITS, 1, 1, true><<<(unsigned)panels, WARPS * 32, 0, st>>>(j);
-    else if (panels < PAIR_PANELS)
-        gemv_kernel<BITS, 1, 1, false><<<(unsigned)panels, WARPS * 32, 0, st>>>(j);
+        launch<BITS, 4, true>(b, j);
     else if (fine)
-        gemv_kernel<BITS, 1, PAIR, true><<<(unsigned)(panels / PAIR), WARPS * 32, 0, st>>>(j);
+        launch<BITS, 1, true>(b, j);
     else
-        gemv_kernel<BITS, 1, PAIR, false><<<(unsigned)(panels / PAIR), WARPS * 32, 0, st>>>(j);
+        launch<BITS, 1, false>(b, j);
 }
 /* j 的各个同一种类。k 的切法只由权重定，一个权重的结果不随一同算的几个变。 */
-static bool run(Backend *b, GemvJob *j, int64_t panels, int kind, const __nv_bfloat16 *x, int64_t ldx, int64_t n, int64_t cols) {
-    cudaStream_t st = STREAM(b);
-    j->n = (int)n, j->x = x, j->ldx = ldx, j->blocks = (int)((cols - 1) / QT_KBLOCK + 1);
+static bool run(Backend *b, GemvJob *j, int kind) {
     switch (kind / 2) {
     case 0:
-        if (n > TILE_N)
-            gemv_kernel<0, 4, 1, false><<<(unsigned)panels, WARPS * 32, 0, st>>>(*j);
+        if (j->n > TILE_N)
+            launch<0, 4, false>(b, *j);
         else
-            gemv_kernel<0, 1, 1, false><<<(unsigned)panels, WARPS * 32, 0, st>>>(*j);
+            launch<0, 1, false>(b, *j);
         break;
-    case 2: launch<2>(*j, panels, kind % 2, st); break;
-    case 3: launch<3>(*j, panels, kind % 2, st); break;
-    case 4: launch<4>(*j, panels, kind % 2, st); break;
-    default: launch<8>(*j, panels, kind % 2, st); break;
+    case 2: launch_bits<2>(b, *j, kind % 2); break;
+    case 3: launch_bits<3>(b, *j, kind % 2); break;
+    case 4: launch_bits<4>(b, *j, kind % 2); break;
+    default: launch_bits<8>(b, *j, kind % 2); break;
     }
     return LAUNCHED(b, "gemv");
 }
-bool cuda_gemv(Backend *b, const LinearOut *out, int n_out, const __nv_bfloat16 *x, int64_t ldx, int64_t n) {
-    for (int i = 0, k; i < n_out; i = k) {
-        GemvJob j = {};
-        int64_t panels = 0;
-        for (k = i; k < n_out && kind_of(out[k].w) == kind_of(out[i].w); k++) add_out(&j, &panels, &out[k], 0, out[k].w->rows);
-        if (!run(b, &j, panels, kind_of(out[i].w), x, ldx, n, out[0].w->cols)) return false;
+/* 输入：一个 token 的由内核自己化成 bf16，否则先化好。 */
+static bool set_input(Backend *b, GemvJob *j, const LinearIn *in, int64_t n, int64_t cols, const int32_t *perm) {
+    const NormSpec *s = &in->norm;
+    bool half = gated_of(b, in, n).product && !perm && cols % 8 == 0;
+    bool fast = in->kind == IN_PLAIN || half || (in->kind == IN_NORM && !s->center && !s->bias && s->period == 1);
+    j->n = (int)n, j->cols = (int)cols, j->blocks = (int)((cols - 1) / QT_KBLOCK + 1);
+    j->ldx = (cols + 4 * QT_KBLOCK - 1) / (4 * QT_KBLOCK) * (4 * QT_KBLOCK); /* 整步 */
+    if (n == 1 && fast && j->ldx * 2 <= SHARED_X) {
+        j->raw = in->x, j->perm = perm, j->norm = in->kind == IN_NORM, j->spec = *s, j->half = half;
+        return true;
     }
+    j->x = cuda_input_bf16(b, in, n, cols, j->ldx, perm);
+    return j->x != NULL;
+}
+/* 两个恰是 gate、up，可以当场算出 f(gate)·up。 */
+static bool makes_product(const LinearOut *out, int n_out) {
+    const QTensor *g = out[0].w, *u = out[n_out - 1].w;
+    return n_out == 2 && out[0].opaque && out[1].opaque && !g->perm && !u->perm && g->rows == u->rows && g->rows % QT_KBLOCK == 0 &&
+           kind_of(g) == kind_of(u) && g->n_groups == u->n_groups && g->spec.scale_dtype == u->spec.scale_dtype &&
+           g->spec.group_size == u->spec.group_size && g->spec.zero == u->spec.zero;
+}
+bool cuda_gemv(Backend *b, const LinearOut *out, int n_out, const LinearIn *in, int64_t n) {
+    int64_t cols = out[0].w->cols;
+    bool product = makes_product(out, n_out);
+    for (int i = 0, k; i < n_out; i = k) { /* [i, k)：种类与列序相同的几个 */
+        GemvJob j = {};
+        const int32_t *perm = out[i].w->perm;
+        int kind = kind_of(out[i].w);
+        if (!set_input(b, &j, in, n, cols, perm)) return false;
+        j.f = out[i].f;
+        if (product) add_out(&j, &out[0], &out[1], 0, out[0].w->rows);
+        for (k = product ? n_out : i; k < n_out && kind_of(out[k].w) == kind && out[k].w->perm == perm; k++)
+            add_out(&j, &out[k], NULL, 0, out[k].w->rows);
+        if (!run(b, &j, kind)) return false;
+    }
+    if (out[0].opaque) cuda_of(b)->product = product;
     return true;
 }
-bool cuda_gemv_part(Backend *b, float *y, const QTensor *w, int64_t row0, int64_t rows, const __nv_bfloat16 *x, int64_t ldx,
-                    int64_t n) {
+bool cuda_gemv_part(Backend *b, float *y, const QTensor *w, int64_t row0, int64_t rows, const float *x, int64_t n) {
     GemvJob j = {};
     LinearOut out = {};
-    int64_t panels = 0;
-    out.y = y, out.w = w;
-    add_out(&j, &panels, &out, row0, rows);
-    return run(b, &j, panels, kind_of(w), x, ldx, n, w->cols);
+    LinearIn in = {};
+    out.y = y, out.w = w, in.x = x;
+    add_out(&j, &out, NULL, row0, rows);
+    return set_input(b, &j, &in, n, w->cols, w->perm) && run(b, &j, kind_of(w));
 }

@@ -13,14 +13,15 @@ __device__ static inline float activation(float x, Activation f) {
     }
 }
 
-/* 激活函数的输入：gate、up 是 f32，half 时是 bf16（LinearOut.opaque）。 */
+/* 激活函数的输入：gate、up 是 f32，half 时是 bf16，product 时 gate 就是 f(gate)·up（LinearOut.opaque 的几种存法）。 */
 struct Gated {
     const void *gate, *up;
     Activation f;
-    bool half;
+    bool half, product;
 };
 __device__ static inline float gated_at(const Gated &a, int64_t i) {
     float g = a.half ? __bfloat162float(((const __nv_bfloat16 *)a.gate)[i]) : ((const float *)a.gate)[i];
+    if (a.product) return g;
     float r = activation(g, a.f);
     if (!a.up) return r;
     return r * (a.half ? __bfloat162float(((const __nv_bfloat16 *)a.up)[i]) : ((const float *)a.up)[i]);
@@ -54,4 +55,12 @@ __device__ static inline float norm_at(float x, const NormSpec &s, int64_t at, f
 }
 /* 输出用 bf16 存（LinearOut.opaque）：只在 bf16 计算、行数不少时。 */
 bool cuda_opaque(const Backend *b, int64_t n);
+/* in 是 IN_ACTIVATE 时，它的输入怎样存。 */
+static inline Gated gated_of(Backend *b, const LinearIn *in, int64_t n) {
+    Gated g = {};
+    g.gate = in->x, g.up = in->up, g.f = in->f;
+    g.product = in->opaque && cuda_of(b)->product;
+    g.half = in->opaque && (g.product || cuda_opaque(b, n));
+    return g;
+}
 #endif

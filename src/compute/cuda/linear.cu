@@ -23,6 +23,8 @@ template <bool VEC> __global__ static void input_kernel(__nv_bfloat16 *dst, Sour
     int64_t row = blockIdx.x, base = row * s.cols, at = 0;
     float mean = 0, r = 0;
     __nv_bfloat16 *to = dst + row * s.ld;
+    grid_release();
+    grid_wait();
     if (s.kind == IN_NORM) {
         norm_stats(s.x + base, s.cols, s.norm, sh, &mean, &r);
         at = row % s.norm.period * s.cols;
@@ -51,20 +53,17 @@ template <bool VEC> __global__ static void input_kernel(__nv_bfloat16 *dst, Sour
         }
     }
 }
-/* 放进 SLOT_X。失败返回 NULL。 */
-static __nv_bfloat16 *input_bf16(Backend *b, const LinearIn *in, int64_t n, int64_t cols, int64_t ld, const int32_t *perm) {
-    __nv_bfloat16 *dst = (__nv_bfloat16 *)cuda_slot(b, SLOT_X, (size_t)(n * ld) * 2);
-    if (!dst) return NULL;
+const __nv_bfloat16 *cuda_input_bf16(Backend *b, const LinearIn *in, int64_t n, int64_t cols, int64_t ld, const int32_t *perm) {
     Source s = {};
     s.kind = in->kind, s.x = in->x, s.norm = in->norm, s.perm = perm, s.cols = cols, s.ld = ld;
-    s.act.gate = in->x, s.act.up = in->up, s.act.f = in->f, s.act.half = in->opaque && cuda_opaque(b, n);
+    s.act = gated_of(b, in, n);
+    if (s.act.product && !perm && ld == cols) return (const __nv_bfloat16 *)in->x;
+    __nv_bfloat16 *dst = (__nv_bfloat16 *)cuda_slot(b, SLOT_X, (size_t)(n * ld) * 2);
+    if (!dst) return NULL;
     bool few = n <= GEMV_MAX_ROWS;
     dim3 grid((unsigned)n, few && in->kind != IN_NORM ? (unsigned)((ld + 1023) / 1024) : 1);
     unsigned threads = few && in->kind == IN_NORM ? 1024 : 256;
-    if (cols % 4 == 0 && !perm)
-        input_kernel<true><<<grid, threads, 0, STREAM(b)>>>(dst, s);
-    else
-        input_kernel<false><<<grid, threads, 0, STREAM(b)>>>(dst, s);
+    launch_early(b, cols % 4 == 0 && !perm ? input_kernel<true> : input_kernel<false>, grid, dim3(threads), 0, dst, s);
     return LAUNCHED(b, "输入") ? dst : NULL;
 }
 
@@ -114,13 +113,12 @@ static bool gemm_f32(Backend *b, float *y, bool add, const float *x, int64_t n, 
 bool cuda_linear_part(Backend *b, float *y, const float *x, int64_t n, const QTensor *w, int64_t row0, int64_t rows,
                       bool exact) {
     if (b->compute != COMPUTE_BF16 || exact) return gemm_f32(b, y, false, x, n, w, row0, rows);
+    if (n <= GEMV_MAX_ROWS && row0 % QT_PANEL == 0 && gemv_accepts(w)) return cuda_gemv_part(b, y, w, row0, rows, x, n);
     int64_t ldx = (w->cols + 31) / 32 * 32, ldw;
     LinearIn in = {};
     in.x = x;
-    __nv_bfloat16 *xd = input_bf16(b, &in, n, w->cols, ldx, w->perm);
-    if (!xd) return false;
-    if (n <= GEMV_MAX_ROWS && row0 % QT_PANEL == 0 && gemv_accepts(w)) return cuda_gemv_part(b, y, w, row0, rows, xd, ldx, n);
-    const void *wd = operand(b, w, row0, rows, true, &ldw);
+    const __nv_bfloat16 *xd = cuda_input_bf16(b, &in, n, w->cols, ldx, w->perm);
+    const void *wd = xd ? operand(b, w, row0, rows, true, &ldw) : NULL;
     return wd && gemm(b, y, false, false, xd, ldx, wd, ldw, n, rows, w->cols, true);
 }
 
@@ -140,20 +138,20 @@ static bool add_bias(Backend *b, const LinearOut *o, int64_t n, bool half) {
 
 static void linear_bf16(Backend *b, const LinearOut *out, int n_out, const LinearIn *in, int64_t n) {
     int64_t cols = out[0].w->cols, ldx = (cols + 31) / 32 * 32;
-    __nv_bfloat16 *x = NULL;
-    for (int i = 0, k; i < n_out; i = k) { /* [i, k)：列序相同、都走同一条路的几个 */
+    const __nv_bfloat16 *x = NULL;
+    for (int i = 0, k; i < n_out; i = k) { /* [i, k)：都走同一条路的几个 */
         const int32_t *perm = out[i].w->perm;
         bool few = n <= GEMV_MAX_ROWS && gemv_accepts(out[i].w);
-        for (k = i + 1; k < n_out && few && out[k].w->perm == perm && gemv_accepts(out[k].w);) k++;
-        if (!x || perm || out[i - 1].w->perm) x = input_bf16(b, in, n, cols, ldx, perm);
-        if (!x) return;
+        for (k = i + 1; k < n_out && few && gemv_accepts(out[k].w);) k++;
         if (few) {
-            if (!cuda_gemv(b, out + i, k - i, x, ldx, n)) return;
+            if (!cuda_gemv(b, out + i, k - i, in, n)) return;
+            x = NULL;
             continue;
         }
+        if (!x || perm || out[i - 1].w->perm) x = cuda_input_bf16(b, in, n, cols, ldx, perm);
         bool half = out[i].opaque && cuda_opaque(b, n);
         int64_t ldw;
-        const void *w = operand(b, out[i].w, 0, out[i].w->rows, true, &ldw);
+        const void *w = x ? operand(b, out[i].w, 0, out[i].w->rows, true, &ldw) : NULL;
         if (!w || !gemm(b, out[i].y, half, out[i].sum != NULL, x, ldx, w, ldw, n, out[i].w->rows, cols, true) ||
             !add_bias(b, &out[i], n, half))
             return;
@@ -168,6 +166,7 @@ const float *cuda_input_f32(Backend *b, const LinearIn *in, int64_t n, int64_t c
     return in->tmp;
 }
 void cuda_linear(Backend *b, const LinearOut *out, int n_out, const LinearIn *in, int64_t n) {
+    if (out[0].opaque) cuda_of(b)->product = false;
     if (b->compute == COMPUTE_BF16) return linear_bf16(b, out, n_out, in, n);
     const float *x = cuda_input_f32(b, in, n, out[0].w->cols);
     for (int i = 0; i < n_out; i++)

@@ -116,9 +116,10 @@ bool cuda_expand_f32(Backend *b, float *dst, const QTensor *w, int64_t row0, int
 enum { GEMV_MAX_ROWS = 32 };
 /* cuda_gemv 能否用这个权重。 */
 bool gemv_accepts(const QTensor *w);
-/* n（<= GEMV_MAX_ROWS）行的各个线性层。x 是 bf16 (n, ldx)，按 perm 排好，行尾补零到 32 的倍数（ldx 不小于它）。 */
-bool cuda_gemv(Backend *b, const LinearOut *out, int n_out, const __nv_bfloat16 *x, int64_t ldx, int64_t n);
+/* 输入化为 bf16 (n, ld)，按 perm 排好，行尾补零；在 SLOT_X，或 in->x 本来就是。失败返回 NULL。 */
+const __nv_bfloat16 *cuda_input_bf16(Backend *b, const LinearIn *in, int64_t n, int64_t cols, int64_t ld, const int32_t *perm);
+/* n（<= GEMV_MAX_ROWS）行的各个线性层。gate、up 一起时把 f(gate)·up 以 bf16 写到 out[0].y（CudaBackend.product）。 */
+bool cuda_gemv(Backend *b, const LinearOut *out, int n_out, const LinearIn *in, int64_t n);
 /* 只算一个权重的行 [row0, row0+rows)（row0 是 16 的倍数），y(n, rows)。 */
-bool cuda_gemv_part(Backend *b, float *y, const QTensor *w, int64_t row0, int64_t rows, const __nv_bfloat16 *x, int64_t ldx,
-                    int64_t n);
+bool cuda_gemv_part(Backend *b, float *y, const QTensor *w, int64_t row0, int64_t rows, const float *x, int64_t n);
 #endif

@@ -134,7 +134,7 @@ static bool code_input(Backend *b, const LinearIn *in, int64_t n, int64_t cols, 
     if (!s || !codes) return false;
     Coded c = {};
     c.x = x, c.gated = gated, c.scale = s, c.perm = perm, c.cols = cols, c.ld = ld, c.kind = act->kind;
-    c.act.gate = in->x, c.act.up = in->up, c.act.f = in->f, c.act.half = in->opaque && cuda_opaque(b, n);
+    c.act = gated_of(b, in, n);
     c.top = (1 << (act->bits - 1)) - 1, c.fixed = act->scale;
     act_codes_kernel<<<(unsigned)n, 256, 0, STREAM(b)>>>(codes, s, (int32_t *)(s + n), c);
     return LAUNCHED(b, "int8 编码");
@@ -166,6 +166,7 @@ static bool int8_one(Backend *b, const LinearOut *out, int64_t n, int64_t ld) {
 }
 void cuda_linear_int8(Backend *b, const LinearOut *out, int n_out, const LinearIn *in, int64_t n, const ActQuant *act) {
     int64_t cols = out[0].w->cols, ld = (cols + 31) / 32 * 32;
+    if (out[0].opaque) cuda_of(b)->product = false;
     for (int i = 0; i < n_out; i++) {
         const int32_t *perm = out[i].w->perm;
         if ((i == 0 || perm || out[i - 1].w->perm) && !code_input(b, in, n, cols, ld, perm, act)) return;

@@ -5,7 +5,7 @@
 
 #include "compute/cuda/cuda_ops.h"
 
-enum { CHUNK = 16384, MAX_ROWS = 2048, FEW_ROWS = 32, THREADS = 512 };
+enum { CHUNK = 16384, MAX_ROWS = 2048, FEW_ROWS = 32, THREADS = 512, PARTS = 32 /* 行少时一行分给几块 */ };
 
 struct RowState {
     double sum, dot; /* Σ e^{z−max}；Σ e^{z−max}(z−另一个 z) */
@@ -34,15 +34,24 @@ __device__ static void merge(Online *a, const Online &b) {
     a->dot = a->dot * fa + b.dot * fb;
     a->max = m;
 }
-/* 一行一块，只读一遍。other 非 NULL：累加 dot。 */
-__global__ static void chunk_kernel(RowState *s, const float *z, const float *other, const int32_t *targets, int64_t col0,
-                                    int64_t width) {
+/* 一段的统计并入一行的。 */
+__device__ static void take(RowState *me, const Online &part, int64_t col0) {
+    Online now = {me->sum, me->dot, me->max, 0};
+    if (part.max > now.max) me->top1 = (int32_t)(col0 + part.at);
+    merge(&now, part);
+    me->sum = now.sum, me->dot = now.dot, me->max = now.max;
+}
+/* 一行 gridDim.y 块，各读一段；只有一块时直接并入。other 非 NULL：累加 dot。 */
+__global__ static void chunk_kernel(RowState *s, Online *parts, const float *z, const float *other, const int32_t *targets,
+                                    int64_t col0, int64_t width) {
     __shared__ Online sh[THREADS];
     RowState *me = s + blockIdx.x;
     const float *row = z + blockIdx.x * width, *o = other ? other + blockIdx.x * width : NULL;
-    int t = threadIdx.x;
+    int t = threadIdx.x, part = blockIdx.y, from = (int)(width * part / gridDim.y), to = (int)(width * (part + 1) / gridDim.y);
+    grid_release();
+    grid_wait();
     Online mine = {0, 0, -INFINITY, (int)width};
-    for (int i = t; i < (int)width; i += THREADS) {
+    for (int i = from + t; i < to; i += THREADS) {
         float x = row[i];
         if (x > mine.max) {
             double shrink = mine.max == -INFINITY ? 0 : (double)expf(mine.max - x);
@@ -59,19 +68,37 @@ __global__ static void chunk_kernel(RowState *s, const float *z, const float *ot
         if (t < k) merge(&sh[t], sh[t + k]);
     }
     if (t) return;
-    Online now = {me->sum, me->dot, me->max, 0};
-    if (sh[0].max > now.max) me->top1 = (int32_t)(col0 + sh[0].at);
-    merge(&now, sh[0]);
-    me->sum = now.sum, me->dot = now.dot, me->max = now.max;
     int64_t at = targets[blockIdx.x] - col0;
-    if (at >= 0 && at < width) me->target = row[at];
+    if (at >= from && at < to) me->target = row[at];
+    if (gridDim.y == 1)
+        take(me, sh[0], col0);
+    else
+        parts[blockIdx.x * gridDim.y + part] = sh[0];
+}
+__global__ static void parts_kernel(RowState *s, const Online *parts, int n, int64_t col0) {
+    __shared__ Online sh[PARTS];
+    grid_release();
+    grid_wait();
+    sh[threadIdx.x] = parts[blockIdx.x * n + threadIdx.x];
+    __syncthreads();
+    for (int p = 0; threadIdx.x == 0 && p < n; p++) take(s + blockIdx.x, sh[p], col0);
 }
 
 struct Pass {
     RowState *cur, *ref;
     float *z, *z_ref;
     int32_t *targets;
+    Online *parts;
 };
+/* 一段 logits 并入各行的统计。 */
+static bool take_chunk(Backend *b, const Pass *p, RowState *s, const float *z, const float *other, int64_t n, int64_t col0,
+                       int64_t width) {
+    unsigned parts = n <= FEW_ROWS ? PARTS : 1;
+    launch_early(b, chunk_kernel, dim3((unsigned)n, parts), dim3(THREADS), 0, s, p->parts, z, other, p->targets, col0, width);
+    if (!LAUNCHED(b, "打分") || parts == 1) return b->err.code == ERR_NONE;
+    launch_early(b, parts_kernel, dim3((unsigned)n), dim3(PARTS), 0, s, p->parts, PARTS, col0);
+    return LAUNCHED(b, "打分");
+}
 
 /* 一次几列：行少时整个词表。 */
 static int64_t chunk_of(const ScoreJob *job) {
@@ -91,9 +118,9 @@ static bool score_rows(Backend *b, const ScoreJob *job, const Pass *p, int64_t r
         if (job->softcap > 0) softcap_kernel<<<cuda_blocks(n * width, 256), 256, 0, st>>>(p->z, n * width, job->softcap);
         if (job->softcap > 0 && p->ref)
             softcap_kernel<<<cuda_blocks(n * width, 256), 256, 0, st>>>(p->z_ref, n * width, job->softcap);
-        chunk_kernel<<<(unsigned)n, THREADS, 0, st>>>(p->cur, p->z, NULL, p->targets, c, width);
-        if (p->ref) chunk_kernel<<<(unsigned)n, THREADS, 0, st>>>(p->ref, p->z_ref, p->z, p->targets, c, width);
-        if (!LAUNCHED(b, "打分")) return false;
+        if (!take_chunk(b, p, p->cur, p->z, NULL, n, c, width) ||
+            (p->ref && !take_chunk(b, p, p->ref, p->z_ref, p->z, n, c, width)))
+            return false;
     }
     return true;
 }
@@ -118,13 +145,14 @@ void cuda_score(Backend *b, const ScoreJob *job) {
     int64_t rows = job->n < MAX_ROWS ? job->n : MAX_ROWS, models = has_ref ? 2 : 1;
     size_t z_bytes = (size_t)(rows * chunk_of(job)) * 4, state = (size_t)rows * sizeof(RowState);
     char *z = (char *)cuda_slot(b, SLOT_Z, (size_t)models * z_bytes);
-    char *s = (char *)cuda_slot(b, SLOT_A, (size_t)models * state + (size_t)rows * 4);
+    size_t targets = ((size_t)rows * 4 + 15) / 16 * 16, parts = FEW_ROWS * PARTS * sizeof(Online);
+    char *s = (char *)cuda_slot(b, SLOT_A, (size_t)models * state + targets + parts);
     RowState *host = (RowState *)malloc((size_t)models * state);
     if (!host) cuda_fail(b, ERR_MEMORY, "内存不足");
     bool ok = z && s && host;
     if (ok) {
         Pass p = {(RowState *)s, has_ref ? (RowState *)s + rows : NULL, (float *)z, (float *)(z + z_bytes),
-                  (int32_t *)(s + (size_t)models * state)};
+                  (int32_t *)(s + (size_t)models * state), (Online *)(s + (size_t)models * state + targets)};
         for (int64_t r = 0; ok && r < job->n; r += rows) {
             int64_t n = job->n - r < rows ? job->n - r : rows;
             ok = score_rows(b, job, &p, r, n);

@@ -255,7 +255,11 @@ static void step_case(const RefTarget *t, DType type, int64_t dim, int64_t half,
         assert_int_equal(store[0][i][0].length, store[1][i][0].length);
     }
     ref_check(&b);
-    ref_same(q[0], q[1], STEPS * wide, t->name, "一步 q");
+    size_t row = (size_t)narrow * (type == DT_F32 ? 4 : 2);
+    for (int i = 0; i < STEPS; i++)
+        for (int side = 0; side < 2; side++)
+            assert_memory_equal((char *)store[0][i][side].data + (size_t)LENGTHS[i] * row,
+                                (char *)store[1][i][side].data + (size_t)LENGTHS[i] * row, row);
     ref_same_row(out[0], out[1], STEPS * wide, t->name, "一步");
     for (int c = 0; c < 2; c++) {
         free(q[c]);

@@ -1,12 +1,13 @@
 /* decode — 查询很少（逐 token 解码）的注意力：直接读缓存，沿键切开分给许多块
- * 一块一个（键值头的一批查询头, 查询, 一段键），各线程束轮流取键、一次几个、各自在线 softmax；段不止一个时部分结果写到显存，
- * 最后做完的块按段的次序合并。bf16 计算时 q、k、v 先舍入到 bf16，同 flash.cu。
- * 一步解码（STEP）连同旋转、写入缓存：q 在取的时候转，看得见最末一个键的那一块转 k 并把 k、v 写进缓存。 */
+ * 一块一个（键值头的一批查询头, 查询, 一段键）。一次取 TILE 个键值到共享内存，先算全部的分数，再定 softmax 的系数，再加权；段不止一个时部分
+ * 结果写到显存，最后做完的块按段的次序合并。bf16 计算时 q、k、v 先舍入到 bf16，同 flash.cu。
+ * 一步解码（step.k 非 NULL）连同旋转、写入缓存：q 在取的时候转，看得见最末一个键的那一块转 k 并把 k、v 写进缓存。
+ * 一次派发只做几微秒，代码因此求短：展开得多了，取指令的时间反而比算的长。 */
 #include <math.h>
 
 #include "compute/cuda/attention.h"
 
-enum { WARPS = 8, SPLIT_KEYS = 64, MAX_SPLITS = 32, AHEAD = 4 /* 一次取几个键 */ };
+enum { THREADS = 256, TILE = 64, MAX_SPLITS = 32, MAX_DIM = 256, PARTS = THREADS / TILE /* 几个线程算一个键的分数 */ };
 
 struct DecodeRow {
     void *k, *v;
@@ -33,10 +34,6 @@ struct DecodeArgs {
 __device__ static float rounded(float x, bool round) {
     return round ? __bfloat162float(__float2bfloat16_rn(x)) : x;
 }
-/* 一个线程的 N 个相邻的元素：整个都有时一次读来。 */
-template <typename T, int N> struct alignas(sizeof(T) * N) Pack {
-    T x[N];
-};
 __device__ static float value(float x) {
     return x;
 }
@@ -55,14 +52,6 @@ __device__ static void put(__half *to, float x) {
 __device__ static void put(__nv_bfloat16 *to, float x) {
     *to = __float2bfloat16_rn(x);
 }
-template <typename T, int N> __device__ static Pack<T, N> load_dims(const T *data, int64_t at, int valid, bool aligned) {
-    Pack<T, N> p = {};
-    if (aligned && valid >= N) return *(const Pack<T, N> *)(data + at);
-#pragma unroll
-    for (int i = 0; i < N; i++)
-        if (i < valid) p.x[i] = data[at + i];
-    return p;
-}
 /* 一个头的第 d 维旋转之后。 */
 __device__ static float turned(const float *head, int d, const StepArgs &s, int64_t pos) {
     if (!s.cos_table || d >= 2 * s.half) return head[d];
@@ -72,188 +61,221 @@ __device__ static float turned(const float *head, int d, const StepArgs &s, int6
     return lead ? __fadd_rn(__fmul_rn(x, co), -__fmul_rn(y, si)) : __fadd_rn(__fmul_rn(x, co), __fmul_rn(y, si));
 }
 
-/* 各线程束的在线 softmax：state 是 (最大值, Σ)，sums 是加权和，按线程束的次序合并；写出一段的结果。 */
-template <int N, int G> __device__ static void merge_warps(const DecodeArgs &a, const float (*state)[G][2], const float (*sums)[G][32 * N],
-                                                           int64_t t, int64_t h0, int heads, int split) {
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, dim = (int)a.s.head_dim, d0 = lane * N;
-    for (int g = warp; g < heads; g += WARPS) { /* 线程束 g 合并第 g 个头 */
-        float m = -INFINITY, total = 0, o[N] = {};
-        for (int w = 0; w < WARPS; w++) m = fmaxf(m, state[w][g][0]);
-        for (int w = 0; w < WARPS; w++) {
-            float f = state[w][g][0] == -INFINITY ? 0 : expf(state[w][g][0] - m);
-            total += state[w][g][1] * f;
-#pragma unroll
-            for (int i = 0; i < N; i++) o[i] += sums[w][g][d0 + i] * f;
+/* 共享内存：k、v 各 TILE 行（行距 stride 个元素，多出 16 字节免得撞同一组存储体），q，分数，各头的系数。 */
+template <typename T, int G> struct Tile {
+    T *k, *v;
+    float *q, (*score)[TILE], (*state)[4]; /* state：最大值，Σ，这次的收缩 */
+    int stride, padded;                    /* padded：dim 补到整 16 字节 */
+};
+template <typename T> static __host__ __device__ int padded_dim(int dim) {
+    enum { UNIT = 16 / sizeof(T) };
+    return (dim + UNIT - 1) / UNIT * UNIT;
+}
+template <typename T, int G> static __host__ __device__ size_t tile_bytes(int dim) {
+    return (size_t)2 * TILE * (padded_dim<T>(dim) * sizeof(T) + 16) + (size_t)G * (padded_dim<T>(dim) + TILE + 4) * 4;
+}
+template <typename T, int G> __device__ static Tile<T, G> tile_at(char *shared, int dim) {
+    Tile<T, G> t;
+    t.padded = padded_dim<T>(dim), t.stride = t.padded + 16 / (int)sizeof(T);
+    t.k = (T *)shared, t.v = t.k + TILE * t.stride;
+    t.q = (float *)(t.v + TILE * t.stride);
+    t.score = (float(*)[TILE])(t.q + G * t.padded), t.state = (float(*)[4])(t.score + G);
+    return t;
+}
+/* 键 [j, j+n) 的 k 或 v 送进共享内存；行尾补零。 */
+template <typename T> __device__ static void fetch(T *to, const T *from, int width, int n, int dim, int padded, int stride) {
+    enum { UNIT = 16 / sizeof(T) };
+    int units = padded / UNIT;
+    bool whole = dim % UNIT == 0 && width % UNIT == 0; /* 各行都从 16 字节的边界开始 */
+#pragma unroll 1
+    for (int i = threadIdx.x; i < n * units; i += THREADS) {
+        int row = i / units, d = i % units * UNIT;
+        T *at = to + row * stride + d;
+        if (whole) {
+            asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((unsigned)__cvta_generic_to_shared(at)), "l"(from + (int64_t)row * width + d));
+        } else {
+#pragma unroll 1
+            for (int e = 0; e < UNIT; e++) put(at + e, d + e < dim ? value(from[(int64_t)row * width + d + e]) : 0);
         }
-        int64_t row = t * a.s.n_heads + h0 + g;
-        float *to = a.splits == 1 ? a.out + row * dim : a.part + (row * a.splits + split) * (dim + 2) + 2;
-        float inv = a.splits == 1 ? 1 / total : 1;
-        for (int i = 0; i < N; i++)
-            if (d0 + i < dim) to[d0 + i] = o[i] * inv;
-        if (a.splits > 1 && lane == 0) to[-2] = m, to[-1] = total;
     }
 }
+/* 一个键的一部分维与各头的 q 的积。 */
+template <typename T, int G> __device__ static void dots(float *x, const Tile<T, G> &t, int key, int part, bool round) {
+    enum { UNIT = 16 / sizeof(T) };
+#pragma unroll
+    for (int g = 0; g < G; g++) x[g] = 0;
+#pragma unroll 1
+    for (int d = part * UNIT; d < t.padded; d += PARTS * UNIT) {
+        uint4 raw = *(const uint4 *)(t.k + key * t.stride + d);
+        const T *k = (const T *)&raw;
+#pragma unroll
+        for (int e = 0; e < UNIT; e++) {
+            float ke = rounded(value(k[e]), round);
+#pragma unroll
+            for (int g = 0; g < G; g++) x[g] += t.q[g * t.padded + d + e] * ke;
+        }
+    }
+}
+/* 一个头的 n 个分数 → 系数，更新 state；一个线程束。 */
+__device__ static void soften(float *score, float *state, int n) {
+    int lane = threadIdx.x % 32;
+    float m = state[0], sum = 0;
+#pragma unroll 1
+    for (int i = lane; i < n; i += 32) m = fmaxf(m, score[i]);
+    for (int o = 16; o; o /= 2) m = fmaxf(m, __shfl_xor_sync(0xFFFFFFFFu, m, o));
+    float base = m == -INFINITY ? 0 : m;
+#pragma unroll 1
+    for (int i = lane; i < n; i += 32) sum += score[i] = expf(score[i] - base);
+    for (int o = 16; o; o /= 2) sum += __shfl_xor_sync(0xFFFFFFFFu, sum, o);
+    __syncwarp();
+    if (lane) return;
+    state[2] = expf(state[0] - base);
+    state[1] = state[1] * state[2] + sum, state[0] = m;
+}
 /* 各段的结果合并：一个线程束一个头，线程 s 管段 s 的系数（MAX_SPLITS 不多于 32）。 */
-template <int N> __device__ static void merge_splits(const DecodeArgs &a, int64_t t, int64_t h0, int heads) {
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, dim = (int)a.s.head_dim, d0 = lane * N;
-    for (int g = warp; g < heads; g += WARPS) {
+__device__ static void merge_splits(const DecodeArgs &a, int64_t t, int64_t h0, int heads) {
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, dim = (int)a.s.head_dim;
+#pragma unroll 1
+    for (int g = warp; g < heads; g += THREADS / 32) {
         int64_t row = t * a.s.n_heads + h0 + g;
         const float *part = a.part + row * a.splits * (dim + 2);
         float mine = lane < a.splits ? __ldcg(part + lane * (dim + 2)) : -INFINITY, m = mine;
         float sum = lane < a.splits ? __ldcg(part + lane * (dim + 2) + 1) : 0;
         for (int o = 16; o; o /= 2) m = fmaxf(m, __shfl_xor_sync(0xFFFFFFFFu, m, o));
-        float f = mine == -INFINITY ? 0 : expf(mine - m), total = sum * f, o[N] = {};
+        float f = mine == -INFINITY ? 0 : expf(mine - m), total = sum * f;
         for (int k = 16; k; k /= 2) total += __shfl_xor_sync(0xFFFFFFFFu, total, k);
+#pragma unroll 1
+        for (int d = lane; d < (dim + 31) / 32 * 32; d += 32) {
+            float o = 0;
 #pragma unroll 8
-        for (int s = 0; s < a.splits; s++) {
-            float fs = __shfl_sync(0xFFFFFFFFu, f, s);
-#pragma unroll
-            for (int i = 0; i < N; i++)
-                if (d0 + i < dim) o[i] += __ldcg(part + s * (dim + 2) + 2 + d0 + i) * fs;
+            for (int s = 0; s < a.splits; s++)
+                o += (d < dim ? __ldcg(part + s * (dim + 2) + 2 + d) : 0) * __shfl_sync(0xFFFFFFFFu, f, s);
+            if (d < dim) a.out[row * dim + d] = o / total;
         }
-        for (int i = 0; i < N; i++)
-            if (d0 + i < dim) a.out[row * dim + d0 + i] = o[i] / total;
     }
 }
 
-/* 一批 G 个查询头；一个线程管 N 个相邻的维。 */
-template <typename T, int N, int G, bool STEP>
-__global__ __launch_bounds__(WARPS * 32) static void decode_kernel(const __grid_constant__ DecodeArgs a) {
-    __shared__ float state[WARPS][G][2], sums[WARPS][G][32 * N];
+/* 一批至多 G 个查询头。 */
+template <typename T, int G> __global__ __launch_bounds__(THREADS) static void decode_kernel(const __grid_constant__ DecodeArgs a) {
+    extern __shared__ uint4 shared[];
     __shared__ bool last;
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, split = blockIdx.x;
-    int64_t t = blockIdx.z, dim = a.s.head_dim, group = a.s.n_heads / a.s.n_kv_heads, per = (group + G - 1) / G;
-    int64_t kv = blockIdx.y / per, h0 = kv * group + blockIdx.y % per * G;
-    int heads = (int)(kv * group + group - h0 < G ? kv * group + group - h0 : G), d0 = lane * N;
-    int valid = (int)(dim - d0 < N ? dim - d0 : N);
+    int tid = threadIdx.x, split = blockIdx.x, dim = (int)a.s.head_dim, t = blockIdx.z;
+    int group = (int)a.s.n_heads / (int)a.s.n_kv_heads, per = (group + G - 1) / G, kv = blockIdx.y / per;
+    int h0 = kv * group + blockIdx.y % per * G, heads = kv * group + group - h0 < G ? kv * group + group - h0 : G;
     const DecodeRow &row0 = a.row[t];
-    int64_t pos = row0.pos, from = a.s.window > 0 && pos >= a.s.window ? pos - a.s.window + 1 : 0;
-    int64_t len = pos + 1 - from, j0 = from + len * split / a.splits, j1 = from + len * (split + 1) / a.splits;
-    int64_t width = a.s.n_kv_heads * dim;
-    const T *keys = (const T *)row0.k, *values = (const T *)row0.v;
-    bool aligned = dim % N == 0;
+    int pos = (int)row0.pos, from = a.s.window > 0 && pos >= a.s.window ? pos - (int)a.s.window + 1 : 0, len = pos + 1 - from;
+    int each = (len + a.splits - 1) / a.splits, j0 = from + each * split, j1 = j0 + each < pos + 1 ? j0 + each : pos + 1;
+    int width = (int)a.s.n_kv_heads * dim;
+    Tile<T, G> tile = tile_at<T, G>((char *)shared, dim);
+    int pairs = (dim + 1) / 2, slices = THREADS / pairs, slice = tid / pairs, d = tid % pairs * 2; /* 加权时：两维、一份键 */
+    float acc[G][2] = {};
+    bool step = a.step.k != NULL;
     grid_release();
     grid_wait();
-    float q[G][N], acc[G][N] = {}, max[G], sum[G] = {};
-#pragma unroll
-    for (int g = 0; g < G; g++) {
-        max[g] = -INFINITY;
-        const float *head = a.q + (t * a.s.n_heads + h0 + (g < heads ? g : 0)) * dim;
-#pragma unroll
-        for (int i = 0; i < N; i++)
-            q[g][i] = i < valid ? rounded(STEP ? turned(head, d0 + i, a.step, pos) : head[d0 + i], a.round) : 0;
+#pragma unroll 1
+    for (int i = tid; i < G * tile.padded; i += THREADS) {
+        int g = i / tile.padded, e = i % tile.padded;
+        const float *head = a.q + (int64_t)(t * (int)a.s.n_heads + h0 + g) * dim;
+        tile.q[i] = g < heads && e < dim ? rounded(step ? turned(head, e, a.step, pos) : head[e], a.round) : 0;
     }
-    for (int64_t first = j0 + warp; first < j1; first += WARPS * AHEAD) {
-        Pack<T, N> k[AHEAD], v[AHEAD];
-        float x[G][AHEAD];
-#pragma unroll
-        for (int s = 0; s < AHEAD; s++) {
-            int64_t j = first + s * WARPS;
-            if (STEP && j == pos && j < j1) {
-                const float *new_k = a.step.k + t * width + kv * dim, *new_v = a.step.v + t * width + kv * dim;
-                for (int i = 0; i < N; i++) {
-                    if (i >= valid) continue;
-                    put(&k[s].x[i], turned(new_k, d0 + i, a.step, pos)), put(&v[s].x[i], new_v[d0 + i]);
-                    if (blockIdx.y % per) continue;
-                    ((T *)row0.k)[(pos - row0.k_first) * width + kv * dim + d0 + i] = k[s].x[i];
-                    ((T *)row0.v)[(pos - row0.v_first) * width + kv * dim + d0 + i] = v[s].x[i];
-                }
-            } else if (j < j1) {
-                k[s] = load_dims<T, N>(keys, (j - row0.k_first) * width + kv * dim + d0, valid, aligned);
-                v[s] = load_dims<T, N>(values, (j - row0.v_first) * width + kv * dim + d0, valid, aligned);
-            }
+    if (tid < G) tile.state[tid][0] = -INFINITY, tile.state[tid][1] = 0;
+#pragma unroll 1
+    for (int j = j0; j < j1; j += TILE) {
+        int n = j1 - j < TILE ? j1 - j : TILE, old = step && j + n > pos ? n - 1 : n; /* 新的键在最末 */
+        const T *keys = (const T *)row0.k + (j - row0.k_first) * width + kv * dim;
+        const T *values = (const T *)row0.v + (j - row0.v_first) * width + kv * dim;
+        fetch(tile.k, keys, width, old, dim, tile.padded, tile.stride);
+        fetch(tile.v, values, width, old, dim, tile.padded, tile.stride);
+#pragma unroll 1
+        for (int e = tid; old < n && e < tile.padded; e += THREADS) {
+            T *k = tile.k + old * tile.stride + e, *v = tile.v + old * tile.stride + e;
+            put(k, e < dim ? turned(a.step.k + t * width + kv * dim, e, a.step, pos) : 0);
+            put(v, e < dim ? a.step.v[t * width + kv * dim + e] : 0);
+            if (e < dim && blockIdx.y % per == 0) ((T *)keys)[(int64_t)old * width + e] = *k, ((T *)values)[(int64_t)old * width + e] = *v;
         }
-#pragma unroll
-        for (int s = 0; s < AHEAD; s++)
-#pragma unroll
-            for (int g = 0; g < G; g++) {
-                x[g][s] = 0;
-#pragma unroll
-                for (int i = 0; i < N; i++)
-                    if (i < valid) x[g][s] += q[g][i] * rounded(value(k[s].x[i]), a.round);
-            }
-#pragma unroll
-        for (int o = 16; o; o /= 2)
-#pragma unroll
-            for (int s = 0; s < AHEAD; s++)
-#pragma unroll
-                for (int g = 0; g < G; g++) x[g][s] += __shfl_xor_sync(0xFFFFFFFFu, x[g][s], o);
+        asm volatile("cp.async.wait_all;" ::: "memory");
+        __syncthreads();
+        int key = tid / PARTS;
+        float x[G];
+        if (key < n) dots<T, G>(x, tile, key, tid % PARTS, a.round);
 #pragma unroll
         for (int g = 0; g < G; g++) {
-            float m = max[g];
-#pragma unroll
-            for (int s = 0; s < AHEAD; s++) {
-                int64_t j = first + s * WARPS;
-                x[g][s] *= a.s.scale;
-                if (a.s.softcap > 0) x[g][s] = a.s.softcap * tanhf(x[g][s] / a.s.softcap);
-                if (a.s.bias && j < j1) x[g][s] += a.s.bias[(h0 + (g < heads ? g : 0)) * a.s.bias_stride + j];
-                if (j >= j1) x[g][s] = -INFINITY;
-                m = fmaxf(m, x[g][s]);
-            }
-            float base = m == -INFINITY ? 0 : m, shrink = expf(max[g] - base);
-            sum[g] *= shrink, max[g] = m;
-#pragma unroll
-            for (int i = 0; i < N; i++) acc[g][i] *= shrink;
-#pragma unroll
-            for (int s = 0; s < AHEAD; s++) {
-                if (first + s * WARPS >= j1) break;
-                float p = expf(x[g][s] - base);
-                sum[g] += p;
-#pragma unroll
-                for (int i = 0; i < N; i++)
-                    if (i < valid) acc[g][i] += p * rounded(value(v[s].x[i]), a.round);
-            }
+            for (int o = PARTS / 2; o; o /= 2) x[g] += __shfl_xor_sync(0xFFFFFFFFu, x[g], o);
+            if (key >= n || tid % PARTS) continue;
+            float y = x[g] * a.s.scale;
+            if (a.s.softcap > 0) y = a.s.softcap * tanhf(y / a.s.softcap);
+            if (a.s.bias) y += a.s.bias[(h0 + (g < heads ? g : 0)) * a.s.bias_stride + j + key];
+            tile.score[g][key] = y;
         }
-    }
+        __syncthreads();
+#pragma unroll 1
+        for (int g = tid / 32; g < G; g += THREADS / 32) soften(tile.score[g], tile.state[g], n);
+        __syncthreads();
 #pragma unroll
-    for (int g = 0; g < G; g++) {
-        if (lane == 0) state[warp][g][0] = max[g], state[warp][g][1] = sum[g];
+        for (int g = 0; g < G; g++) acc[g][0] *= tile.state[g][2], acc[g][1] *= tile.state[g][2];
+        if (slice < slices)
+#pragma unroll 2
+            for (int i = slice; i < n; i += slices) {
+                const T *v = tile.v + i * tile.stride + d;
+                float v0 = rounded(value(v[0]), a.round), v1 = rounded(value(v[1]), a.round);
 #pragma unroll
-        for (int i = 0; i < N; i++) sums[warp][g][d0 + i] = acc[g][i];
+                for (int g = 0; g < G; g++) acc[g][0] += tile.score[g][i] * v0, acc[g][1] += tile.score[g][i] * v1;
+            }
+        __syncthreads();
     }
+    float *sums = (float *)shared; /* (份, 头, 维)：k、v 已经用完 */
+#pragma unroll
+    for (int g = 0; g < G; g++)
+        for (int e = 0; e < 2; e++)
+            if (slice < slices && d + e < dim) sums[(slice * G + g) * dim + d + e] = acc[g][e];
     __syncthreads();
-    merge_warps<N, G>(a, state, sums, t, h0, heads, split);
+#pragma unroll 1
+    for (int i = tid; i < heads * dim; i += THREADS) {
+        int g = i / dim, e = i % dim;
+        int64_t row = t * (int)a.s.n_heads + h0 + g;
+        float *to = a.splits == 1 ? a.out + row * dim : a.part + (row * a.splits + split) * (dim + 2) + 2, sum = 0;
+#pragma unroll 1
+        for (int s = 0; s < slices; s++) sum += sums[(s * G + g) * dim + e];
+        to[e] = a.splits == 1 ? sum / tile.state[g][1] : sum;
+        if (a.splits > 1 && e == 0) to[-2] = tile.state[g][0], to[-1] = tile.state[g][1];
+    }
     if (a.splits == 1) return;
     __threadfence();
     __syncthreads();
     int *done = a.done + blockIdx.z * gridDim.y + blockIdx.y;
-    if (threadIdx.x == 0) last = atomicAdd(done, 1) == a.splits - 1;
+    if (tid == 0) last = atomicAdd(done, 1) == a.splits - 1;
     __syncthreads();
     if (!last) return;
     __threadfence();
-    merge_splits<N>(a, t, h0, heads);
-    if (threadIdx.x == 0) *done = 0;
+    merge_splits(a, t, h0, heads);
+    if (tid == 0) *done = 0;
 }
 
 bool decode_accepts(const AttnSide *k, const AttnSide *v, int64_t n, const AttnSpec *s) {
-    return n <= DECODE_MAX_ROWS && s->head_dim <= 256 && k->rule == FAR_NONE && v->rule == FAR_NONE && !k->cos_table &&
+    return n <= DECODE_MAX_ROWS && s->head_dim <= MAX_DIM && k->rule == FAR_NONE && v->rule == FAR_NONE && !k->cos_table &&
            !v->cos_table && s->n_heads * n <= COUNTERS;
 }
-template <typename T, int N, int G> static void launch(Backend *b, const DecodeArgs &a, int64_t n) {
+template <typename T, int G> static void launch(Backend *b, const DecodeArgs &a, int64_t n) {
     int64_t group = a.s.n_heads / a.s.n_kv_heads, per = (group + G - 1) / G;
-    dim3 grid((unsigned)a.splits, (unsigned)(a.s.n_kv_heads * per), (unsigned)n), block(WARPS * 32);
-    launch_early(b, a.step.k ? decode_kernel<T, N, G, true> : decode_kernel<T, N, G, false>, grid, block, 0, a);
+    dim3 grid((unsigned)a.splits, (unsigned)(a.s.n_kv_heads * per), (unsigned)n), block(THREADS);
+    static bool allowed; /* 共享内存多于 48 KB 要先说 */
+    if (!allowed)
+        allowed = cuda_ok(b, cudaFuncSetAttribute(decode_kernel<T, G>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                  (int)tile_bytes<T, G>(MAX_DIM)), "共享内存");
+    launch_early(b, decode_kernel<T, G>, grid, block, tile_bytes<T, G>((int)a.s.head_dim), a);
 }
-template <typename T, int N> static void launch_group(Backend *b, const DecodeArgs &a, int64_t n) {
+template <typename T> static void launch_group(Backend *b, const DecodeArgs &a, int64_t n) {
     int64_t group = a.s.n_heads / a.s.n_kv_heads;
-    if (group >= 4)
-        launch<T, N, 4>(b, a, n);
-    else if (group >= 2)
-        launch<T, N, 2>(b, a, n);
+    if (group > 4)
+        launch<T, 8>(b, a, n);
+    else if (group > 1)
+        launch<T, 4>(b, a, n);
     else
-        launch<T, N, 1>(b, a, n);
-}
-template <typename T> static void launch_dims(Backend *b, const DecodeArgs &a, int64_t n) {
-    if (a.s.head_dim <= 64)
-        launch_group<T, 2>(b, a, n);
-    else if (a.s.head_dim <= 128)
-        launch_group<T, 4>(b, a, n);
-    else
-        launch_group<T, 8>(b, a, n);
+        launch<T, 1>(b, a, n);
 }
 /* 各行已填好；longest：看得见的键最多几个。 */
 static bool run(Backend *b, DecodeArgs *a, int64_t n, int64_t longest) {
-    int64_t splits = (longest - 1) / SPLIT_KEYS + 1, dim = a->s.head_dim;
+    int64_t splits = (longest - 1) / TILE + 1, dim = a->s.head_dim;
     a->splits = (int)(splits > MAX_SPLITS ? MAX_SPLITS : splits);
     a->round = b->compute == COMPUTE_BF16, a->done = cuda_of(b)->counters;
     if (a->splits > 1) {
@@ -261,11 +283,11 @@ static bool run(Backend *b, DecodeArgs *a, int64_t n, int64_t longest) {
         if (!a->part) return false;
     }
     if (a->dtype == DT_F32)
-        launch_dims<float>(b, *a, n);
+        launch_group<float>(b, *a, n);
     else if (a->dtype == DT_F16)
-        launch_dims<__half>(b, *a, n);
+        launch_group<__half>(b, *a, n);
     else
-        launch_dims<__nv_bfloat16>(b, *a, n);
+        launch_group<__nv_bfloat16>(b, *a, n);
     return LAUNCHED(b, "decode");
 }
 bool cuda_decode(Backend *b, float *out, const float *q, const KvStore *k, const KvStore *v, int64_t n, const AttnSpec *s) {
@@ -297,7 +319,7 @@ void cuda_attend_step(Backend *b, const StepJob *j) {
     const AttnSpec *s = &j->spec;
     DecodeArgs a = {};
     int64_t longest = 1;
-    if (s->head_dim > 256) {
+    if (s->head_dim > MAX_DIM) {
         step_apart(b, j);
         return;
     }

@@ -2,7 +2,7 @@
  * 一次一对面板（32 行输出：一个权重相邻的两个，或 gate、up 同一位置的各一个，后者当场算出 f(gate)·up），块内各线程束分担 k，按固定
  * 次序相加；一块线程轮流做几对。编码（或 128 + 编码）在 bf16 里精确，以 f32 累加；一组的末尾减去零点乘 Σx，再乘缩放。
  * 权重由 cp.async 送进各线程束自己的环形缓冲，一直有几步在路上；程序化依赖启动：前一个内核还没做完，头几步已经在路上。
- * 只有一个 token 时输入由各块自己化成 bf16；RMSNorm 的 1/rms 是整行一个数，留到最后才乘，不必等它。
+ * 只有一个 token 时输入（归一化在内）由各块自己化成 bf16。
  *
  * m16n8k16 的 A 是 16 行权重，B 是至多 8 个 token 的激活；行、k 的次序都换过（A、B 一同）：线程 (g, t) 在每 32 列里取第 8t..8t+7 列，
  * 正是打包时的一组；量化的取面板 g/4 的行 4(g%4)..+3（16 字节一次读），稠密的取两个面板的行 g、g+8。 */
@@ -304,38 +304,28 @@ __device__ static void multiply(float (*acc)[NT][4], const Stage<0, false> &w, c
     }
 }
 
-/* 一个 token 的输入化成 bf16，放进共享内存。返回: 本线程的那些输入的平方和（norm 时）。 */
-__device__ static float make_input(__nv_bfloat16 *to, const GemvJob &j) {
-    float squares = 0;
+/* 一个 token 的输入化成 bf16，放进共享内存。 */
+__device__ static void make_input(__nv_bfloat16 *to, const GemvJob &j) {
+    __shared__ double sums[32];
+    float mean = 0, r = 0;
     if (j.half) {
         for (int k = threadIdx.x * 8; k < j.ldx; k += THREADS * 8) /* 列数是 8 的倍数 */
             *(uint4 *)(to + k) = k < j.cols ? *(const uint4 *)((const __nv_bfloat16 *)j.raw + k) : uint4{};
-        return 0;
-    }
-    for (int k = threadIdx.x * 4; k < j.ldx; k += THREADS * 4) {
-        float v[4] = {};
-        if (!j.perm && j.cols % 4 == 0 && k < j.cols) {
-            float4 x = *(const float4 *)(j.raw + k);
-            v[0] = x.x, v[1] = x.y, v[2] = x.z, v[3] = x.w;
-        } else {
-            for (int i = 0; i < 4 && k + i < j.cols; i++) v[i] = j.raw[j.perm ? j.perm[k + i] : k + i];
+    } else {
+        if (j.norm) norm_stats(j.raw, j.cols, j.spec, sums, &mean, &r);
+#pragma unroll 4
+        for (int k = threadIdx.x; k < j.ldx; k += THREADS) {
+            int from = j.perm && k < j.cols ? j.perm[k] : k;
+            float v = k < j.cols ? j.raw[from] : 0;
+            if (j.norm && k < j.cols) v = norm_at(v, j.spec, from, mean, r);
+            to[k] = __float2bfloat16_rn(v);
         }
-        for (int i = 0; j.norm && i < 4 && k + i < j.cols; i++) {
-            squares += v[i] * v[i];
-            if (j.spec.weight) v[i] *= j.spec.weight[j.perm ? j.perm[k + i] : k + i];
-        }
-        *(uint2 *)(to + k) = make_uint2(pack2(v[0], v[1]), pack2(v[2], v[3]));
     }
-    return squares;
-}
-/* 1/rms；各线程都得到。 */
-__device__ static float inverse_rms(float squares, const GemvJob &j) {
-    __shared__ double sums[32];
-    return 1.0f / sqrtf((float)(warp_block_sum((double)squares, sums) / (double)j.cols) + j.spec.eps);
+    __syncthreads();
 }
 /* 各线程束的部分和相加，写出。 */
 template <bool QUANT, int TOKENS>
-__device__ static void write_pair(const GemvJob &j, const Pair &pair, const float (*sums)[2 * QT_PANEL * TOKENS], float factor) {
+__device__ static void write_pair(const GemvJob &j, const Pair &pair, const float (*sums)[2 * QT_PANEL * TOKENS]) {
     const GemvOut &o = *pair.o;
     for (int i = threadIdx.x; i < j.n * QT_PANEL * (o.product ? 1 : 2); i += THREADS) {
         int side = i / (j.n * QT_PANEL), token = i / QT_PANEL % j.n, local = i % QT_PANEL;
@@ -346,7 +336,6 @@ __device__ static void write_pair(const GemvJob &j, const Pair &pair, const floa
             int q = o.product ? p : side, at = QUANT ? local % 4 * TILE_N + q * 4 + local / 4 : q * QT_PANEL + local;
             s[p] = 0;
             for (int w = 0; w < WARPS; w++) s[p] += sums[w][at * TOKENS + token];
-            s[p] *= factor;
             if (o.side[q].bias) s[p] += o.side[q].bias[row];
         }
         int64_t to = (int64_t)token * rows + row;
@@ -386,11 +375,9 @@ __global__ __launch_bounds__(THREADS, NT == 1 ? 2 : 1) static void gemv_kernel(c
     grid_release();
     grid_wait();
     const __nv_bfloat16 *x = j.x, *rows[NT];
-    float factor = 1, squares = 0;
     if (!x) {
         __nv_bfloat16 *own = (__nv_bfloat16 *)((S *)dynamic + WARPS * D);
-        squares = make_input(own, j);
-        __syncthreads();
+        make_input(own, j);
         x = own;
     }
 #pragma unroll
@@ -414,16 +401,16 @@ __global__ __launch_bounds__(THREADS, NT == 1 ? 2 : 1) static void gemv_kernel(c
                     int row = BITS ? (2 * u + r / 2) * TILE_N + g : u * QT_PANEL + r / 2 * TILE_N + g;
                     sums[warp][row * TOKENS + i * TILE_N + 2 * t + r % 2] = acc[u][i][r];
                 }
-        if (j.norm && at == (int)blockIdx.x) factor = inverse_rms(squares, j);
         __syncthreads();
-        write_pair<BITS != 0, TOKENS>(j, pair, sums, factor);
+        write_pair<BITS != 0, TOKENS>(j, pair, sums);
         __syncthreads();
         if (at + (int)gridDim.x < j.pairs) pair = find_pair(j, at + gridDim.x);
     }
 }
 
-bool gemv_accepts(const QTensor *w) {
-    if (w->dense != DT_NONE) return w->dense == DT_BF16 && w->cols % 8 == 0;
+bool gemv_accepts(const QTensor *w, int64_t n) {
+    if (w->dense != DT_NONE) return n <= TILE_N && w->dense == DT_BF16 && w->cols % 8 == 0; /* 再多 cuBLAS 更快 */
+    if (n > GEMV_MAX_ROWS) return false;
     int bits = w->spec.bits; /* 其余的位宽少见，不值得多编几份内核 */
     if (w->spec.codes != CODE_INT || w->nested.per || w->spec.scale_dtype == DT_BF16) return false;
     return (bits <= 4 || bits == 8) && w->spec.zero != ZERO_FLOAT && !w->two.scale_bits && !w->two.zero_bits && !w->outliers.start &&
@@ -454,7 +441,8 @@ static void add_out(GemvJob *j, const LinearOut *out, const LinearOut *up, int64
     j->pairs += up ? panels : (panels + 1) / 2;
 }
 template <int BITS, int NT, bool FINE> static void launch(Backend *b, const GemvJob &j) {
-    int sms = cuda_of(b)->sms, grid = j.pairs <= sms ? sms : j.pairs < 2 * sms ? j.pairs : 2 * sms; /* 不足一轮也每个都占上：否则下一个内核先到的块会挤在空着的上 */
+    int sms = cuda_of(b)->sms, each = BITS ? 2 : 1; /* 每个上几块；稠密的一块就够占满带宽 */
+    int grid = j.pairs <= sms ? sms : j.pairs < each * sms ? j.pairs : each * sms; /* 不足一轮也每个都占上：否则下一个内核先到的块会挤在空着的上 */
     size_t ring = sizeof(Stage<BITS, FINE>) * WARPS * Stage<BITS, FINE>::DEPTH, own = j.x ? 0 : (size_t)j.ldx * 2;
     static bool allowed; /* 共享内存多于 48 KB 要先说 */
     if (!allowed)
@@ -473,12 +461,7 @@ template <int BITS> static void launch_bits(Backend *b, const GemvJob &j, bool f
 /* j 的各个同一种类。k 的切法只由权重定，一个权重的结果不随一同算的几个变。 */
 static bool run(Backend *b, GemvJob *j, int kind) {
     switch (kind / 2) {
-    case 0:
-        if (j->n > TILE_N)
-            launch<0, 4, false>(b, *j);
-        else
-            launch<0, 1, false>(b, *j);
-        break;
+    case 0: launch<0, 1, false>(b, *j); break;
     case 2: launch_bits<2>(b, *j, kind % 2); break;
     case 3: launch_bits<3>(b, *j, kind % 2); break;
     case 4: launch_bits<4>(b, *j, kind % 2); break;
@@ -488,13 +471,12 @@ static bool run(Backend *b, GemvJob *j, int kind) {
 }
 /* 输入：一个 token 的由内核自己化成 bf16，否则先化好。 */
 static bool set_input(Backend *b, GemvJob *j, const LinearIn *in, int64_t n, int64_t cols, const int32_t *perm) {
-    const NormSpec *s = &in->norm;
     bool half = gated_of(b, in, n).product && !perm && cols % 8 == 0;
-    bool fast = in->kind == IN_PLAIN || half || (in->kind == IN_NORM && !s->center && !s->bias && s->period == 1);
+    bool fast = in->kind != IN_ACTIVATE || half;
     j->n = (int)n, j->cols = (int)cols, j->blocks = (int)((cols - 1) / QT_KBLOCK + 1);
     j->ldx = (cols + 4 * QT_KBLOCK - 1) / (4 * QT_KBLOCK) * (4 * QT_KBLOCK); /* 整步 */
     if (n == 1 && fast && j->ldx * 2 <= SHARED_X) {
-        j->raw = in->x, j->perm = perm, j->norm = in->kind == IN_NORM, j->spec = *s, j->half = half;
+        j->raw = in->x, j->perm = perm, j->norm = in->kind == IN_NORM, j->spec = in->norm, j->half = half;
         return true;
     }
     j->x = cuda_input_bf16(b, in, n, cols, j->ldx, perm);

@@ -113,7 +113,7 @@ static bool gemm_f32(Backend *b, float *y, bool add, const float *x, int64_t n, 
 bool cuda_linear_part(Backend *b, float *y, const float *x, int64_t n, const QTensor *w, int64_t row0, int64_t rows,
                       bool exact) {
     if (b->compute != COMPUTE_BF16 || exact) return gemm_f32(b, y, false, x, n, w, row0, rows);
-    if (n <= GEMV_MAX_ROWS && row0 % QT_PANEL == 0 && gemv_accepts(w)) return cuda_gemv_part(b, y, w, row0, rows, x, n);
+    if (row0 % QT_PANEL == 0 && gemv_accepts(w, n)) return cuda_gemv_part(b, y, w, row0, rows, x, n);
     int64_t ldx = (w->cols + 31) / 32 * 32, ldw;
     LinearIn in = {};
     in.x = x;
@@ -141,8 +141,8 @@ static void linear_bf16(Backend *b, const LinearOut *out, int n_out, const Linea
     const __nv_bfloat16 *x = NULL;
     for (int i = 0, k; i < n_out; i = k) { /* [i, k)：都走同一条路的几个 */
         const int32_t *perm = out[i].w->perm;
-        bool few = n <= GEMV_MAX_ROWS && gemv_accepts(out[i].w);
-        for (k = i + 1; k < n_out && few && gemv_accepts(out[k].w);) k++;
+        bool few = gemv_accepts(out[i].w, n);
+        for (k = i + 1; k < n_out && few && gemv_accepts(out[k].w, n);) k++;
         if (few) {
             if (!cuda_gemv(b, out + i, k - i, in, n)) return;
             x = NULL;

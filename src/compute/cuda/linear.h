@@ -114,8 +114,8 @@ bool cuda_expand_bf16(Backend *b, __nv_bfloat16 *dst, int64_t ld, const QTensor 
 bool cuda_expand_f32(Backend *b, float *dst, const QTensor *w, int64_t row0, int64_t rows, bool original);
 
 enum { GEMV_MAX_ROWS = 32 };
-/* cuda_gemv 能否用这个权重。 */
-bool gemv_accepts(const QTensor *w);
+/* 这个权重、这么多行归不归 cuda_gemv。 */
+bool gemv_accepts(const QTensor *w, int64_t n);
 /* 输入化为 bf16 (n, ld)，按 perm 排好，行尾补零；在 SLOT_X，或 in->x 本来就是。失败返回 NULL。 */
 const __nv_bfloat16 *cuda_input_bf16(Backend *b, const LinearIn *in, int64_t n, int64_t cols, int64_t ld, const int32_t *perm);
 /* n（<= GEMV_MAX_ROWS）行的各个线性层。gate、up 一起时把 f(gate)·up 以 bf16 写到 out[0].y（CudaBackend.product）。 */

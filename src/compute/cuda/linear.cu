@@ -1,5 +1,6 @@
 /* linear — 线性层：输入化为 bf16（连同归一化或激活函数，一趟），行数少的走 gemv.cu，其余走 cuBLAS
  * 稠密权重就是 cuBLAS 的操作数（行主序）；量化权重先展开成行主序的 f32 或 bf16 再乘。 */
+#include "compute/cuda/gemm.h"
 #include "compute/cuda/input.h"
 #include "compute/cuda/linear.h"
 
@@ -85,42 +86,22 @@ __global__ static void permute_kernel(float *dst, const float *x, int64_t rows, 
     EACH(i, rows * cols) dst[i] = x[i / cols * cols + perm[i % cols]];
 }
 
-/* 权重的行 [row0, row0+rows) 作操作数：本来就是的直接用，否则展开到 SLOT_W。 */
-static const void *operand(Backend *b, const QTensor *w, int64_t row0, int64_t rows, bool bf16, int64_t *ld) {
-    if (w->dense == (bf16 ? DT_BF16 : DT_F32) && !w->perm) {
-        *ld = dense_stride(w);
-        return (const char *)w->data + row0 * *ld * (bf16 ? 2 : 4);
-    }
-    *ld = bf16 ? (w->cols + 7) / 8 * 8 : w->cols;
-    void *to = cuda_slot(b, SLOT_W, (size_t)(rows * *ld) * (bf16 ? 2 : 4));
-    if (!to) return NULL;
-    bool ok = bf16 ? cuda_expand_bf16(b, (__nv_bfloat16 *)to, *ld, w, row0, rows)
-                   : cuda_expand_f32(b, (float *)to, w, row0, rows, false);
-    return ok ? to : NULL;
-}
 static bool gemm_f32(Backend *b, float *y, bool add, const float *x, int64_t n, const QTensor *w, int64_t row0, int64_t rows) {
-    int64_t ld;
-    const void *wd = operand(b, w, row0, rows, false, &ld);
+    const float *wd = (const float *)w->data + row0 * w->cols;
+    if (w->dense != DT_F32 || w->perm) {
+        float *to = (float *)cuda_slot(b, SLOT_W, (size_t)(rows * w->cols) * 4);
+        wd = to && cuda_expand_f32(b, to, w, row0, rows, false) ? to : NULL;
+    }
     if (wd && w->perm) {
         float *to = (float *)cuda_slot(b, SLOT_X, (size_t)(n * w->cols) * 4);
         if (!to) return false;
         permute_kernel<<<cuda_blocks(n * w->cols, 256), 256, 0, STREAM(b)>>>(to, x, n, w->cols, w->perm);
         x = to;
     }
-    return wd && LAUNCHED(b, "展开") && gemm(b, y, false, add, x, w->cols, wd, ld, n, rows, w->cols, false);
+    return wd && LAUNCHED(b, "展开") && gemm(b, y, false, add, x, w->cols, wd, w->cols, n, rows, w->cols, false);
 }
 
-bool cuda_linear_part(Backend *b, float *y, const float *x, int64_t n, const QTensor *w, int64_t row0, int64_t rows,
-                      bool exact) {
-    if (b->compute != COMPUTE_BF16 || exact) return gemm_f32(b, y, false, x, n, w, row0, rows);
-    if (row0 % QT_PANEL == 0 && gemv_accepts(w, n)) return cuda_gemv_part(b, y, w, row0, rows, x, n);
-    int64_t ldx = (w->cols + 31) / 32 * 32, ldw;
-    LinearIn in = {};
-    in.x = x;
-    const __nv_bfloat16 *xd = cuda_input_bf16(b, &in, n, w->cols, ldx, w->perm);
-    const void *wd = xd ? operand(b, w, row0, rows, true, &ldw) : NULL;
-    return wd && gemm(b, y, false, false, xd, ldx, wd, ldw, n, rows, w->cols, true);
-}
+/* ---- bf16 的矩阵乘 ---- */
 
 __global__ static void bias_kernel(void *y, const float *bias, int64_t n, int64_t rows, bool half) {
     EACH(i, n * rows) {
@@ -130,12 +111,69 @@ __global__ static void bias_kernel(void *y, const float *bias, int64_t n, int64_
             ((float *)y)[i] += bias[i % rows];
     }
 }
-static bool add_bias(Backend *b, const LinearOut *o, int64_t n, bool half) {
-    if (!o->bias) return true;
-    bias_kernel<<<cuda_blocks(n * o->w->rows, 256), 256, 0, STREAM(b)>>>(o->y, o->bias, n, o->w->rows, half);
+static bool add_bias(Backend *b, void *y, const float *bias, int64_t n, int64_t rows, bool half) {
+    if (!bias) return true;
+    bias_kernel<<<cuda_blocks(n * rows, 256), 256, 0, STREAM(b)>>>(y, bias, n, rows, half);
     return LAUNCHED(b, "偏置");
 }
+/* 权重 w[i] 从 row0[i] 起的 c->out[i].rows 行作操作数：本来就是 bf16 的直接用，其余的展开到 SLOT_W。 */
+static bool operands(Backend *b, GemmCall *c, const QTensor *const *w, int64_t row0) {
+    int64_t ld = (c->cols + 7) / 8 * 8, rows = 0;
+    for (int i = 0; i < c->n_out; i++)
+        if (w[i]->dense != DT_BF16 || w[i]->perm) rows += c->out[i].rows;
+    __nv_bfloat16 *to = rows ? (__nv_bfloat16 *)cuda_slot(b, SLOT_W, (size_t)(rows * ld) * 2) : NULL;
+    for (int i = 0; i < c->n_out; i++) {
+        GemmOut *o = &c->out[i];
+        o->w = to, o->ldw = ld;
+        if (w[i]->dense == DT_BF16 && !w[i]->perm) {
+            o->ldw = dense_stride(w[i]), o->w = (const __nv_bfloat16 *)w[i]->data + row0 * o->ldw;
+            continue;
+        }
+        if (!to || !cuda_expand_bf16(b, to, ld, w[i], row0, o->rows)) return false;
+        to += o->rows * ld;
+    }
+    return true;
+}
+/* 一起算，或各用 cuBLAS。 */
+static bool multiply(Backend *b, const GemmCall *c) {
+    if (gemm_accepts(b, c)) return gemm_run(b, c);
+    for (int i = 0; i < c->n_out; i++) {
+        const GemmOut *o = &c->out[i];
+        bool half = c->form == GEMM_BF16;
+        if (!gemm(b, o->y, half, o->add, c->x, c->ldx, o->w, o->ldw, c->n, o->rows, c->cols, true) ||
+            !add_bias(b, o->y, o->bias, c->n, o->rows, half))
+            return false;
+    }
+    return true;
+}
 
+bool cuda_linear_part(Backend *b, float *y, const float *x, int64_t n, const QTensor *w, int64_t row0, int64_t rows,
+                      bool exact) {
+    if (b->compute != COMPUTE_BF16 || exact) return gemm_f32(b, y, false, x, n, w, row0, rows);
+    if (row0 % QT_PANEL == 0 && gemv_accepts(w, n)) return cuda_gemv_part(b, y, w, row0, rows, x, n);
+    int64_t ldx = (w->cols + 31) / 32 * 32;
+    LinearIn in = {};
+    in.x = x;
+    const __nv_bfloat16 *xd = cuda_input_bf16(b, &in, n, w->cols, ldx, w->perm);
+    if (!xd) return false;
+    GemmCall c = {};
+    c.x = xd, c.ldx = ldx, c.n = n, c.cols = w->cols, c.n_out = 1, c.out[0].rows = rows, c.out[0].y = y;
+    return operands(b, &c, &w, row0) && multiply(b, &c);
+}
+
+/* 列序相同的几个（不多于 GEMM_OUT_MAX）。 */
+static bool linear_many(Backend *b, const LinearOut *out, int n_out, const __nv_bfloat16 *x, int64_t ldx, int64_t n) {
+    const QTensor *w[GEMM_OUT_MAX];
+    GemmCall c = {};
+    c.x = x, c.ldx = ldx, c.n = n, c.cols = out[0].w->cols, c.n_out = n_out, c.f = out[0].f;
+    for (int i = 0; i < n_out; i++) {
+        w[i] = out[i].w;
+        c.out[i].rows = w[i]->rows, c.out[i].y = out[i].y, c.out[i].bias = out[i].bias, c.out[i].add = out[i].sum != NULL;
+    }
+    if (!operands(b, &c, w, 0)) return false;
+    gemm_choose(b, &c, out[0].opaque && cuda_opaque(b, n), true);
+    return multiply(b, &c);
+}
 static void linear_bf16(Backend *b, const LinearOut *out, int n_out, const LinearIn *in, int64_t n) {
     int64_t cols = out[0].w->cols, ldx = (cols + 31) / 32 * 32;
     const __nv_bfloat16 *x = NULL;
@@ -149,12 +187,8 @@ static void linear_bf16(Backend *b, const LinearOut *out, int n_out, const Linea
             continue;
         }
         if (!x || perm || out[i - 1].w->perm) x = cuda_input_bf16(b, in, n, cols, ldx, perm);
-        bool half = out[i].opaque && cuda_opaque(b, n);
-        int64_t ldw;
-        const void *w = x ? operand(b, out[i].w, 0, out[i].w->rows, true, &ldw) : NULL;
-        if (!w || !gemm(b, out[i].y, half, out[i].sum != NULL, x, ldx, w, ldw, n, out[i].w->rows, cols, true) ||
-            !add_bias(b, &out[i], n, half))
-            return;
+        while (k < n_out && k - i < GEMM_OUT_MAX && out[k].w->perm == perm && out[k].opaque == out[i].opaque) k++;
+        if (!x || !linear_many(b, out + i, k - i, x, ldx, n)) return;
     }
 }
 const float *cuda_input_f32(Backend *b, const LinearIn *in, int64_t n, int64_t cols) {
@@ -170,7 +204,8 @@ void cuda_linear(Backend *b, const LinearOut *out, int n_out, const LinearIn *in
     if (b->compute == COMPUTE_BF16) return linear_bf16(b, out, n_out, in, n);
     const float *x = cuda_input_f32(b, in, n, out[0].w->cols);
     for (int i = 0; i < n_out; i++)
-        if (!gemm_f32(b, out[i].y, out[i].sum != NULL, x, n, out[i].w, 0, out[i].w->rows) || !add_bias(b, &out[i], n, false))
+        if (!gemm_f32(b, out[i].y, out[i].sum != NULL, x, n, out[i].w, 0, out[i].w->rows) ||
+            !add_bias(b, out[i].y, out[i].bias, n, out[i].w->rows, false))
             return;
 }
 void cuda_linear_exact(Backend *b, float *y, const float *x, int64_t n, const QTensor *w) {

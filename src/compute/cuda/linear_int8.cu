@@ -1,4 +1,5 @@
 /* linear_int8 — 激活取整与整数矩阵乘（W8A8） */
+#include "compute/cuda/gemm.h"
 #include "compute/cuda/input.h"
 #include "compute/cuda/linear.h"
 
@@ -49,31 +50,63 @@ void cuda_round_act(Backend *b, float *x, int64_t n, int64_t d, const ActQuant *
     LAUNCHED(b, "round_act");
 }
 
-/* 一行一块：由 in 取值，定 s（ACT_TOKEN、ACT_STATIC），写 s8 编码（行距 ld，行尾补零）与它们的和。 */
+/* 一行一块：由输入取值（归一化、激活函数当场算），定 s（ACT_TOKEN、ACT_STATIC），写 s8 编码（行距 ld，行尾补零）与它们的和。 */
 struct Coded {
+    InputKind from;
     const float *x;
+    NormSpec norm;
     Gated act;
-    bool gated;
     const float *scale; /* ACT_TENSOR：已定 */
     const int32_t *perm;
     int64_t cols, ld;
     int kind, top;
     float fixed;
 };
-__device__ static float coded_at(const Coded &c, int64_t i) {
-    return c.gated ? gated_at(c.act, i) : c.x[i];
+/* 一行里第 k 列起的 4 个，越界的为 0。VEC：列数是 4 的倍数、不换列序。 */
+struct CodedRow {
+    int64_t base, at;
+    float mean, r;
+};
+template <bool VEC> __device__ static void coded_four(const Coded &c, const CodedRow &row, int64_t k, float *v) {
+    if (VEC && c.from != IN_ACTIVATE) {
+        float4 x = *(const float4 *)(c.x + row.base + k);
+        v[0] = x.x, v[1] = x.y, v[2] = x.z, v[3] = x.w;
+        for (int i = 0; c.from == IN_NORM && i < 4; i++) v[i] = norm_at(v[i], c.norm, row.at + k + i, row.mean, row.r);
+        return;
+    }
+    if (VEC && c.act.product) {
+        uint2 x = *(const uint2 *)((const __nv_bfloat16 *)c.act.gate + row.base + k);
+        float2 a = __bfloat1622float2(*(__nv_bfloat162 *)&x.x), b = __bfloat1622float2(*(__nv_bfloat162 *)&x.y);
+        v[0] = a.x, v[1] = a.y, v[2] = b.x, v[3] = b.y;
+        return;
+    }
+    for (int i = 0; i < 4; i++) {
+        v[i] = 0;
+        if (k + i >= c.cols) continue;
+        int64_t at = c.perm ? c.perm[k + i] : k + i;
+        v[i] = c.from == IN_ACTIVATE ? gated_at(c.act, row.base + at) : c.x[row.base + at];
+        if (c.from == IN_NORM) v[i] = norm_at(v[i], c.norm, row.at + at, row.mean, row.r);
+    }
 }
-__global__ static void act_codes_kernel(int8_t *dst, float *scale, int32_t *sum, Coded c) {
+template <bool VEC> __global__ static void act_codes_kernel(int8_t *dst, float *scale, int32_t *sum, Coded c) {
     __shared__ float sh[256];
     __shared__ int si[256];
-    int64_t base = blockIdx.x * c.cols;
+    __shared__ double sd[32];
+    CodedRow row = {blockIdx.x * c.cols, 0, 0, 0};
     float s = c.kind == ACT_TENSOR ? c.scale[blockIdx.x] : c.fixed;
+    if (c.from == IN_NORM) {
+        norm_stats(c.x + row.base, c.cols, c.norm, sd, &row.mean, &row.r);
+        row.at = blockIdx.x % c.norm.period * c.cols;
+    }
     if (c.kind != ACT_TENSOR) {
-        float m = 0;
-        for (int64_t i = threadIdx.x; i < c.cols; i += blockDim.x) {
-            float v = fabsf(coded_at(c, base + i));
-            v += v - v; /* Inf、NaN 都成 NaN */
-            if (!(v <= m) && m == m) m = v; /* NaN 留住 */
+        float m = 0, v[4];
+        for (int64_t k = (int64_t)threadIdx.x * 4; k < c.cols; k += blockDim.x * 4) {
+            coded_four<VEC>(c, row, k, v);
+            for (int i = 0; i < 4; i++) {
+                float a = fabsf(v[i]);
+                a += a - a; /* Inf、NaN 都成 NaN */
+                if (!(a <= m) && m == m) m = a; /* NaN 留住 */
+            }
         }
         m = block_max(m, sh);
         s = c.kind == ACT_TOKEN ? __fmul_rn(m < 1e-5f ? 1e-5f : m, 1.0f / (float)c.top) : c.fixed + (m - m);
@@ -82,9 +115,11 @@ __global__ static void act_codes_kernel(int8_t *dst, float *scale, int32_t *sum,
     int total = 0;
     for (int64_t k = (int64_t)threadIdx.x * 4; k < c.ld; k += blockDim.x * 4) {
         uint32_t word = 0;
+        float v[4];
+        if (k < c.cols) coded_four<VEC>(c, row, k, v);
         for (int i = 0; i < 4; i++) {
             if (k + i >= c.cols) break;
-            int code = (int)act_code(coded_at(c, base + (c.perm ? c.perm[k + i] : k + i)), s, c.top);
+            int code = (int)act_code(v[i], s, c.top);
             word |= (uint32_t)(code & 255) << 8 * i;
             total += code;
         }
@@ -127,49 +162,81 @@ __global__ static void int8_out_kernel(Int8Out o, const int32_t *acc, const int3
 /* 输入的编码：SLOT_A 是 s 与和，SLOT_X 是编码。 */
 static bool code_input(Backend *b, const LinearIn *in, int64_t n, int64_t cols, int64_t ld, const int32_t *perm,
                        const ActQuant *act) {
-    bool gated = in->kind == IN_ACTIVATE && act->kind != ACT_TENSOR;
-    const float *x = gated ? in->x : cuda_input_f32(b, in, n, cols);
-    float *s = act->kind == ACT_TENSOR ? act_scales(b, x, n, cols, act) : (float *)cuda_slot(b, SLOT_A, (size_t)n * 8);
+    bool whole = act->kind == ACT_TENSOR; /* 要先看过全部 */
+    const float *x = whole ? cuda_input_f32(b, in, n, cols) : in->x;
+    float *s = whole ? act_scales(b, x, n, cols, act) : (float *)cuda_slot(b, SLOT_A, (size_t)n * 8);
     int8_t *codes = (int8_t *)cuda_slot(b, SLOT_X, (size_t)((n + 3) / 4 * 4 * ld));
     if (!s || !codes) return false;
     Coded c = {};
-    c.x = x, c.gated = gated, c.scale = s, c.perm = perm, c.cols = cols, c.ld = ld, c.kind = act->kind;
-    c.act = gated_of(b, in, n);
+    c.from = whole ? IN_PLAIN : in->kind, c.norm = in->norm, c.act = gated_of(b, in, n);
+    c.x = x, c.scale = s, c.perm = perm, c.cols = cols, c.ld = ld, c.kind = act->kind;
     c.top = (1 << (act->bits - 1)) - 1, c.fixed = act->scale;
-    act_codes_kernel<<<(unsigned)n, 256, 0, STREAM(b)>>>(codes, s, (int32_t *)(s + n), c);
+    if (cols % 4 == 0 && !perm)
+        act_codes_kernel<true><<<(unsigned)n, 256, 0, STREAM(b)>>>(codes, s, (int32_t *)(s + n), c);
+    else
+        act_codes_kernel<false><<<(unsigned)n, 256, 0, STREAM(b)>>>(codes, s, (int32_t *)(s + n), c);
     return LAUNCHED(b, "int8 编码");
 }
-static bool int8_one(Backend *b, const LinearOut *out, int64_t n, int64_t ld) {
-    const QTensor *w = out->w;
-    int64_t rows = w->rows, n4 = (n + 3) / 4 * 4;
-    int8_t *wc = (int8_t *)cuda_slot(b, SLOT_W, (size_t)(rows * ld));
-    int32_t *acc = (int32_t *)cuda_slot(b, SLOT_Z, (size_t)(n4 * rows) * 4);
-    const float *s = (const float *)cuda_of(b)->slot[SLOT_A];
-    if (!wc || !acc) return false;
-    Int8Out o = {};
-    o.v = view_of(w), o.y = out->y, o.bias = out->bias, o.half = out->opaque && cuda_opaque(b, n), o.add = out->sum != NULL;
-    int64_t units = ((rows - 1) / QT_PANEL + 1) * o.v.blocks * 64;
-    codes_kernel<<<(unsigned)((units + 255) / 256), 256, 0, STREAM(b)>>>(o.v, wc, ld);
+/* 各权重行主序的 码 − 128，依次放进 SLOT_W。 */
+static bool codes_of(Backend *b, GemmCall *c, const LinearOut *out) {
+    int64_t rows = 0;
+    for (int i = 0; i < c->n_out; i++) rows += out[i].w->rows;
+    int8_t *to = (int8_t *)cuda_slot(b, SLOT_W, (size_t)(rows * c->ldx));
+    for (int i = 0; to && i < c->n_out; i++) {
+        View v = view_of(out[i].w);
+        int64_t units = ((v.rows - 1) / QT_PANEL + 1) * v.blocks * 64;
+        codes_kernel<<<(unsigned)((units + 255) / 256), 256, 0, STREAM(b)>>>(v, to, c->ldx);
+        if (!LAUNCHED(b, "int8 权重")) return false;
+        c->out[i].w = to, c->out[i].ldw = c->ldx, to += v.rows * c->ldx;
+    }
+    return to != NULL;
+}
+/* cuBLAS 与单独的一趟尾声。 */
+static bool int8_one(Backend *b, const LinearOut *out, const GemmCall *c, const int8_t *w) {
+    int64_t rows = out->w->rows, n = c->n;
+    int32_t *acc = (int32_t *)cuda_slot(b, SLOT_Z, (size_t)((n + 3) / 4 * 4 * rows) * 4);
     const int32_t one = 1, zero = 0;
-    if (!LAUNCHED(b, "int8 权重") ||
-        !cuda_blas_ok(b, cublasGemmEx(cuda_of(b)->blas, CUBLAS_OP_T, CUBLAS_OP_N, (int)rows, (int)n, (int)ld, &one, wc,
-                                 CUDA_R_8I, (int)ld, cuda_of(b)->slot[SLOT_X], CUDA_R_8I, (int)ld, &zero, acc, CUDA_R_32I,
-                                 (int)rows, CUBLAS_COMPUTE_32I, CUBLAS_GEMM_DEFAULT), "整数矩阵乘"))
+    if (!acc || !cuda_blas_ok(b, cublasGemmEx(cuda_of(b)->blas, CUBLAS_OP_T, CUBLAS_OP_N, (int)rows, (int)n, (int)c->ldx, &one,
+                                              w, CUDA_R_8I, (int)c->ldx, c->x, CUDA_R_8I, (int)c->ldx, &zero, acc, CUDA_R_32I,
+                                              (int)rows, CUBLAS_COMPUTE_32I, CUBLAS_GEMM_DEFAULT), "整数矩阵乘"))
         return false;
+    Int8Out o = {};
+    o.v = view_of(out->w), o.y = out->y, o.bias = out->bias, o.half = c->form == GEMM_BF16, o.add = out->sum != NULL;
     for (int64_t t = 0; t < n; t += 32768) { /* grid.y 的上限 */
         dim3 grid((unsigned)((rows + 255) / 256), (unsigned)(n - t < 32768 ? n - t : 32768));
         Int8Out part = o;
         part.y = (char *)o.y + t * rows * (o.half ? 2 : 4);
-        int8_out_kernel<<<grid, 256, 0, STREAM(b)>>>(part, acc + t * rows, (const int32_t *)(s + n) + t, s + t);
+        int8_out_kernel<<<grid, 256, 0, STREAM(b)>>>(part, acc + t * rows, (const int32_t *)(c->x_scale + n) + t, c->x_scale + t);
     }
     return LAUNCHED(b, "linear_int8");
+}
+/* 列序相同的几个（不多于 GEMM_OUT_MAX）；输入的编码已备好。 */
+static bool int8_many(Backend *b, const LinearOut *out, int n_out, int64_t n, int64_t ld) {
+    CudaBackend *cuda = cuda_of(b);
+    GemmCall c = {};
+    bool symmetric = true, ok = true;
+    c.int8 = true, c.x = cuda->slot[SLOT_X], c.x_scale = (const float *)cuda->slot[SLOT_A], c.ldx = ld, c.n = n, c.cols = ld;
+    c.n_out = n_out, c.f = out[0].f;
+    for (int i = 0; i < n_out; i++) {
+        const QTensor *w = out[i].w;
+        GemmOut *o = &c.out[i];
+        o->rows = w->rows, o->y = out[i].y, o->bias = out[i].bias, o->add = out[i].sum != NULL;
+        o->scale = w->scales, o->scale_type = w->spec.scale_dtype;
+        symmetric = symmetric && w->spec.zero == ZERO_SYM;
+    }
+    if (!codes_of(b, &c, out)) return false;
+    gemm_choose(b, &c, out[0].opaque && cuda_opaque(b, n), symmetric);
+    if (symmetric && gemm_accepts(b, &c)) return gemm_run(b, &c);
+    for (int i = 0; ok && i < n_out; i++) ok = int8_one(b, &out[i], &c, (const int8_t *)c.out[i].w);
+    return ok;
 }
 void cuda_linear_int8(Backend *b, const LinearOut *out, int n_out, const LinearIn *in, int64_t n, const ActQuant *act) {
     int64_t cols = out[0].w->cols, ld = (cols + 31) / 32 * 32;
     if (out[0].opaque) cuda_of(b)->product = false;
-    for (int i = 0; i < n_out; i++) {
+    for (int i = 0, k; i < n_out; i = k) {
         const int32_t *perm = out[i].w->perm;
+        for (k = i + 1; k < n_out && k - i < GEMM_OUT_MAX && out[k].w->perm == perm && out[k].opaque == out[i].opaque;) k++;
         if ((i == 0 || perm || out[i - 1].w->perm) && !code_input(b, in, n, cols, ld, perm, act)) return;
-        if (!int8_one(b, &out[i], n, ld)) return;
+        if (!int8_many(b, out + i, k - i, n, ld)) return;
     }
 }

@@ -378,6 +378,16 @@ static bool aligned(const void *p, int64_t row_bytes) {
 static bool activates(Activation f) {
     return f == ACTF_SILU || f == ACTF_GELU_TANH || f == ACTF_GELU_QUICK;
 }
+/* 输出块（256 个 token × 256 行）分给各 cluster，末轮不太空才比 cuBLAS 快：它有更小的块。 */
+static bool fills(const GemmCall *c) {
+    int sms = 0;
+    int64_t blocks = 0, width = c->form == GEMM_GATED ? HALF : BN;
+    if (cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, 0) != cudaSuccess || sms < 2) return false;
+    for (int i = 0; i < (c->form == GEMM_GATED ? 1 : c->n_out); i++) blocks += (c->out[i].rows + width - 1) / width;
+    blocks *= (c->n + 2 * BM - 1) / (2 * BM);
+    int64_t rounds = (blocks + sms / 2 - 1) / (sms / 2);
+    return blocks * 100 >= rounds * (sms / 2) * 65;
+}
 bool gemm_accepts(Backend *b, const GemmCall *c) {
     int item = c->int8 ? 1 : 2;
     bool gated = c->form == GEMM_GATED, ok = strcmp(cuda_of(b)->isa, "sm_90") == 0 && encoder() && aligned(c->x, c->ldx * item);
@@ -387,6 +397,7 @@ bool gemm_accepts(Backend *b, const GemmCall *c) {
         ok = aligned(o->w, o->ldw * item) && o->rows <= INT32_MAX / 2 && !(o->add && c->form != GEMM_F32) &&
              aligned(o->y, o->rows * (c->form == GEMM_F32 ? 4 : 2));
     }
+    ok = ok && fills(c);
     if (!gated) return ok;
     return ok && c->n_out == 2 && c->out[0].rows == c->out[1].rows && activates(c->f) &&
            !(c->int8 && (c->out[0].bias || c->out[1].bias));

@@ -255,6 +255,15 @@ void op_pack_dense(Backend *b, QTensor *q, Tensor w) {
     CALL(b, pack_dense, q, w.data);
 }
 
+bool op_pack_stored(Backend *b, QTensor *q, const void *host, DType stored) {
+    check_weight(q);
+    CHECK(q->dense != DT_NONE && host && (stored == DT_F32 || stored == DT_F16 || stored == DT_BF16));
+    bool finite = false;
+    if (failed(b) || !b->ops->pack_stored) return false;
+    CALL(b, pack_stored, q, host, stored, &finite);
+    return finite && !failed(b);
+}
+
 void op_qparams(Backend *b, Tensor scale, Tensor zero, Tensor w, const QSpec *spec) {
     check_f32(w, 2);
     int64_t rows = w.shape[0], cols = w.shape[1];

@@ -8,8 +8,6 @@
 /* 主机与后端内存之间的复制；op_copy 在后端内存之内，两段可以重叠。 */
 void op_read(Backend *b, void *host, const void *src, size_t bytes);
 void op_write(Backend *b, void *dst, const void *host, size_t bytes);
-/* dst(n) f32 = 主机内存里 n 个 t（F32、F16、BF16）类型的数，再舍入到 rounded（超出 f16 的成 Inf）。装载权重用。 */
-void op_decode(Backend *b, float *dst, const void *host, DType t, DType rounded, int64_t n);
 void op_copy(Backend *b, void *dst, const void *src, size_t bytes);
 /* 矩形的复制：n 段、每段 bytes 字节，相邻两段在 dst 中相距 dst_step、在 src 中相距 src_step 字节。 */
 /* dst(n) f32 = 主机内存里 n 个 t（F32、F16、BF16）类型的数，再舍入到 rounded（超出 f16 的成 Inf）。装载权重用。 */
@@ -71,6 +69,9 @@ void op_gather_rows(Backend *b, Tensor dst, Tensor src, const int32_t *index);
 void op_scatter_rows(Backend *b, Tensor dst, Tensor src, const int32_t *index, const float *weight);
 void op_score(Backend *b, const ScoreJob *job);
 void op_pack_dense(Backend *b, QTensor *q, Tensor w);
+/* 主机内存里行主序的 (rows,cols) 个 stored（F32、F16、BF16）类型的数直接装成面板（按 q->dense 舍入），与 op_decode 再
+ * op_pack_dense 逐位相同而少走几趟内存。返回: 真为装好了；假为后端没有这个算子，或装好的有 NaN、Inf（q 里的不能用）。 */
+bool op_pack_stored(Backend *b, QTensor *q, const void *host, DType stored);
 /* 每组的 scale 与 zero（RTN，亦 GPTQ 官方代码 quant.py 的 find_params）：
  *   asym: lo=min(0,min w), hi=max(0,max w)；lo==hi==0 时取 lo=-1, hi=1；scale=(hi-lo)/(2^b-1)，zero=round(-lo/scale)
  *   sym : m=max|w|（m==0 时取 1）；scale=2m/(2^b-1)，zero=2^(b-1)

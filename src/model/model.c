@@ -69,6 +69,20 @@ bool model_load_bias(Model *m, Linear *l, Err *e) {
     return l->bias && load_rows(m, &src, 0, l->rows, 1, m->dtype, l->bias, e);
 }
 
+/* 用过的映射页还给系统；融合的等最后一份。 */
+static void drop_source(Model *m, const Linear *l, const TensorSource *src) {
+    bool last = l->slot == T_V || l->slot == T_UP || l->expert + 1 == m->config.n_experts;
+    if (last || !src->block) weights_drop(&m->weights, src->name);
+}
+
+/* 文件里的第 row0 行起直接装进稠密的 q。返回: 假为不能（不相连、要换算，或有非有限值），q 未装好。 */
+static bool pack_direct(Model *m, const TensorSource *src, int64_t row0, QTensor *q) {
+    DType stored;
+    if (q->dense == DT_NONE || q->cols != src->cols) return false;
+    const void *raw = weights_direct(&m->weights, src, row0, q->rows, &stored);
+    return raw && op_pack_stored(m->backend, q, raw, stored);
+}
+
 bool model_load_linear(Model *m, Linear *l, float *w, Err *e) {
     double t = clock_seconds();
     TensorSource src;
@@ -78,8 +92,7 @@ bool model_load_linear(Model *m, Linear *l, float *w, Err *e) {
     if (!model_load_bias(m, l, e)) return false;
     layout_linear(m, l, false, &src);
     if (!load_rows(m, &src, 0, l->rows, l->cols, m->dtype, w, e)) return false;
-    bool last = l->slot == T_V || l->slot == T_UP || l->expert + 1 == m->config.n_experts;
-    if (last || !src.block) weights_drop(&m->weights, src.name); /* 融合的等最后一份 */
+    drop_source(m, l, &src);
     m->load_seconds += clock_seconds() - t;
     return true;
 }
@@ -91,6 +104,28 @@ bool model_pack_linear(Model *m, Linear *l, const float *w, Arena *a, Err *e) {
     op_pack_dense(m->backend, &q, tensor_f32((float *)w, l->rows, l->cols));
     m->pack_seconds += clock_seconds() - t;
     return backend_check(m->backend, e) && linear_set_quantized(l, &q);
+}
+
+/* 载入一个线性层，原样装进 a；能直接装的不经 f32 的副本。 */
+static bool load_dense(Model *m, Linear *l, Arena *a, Err *e) {
+    double t = clock_seconds();
+    TensorSource src;
+    QTensor q;
+    if (!model_load_bias(m, l, e) || !qtensor_new_dense(&q, a, m->dtype, l->rows, l->cols, e)) return false;
+    layout_linear(m, l, false, &src);
+    if (pack_direct(m, &src, 0, &q)) {
+        drop_source(m, l, &src);
+        m->load_seconds += clock_seconds() - t;
+        return linear_set_quantized(l, &q);
+    }
+    Arena tmp = backend_arena(m->backend);
+    float *w = ARENA_ARRAY(&tmp, float, l->rows * l->cols, e);
+    bool ok = w && model_load_linear(m, l, w, e);
+    t = clock_seconds();
+    if (ok) op_pack_dense(m->backend, &q, tensor_f32(w, l->rows, l->cols));
+    m->pack_seconds += clock_seconds() - t;
+    arena_free(&tmp);
+    return ok && backend_check(m->backend, e) && linear_set_quantized(l, &q);
 }
 
 bool linear_set_quantized(Linear *l, const QTensor *q) {
@@ -153,9 +188,10 @@ static bool load_matrix(Model *m, TensorSlot slot, int64_t rows, int64_t cols, b
     if (step < QT_PANEL) step = QT_PANEL;
     Arena tmp = backend_arena(m->backend);
     double t = clock_seconds();
-    float *w = ARENA_ARRAY(&tmp, float, step * cols, e);
-    bool ok = w != NULL;
-    for (int64_t r = 0; ok && r < rows; r += step) {
+    bool direct = src.rows == rows && pack_direct(m, &src, 0, q);
+    float *w = direct ? NULL : ARENA_ARRAY(&tmp, float, step * cols, e);
+    bool ok = direct || w;
+    for (int64_t r = 0; ok && !direct && r < rows; r += step) {
         int64_t n = rows - r < step ? rows - r : step;
         QTensor part = rows_of(q, r, n);
         int64_t have = src.rows - r < n ? src.rows - r : n; /* project_out 之外恒为 n */
@@ -240,7 +276,6 @@ bool model_load_embed(Model *m, Err *e) {
 static bool finish_block(Model *m, int64_t layer, Err *e) {
     Block *b = &m->blocks[layer];
     if (!model_load_norms(m, layer, e)) return false;
-    Arena tmp = backend_arena(m->backend);
     bool ok = true;
     for (int64_t i = 0; ok && i < b->n_linears; i++) {
         Linear *l = &b->linears[i];
@@ -253,12 +288,8 @@ static bool finish_block(Model *m, int64_t layer, Err *e) {
             if (!model_stream_linear(m, l, e)) return false;
             continue;
         }
-        ArenaMark mark = arena_mark(&tmp);
-        float *w = ARENA_ARRAY(&tmp, float, l->rows * l->cols, e);
-        ok = w && model_load_linear(m, l, w, e) && model_pack_linear(m, l, w, &m->arena, e);
-        arena_rewind(&tmp, mark);
+        ok = load_dense(m, l, &m->arena, e);
     }
-    arena_free(&tmp);
     return ok;
 }
 
@@ -298,13 +329,7 @@ bool model_need_block(Model *m, int64_t layer, Err *e) {
     m->stream_layer = layer;
     for (int64_t i = 0; i < now->n_linears; i++) {
         Linear *l = &now->linears[i];
-        if (!l->streamed) continue;
-        Arena tmp = backend_arena(m->backend);
-        float *w = ARENA_ARRAY(&tmp, float, l->rows * l->cols, e);
-        bool ok = w && model_load_linear(m, l, w, e) &&
-                  model_pack_linear(m, l, w, &m->stream_arena, e);
-        arena_free(&tmp);
-        if (!ok) return false;
+        if (l->streamed && !load_dense(m, l, &m->stream_arena, e)) return false;
     }
     return true;
 }

@@ -46,6 +46,7 @@ static const BackendOps CPU_OPS = {
     .scatter_rows = cpu_scatter_rows,
     .score = cpu_score,
     .pack_dense = cpu_pack_dense,
+    .pack_stored = cpu_pack_stored,
     .qparams = cpu_qparams,
     .quantize = cpu_quantize,
     .dequantize = cpu_dequantize,

@@ -67,6 +67,7 @@ void cpu_scatter_rows(Backend *b, float *dst, const float *src, const int32_t *i
 void cpu_add(Backend *b, float *y, const float *x, int64_t n);
 void cpu_score(Backend *b, const ScoreJob *job);
 void cpu_pack_dense(Backend *b, QTensor *q, const float *w);
+void cpu_pack_stored(Backend *b, QTensor *q, const void *host, DType stored, bool *finite);
 void cpu_qparams(Backend *b, float *scale, float *zero, const float *w, int64_t rows, int64_t cols,
                  const QSpec *spec);
 void cpu_quantize(Backend *b, QTensor *q, const float *w, const float *scale, const float *zero);

@@ -66,6 +66,8 @@ struct GemmKernels {
     void (*group_sums)(float *dst, const uint16_t *x, int64_t cols, int64_t group);
     /* 以下按面板：w 是整个 (rows, cols) 的 f32 矩阵，scale、zero 是 (rows, n_groups)。 */
     void (*pack_panel)(QTensor *q, const float *w, int64_t panel);
+    /* 同 pack_panel，但直接从存放的类型（F32、F16、BF16）装。返回: 装好的都是有限值。 */
+    bool (*pack_stored_panel)(QTensor *q, const void *stored, DType type, int64_t panel);
     void (*unpack_panel)(float *w, const QTensor *q, int64_t panel);
     void (*quantize_panel)(QTensor *q, const float *w, const float *scale, const float *zero,
                            int64_t panel);

@@ -1,4 +1,5 @@
 /* quant — 装包、量化、反量化：按面板（或行）分给线程 */
+#include <stdatomic.h>
 #include <string.h>
 
 #include "compute/cpu/cpu.h"
@@ -12,6 +13,9 @@ typedef struct PanelJob {
     const QTensor *source;
     float *out;
     const float *w, *scale, *zero;
+    const void *stored;
+    DType type;
+    atomic_bool bad; /* stored 里有不是有限值的 */
 } PanelJob;
 
 static void run_panels(Backend *b, int64_t rows, void (*task)(void *, int64_t, int), PanelJob *j) {
@@ -29,6 +33,18 @@ static void pack_task(void *ctx, int64_t panel, int thread) {
 void cpu_pack_dense(Backend *b, QTensor *q, const float *w) {
     PanelJob j = {.q = q, .w = w};
     run_panels(b, q->rows, pack_task, &j);
+}
+
+static void pack_stored_task(void *ctx, int64_t panel, int thread) {
+    (void)thread;
+    PanelJob *j = ctx;
+    if (!j->k->pack_stored_panel(j->q, j->stored, j->type, panel)) atomic_store(&j->bad, true);
+}
+
+void cpu_pack_stored(Backend *b, QTensor *q, const void *host, DType stored, bool *finite) {
+    PanelJob j = {.q = q, .stored = host, .type = stored};
+    run_panels(b, q->rows, pack_stored_task, &j);
+    *finite = !atomic_load(&j.bad);
 }
 
 static void quantize_task(void *ctx, int64_t panel, int thread) {

@@ -109,6 +109,7 @@ const GemmKernels KERNEL_NAME(gemm_kernels) = {
     .expand = KERNEL_NAME(gemm_expand),
     .gemv = KERNEL_NAME(gemv),
     .pack_panel = KERNEL_NAME(pack_panel),
+    .pack_stored_panel = KERNEL_NAME(pack_stored_panel),
     .unpack_panel = KERNEL_NAME(unpack_panel),
     .quantize_panel = KERNEL_NAME(quantize_panel),
     .qparams_row = KERNEL_NAME(qparams_row),

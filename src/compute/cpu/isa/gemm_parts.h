@@ -223,6 +223,7 @@ void KERNEL_NAME(gemv_bf16)(float *y, const uint16_t *x, const float *minus_sums
                             int64_t panel, int64_t n_out, const float *bias);
 void KERNEL_NAME(group_sums)(float *dst, const uint16_t *x, int64_t cols, int64_t group);
 void KERNEL_NAME(pack_panel)(QTensor *q, const float *w, int64_t panel);
+bool KERNEL_NAME(pack_stored_panel)(QTensor *q, const void *stored, DType type, int64_t panel);
 void KERNEL_NAME(unpack_panel)(float *w, const QTensor *q, int64_t panel);
 void KERNEL_NAME(quantize_panel)(QTensor *q, const float *w, const float *scale, const float *zero,
                                  int64_t panel);

@@ -4,6 +4,8 @@
 
 enum { CHUNK = QT_KBLOCK };
 
+typedef uint32_t vec_pair __attribute__((vector_size(16)));
+
 static int64_t min_i64(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
@@ -23,26 +25,113 @@ static void gather_chunk(float *t, const QTensor *q, const float *w, int64_t pan
         for (int64_t c = 0; c < n_cols; c++) t[16 * c + r] = src[r * q->cols + c];
 }
 
-void KERNEL_NAME(pack_panel)(QTensor *q, const float *w, int64_t panel) {
-    float t[CHUNK * QT_PANEL];
-    int64_t pairs = q->cols / 2 + q->cols % 2;
-    for (int64_t k = 0; k < q->cols; k += CHUNK) {
-        int64_t n = min_i64(q->cols - k, CHUNK), at = (panel * q->cols + k) * QT_PANEL;
-        gather_chunk(t, q, w, panel, k);
-        if (q->dense == DT_F32) {
-            memcpy((float *)q->data + at, t, (size_t)n * QT_PANEL * sizeof *t);
-        } else if (q->dense == DT_F16) {
-            for (int64_t i = 0; i < n; i++)
-                vf_store_f16((uint16_t *)q->data + at + 16 * i, vf_load(t + 16 * i));
-        } else {
-            uint32_t *dst = (uint32_t *)q->data + (panel * pairs + k / 2) * QT_PANEL;
-            for (int64_t i = 0; i < n; i += 2) {
-                vu lo = vu_round_bf16(vf_load(t + 16 * i));
-                vu hi = vu_round_bf16(vf_load(t + 16 * i + 16));
-                vu_store(dst + 8 * i, vu_or(lo, vu_shl(hi, 16)));
-            }
+/* BF16 面板里第 panel 个、从第 k 列（偶数）起的字。 */
+static uint32_t *pairs_at(const QTensor *q, int64_t panel, int64_t k) {
+    return (uint32_t *)q->data + (panel * (q->cols / 2 + q->cols % 2) + k / 2) * QT_PANEL;
+}
+
+/* t[k][16] 的 n 列按 q->dense 舍入，存到面板的第 k 列起。 */
+static void store_chunk(QTensor *q, const float *t, int64_t panel, int64_t k, int64_t n) {
+    int64_t at = (panel * q->cols + k) * QT_PANEL;
+    if (q->dense == DT_F32) {
+        memcpy((float *)q->data + at, t, (size_t)n * QT_PANEL * sizeof *t);
+    } else if (q->dense == DT_F16) {
+        for (int64_t i = 0; i < n; i++)
+            vf_store_f16((uint16_t *)q->data + at + 16 * i, vf_load(t + 16 * i));
+    } else {
+        uint32_t *dst = pairs_at(q, panel, k);
+        for (int64_t i = 0; i < n; i += 2) {
+            vu lo = vu_round_bf16(vf_load(t + 16 * i));
+            vu hi = vu_round_bf16(vf_load(t + 16 * i + 16));
+            vu_store(dst + 8 * i, vu_or(lo, vu_shl(hi, 16)));
         }
     }
+}
+
+void KERNEL_NAME(pack_panel)(QTensor *q, const float *w, int64_t panel) {
+    float t[CHUNK * QT_PANEL];
+    for (int64_t k = 0; k < q->cols; k += CHUNK) {
+        gather_chunk(t, q, w, panel, k);
+        store_chunk(q, t, panel, k, min_i64(q->cols - k, CHUNK));
+    }
+}
+
+/* ---- 直接从存放的类型装 ---- */
+
+/* 舍入到 t 之后仍有限的 |x| 都小于此。 */
+static float limit_of(DType t) {
+    uint32_t bf16 = 0x7F7F8000u;
+    float top;
+    memcpy(&top, &bf16, sizeof top);
+    return t == DT_F16 ? 65520.0f : t == DT_BF16 ? top : __builtin_inff();
+}
+
+/* stored 的面板的 n 列（从 k 起）→ t[k][16]，不足补 0。返回: 各数都在 limit 之内。 */
+static bool decode_chunk(float *t, const QTensor *q, const void *stored, DType type, int64_t panel,
+                         int64_t k, float limit) {
+    float rows[QT_PANEL * CHUNK] = {0};
+    int64_t first = panel * QT_PANEL, n_rows = min_i64(q->rows - first, QT_PANEL), n = min_i64(q->cols - k, CHUNK);
+    size_t item = dtype_block_bytes(type);
+    vu inside = vu_set1(~0u);
+    for (int64_t r = 0; r < n_rows; r++) {
+        const char *from = (const char *)stored + (size_t)((first + r) * q->cols + k) * item;
+        float *to = rows + r * CHUNK;
+        uint16_t half[CHUNK] = {0};
+        memcpy(type == DT_F32 ? (void *)to : half, from, (size_t)n * item);
+        for (int i = 0; type != DT_F32 && i < CHUNK; i += 16)
+            vf_store(to + i, type == DT_F16 ? vf_load_f16(half + i) : vf_load_bf16(half + i));
+        for (int i = 0; i < CHUNK; i += 16) {
+            vf abs = vf_bits(vu_and(vu_bits(vf_load(to + i)), vu_set1(0x7FFFFFFFu)));
+            inside = vu_and(inside, vf_less(abs, vf_set1(limit)));
+        }
+    }
+    vec_transpose16(t, 16, rows, CHUNK);
+    vec_transpose16(t + 256, 16, rows + 16, CHUNK);
+    uint32_t ok[QT_PANEL], all = ~0u;
+    vu_store(ok, inside);
+    for (int i = 0; i < QT_PANEL; i++) all &= ok[i];
+    return all == ~0u;
+}
+
+/* 4 行 × 4 个 32 位字的转置，src 的行距为 step 字节（不必对齐）。bad 记下指数全 1 的（NaN、Inf）。 */
+static void transpose_words4(uint32_t *dst, const char *src, size_t step, vec_pair *bad) {
+    vec_pair r[4];
+    for (int i = 0; i < 4; i++) {
+        memcpy(&r[i], src + (size_t)i * step, sizeof r[i]);
+        *bad |= (r[i] & 0x7F807F80u) + 0x00800080u;
+    }
+    vec_pair lo01 = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5), hi01 = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7);
+    vec_pair lo23 = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5), hi23 = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
+    r[0] = __builtin_shufflevector(lo01, lo23, 0, 1, 4, 5);
+    r[1] = __builtin_shufflevector(lo01, lo23, 2, 3, 6, 7);
+    r[2] = __builtin_shufflevector(hi01, hi23, 0, 1, 4, 5);
+    r[3] = __builtin_shufflevector(hi01, hi23, 2, 3, 6, 7);
+    for (int i = 0; i < 4; i++) memcpy(dst + i * QT_PANEL, &r[i], sizeof r[i]);
+}
+
+/* BF16 → BF16：面板的一个字是同一行相邻的两个数，正是文件里的 4 个字节，转置即可。返回: 都是有限值。 */
+static bool copy_pairs(QTensor *q, const void *stored, int64_t panel) {
+    size_t step = (size_t)q->cols * 2;
+    const char *from = (const char *)stored + (size_t)panel * QT_PANEL * step;
+    uint32_t *dst = pairs_at(q, panel, 0);
+    vec_pair bad = {0};
+    for (int64_t k = 0; k < q->cols; k += CHUNK, from += 2 * CHUNK, dst += CHUNK / 2 * QT_PANEL)
+        for (int r = 0; r < QT_PANEL; r += 4)
+            for (int c = 0; c < CHUNK / 2; c += 4)
+                transpose_words4(dst + c * QT_PANEL + r, from + (size_t)r * step + 4 * c, step, &bad);
+    uint32_t any = bad[0] | bad[1] | bad[2] | bad[3];
+    return !(any & 0x80008000u);
+}
+
+bool KERNEL_NAME(pack_stored_panel)(QTensor *q, const void *stored, DType type, int64_t panel) {
+    bool whole = (panel + 1) * QT_PANEL <= q->rows && q->cols % CHUNK == 0, ok = true;
+    if (type == DT_BF16 && q->dense == DT_BF16 && whole) return copy_pairs(q, stored, panel);
+    float t[CHUNK * QT_PANEL], limit = limit_of(q->dense);
+    for (int64_t k = 0; k < q->cols; k += CHUNK) {
+        ok &= decode_chunk(t, q, stored, type, panel, k, limit);
+        store_chunk(q, t, panel, k, min_i64(q->cols - k, CHUNK));
+    }
+    return ok;
 }
 
 void KERNEL_NAME(unpack_panel)(float *w, const QTensor *q, int64_t panel) {

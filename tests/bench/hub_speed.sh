@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # hub_speed — 从回环的 Hub 下载与 curl 比：同样的文件、同样的盘，轮流各几遍
-# 用法: [DIR=文件夹] hub_speed.sh [MB=1024 [遍数=5]]；要先 make tests。DIR=/dev/shm 去掉盘的快慢。我们的另算 SHA-256、落盘（fsync）、建链接。
+# 用法: [DIR=文件夹] hub_speed.sh [MB=1024 [遍数=5]]；要先 make tests。DIR=/dev/shm 去掉盘的快慢。我们的另算 SHA-256、落盘（fsync）、建链接；
+# curl 两样都不做，所以也列出它落盘后的时间。
 set -eu
 cd "$(dirname "$0")/../.."
 mb=${1:-1024} runs=${2:-5} build=${PTQ_TEST_BUILD:-build}
@@ -29,8 +30,18 @@ for i in $(seq "$runs"); do
     rm -rf "$work/cache" "$work/curl" && sync
     mkdir "$work/curl"
     theirs=$(curl -s -o "$work/curl/model" -w '%{time_total}' "$HF_ENDPOINT/org/m/resolve/$commit/model.safetensors")
+    before=$(date +%s.%N)
+    sync "$work/curl/model"
+    synced=$(date +%s.%N)
     rm -rf "$work/curl" && sync
     ours=$("$build/tests/bench/bench_hub" "$work/cache" org/m)
-    awk -v a="$theirs" -v b="$ours" -v mb="$mb" -v i="$i" 'BEGIN {
-        printf "第 %d 遍：curl %.2f 秒（%.0f MB/s），本程序 %.2f 秒（%.0f MB/s），%.0f %%\n", i, a, mb / a, b, mb / b, 100 * a / b }'
-done
+    echo "$theirs $before $synced $ours"
+done | awk -v mb="$mb" '
+    function median(v, n, i, j, t) {
+        for (i = 2; i <= n; i++) for (j = i; j > 1 && v[j - 1] > v[j]; j--) { t = v[j]; v[j] = v[j - 1]; v[j - 1] = t }
+        return n % 2 ? v[(n + 1) / 2] : (v[n / 2] + v[n / 2 + 1]) / 2
+    }
+    { sync = $3 - $2; plain[NR] = 100 * $1 / $4; full[NR] = 100 * ($1 + sync) / $4
+      printf "第 %d 遍：curl %.2f 秒（%.0f MB/s；落盘另 %.2f 秒），本程序 %.2f 秒（%.0f MB/s），%.0f %%，同样落盘 %.0f %%\n",
+             NR, $1, mb / $1, sync, $4, mb / $4, plain[NR], full[NR]; fflush() }
+    END { printf "中位数：curl 的 %.0f %%；curl 也落盘时 %.0f %%\n", median(plain, NR), median(full, NR) }'

@@ -214,7 +214,7 @@ static bool identify(Experiment *x, Err *e) {
     const char *cache = arena_printf(&x->arena, e, "%s/meta", x->data_dir);
     char *canonical = config_canonical(&x->config, &x->arena, e);
     if (!cache || !canonical ||
-        !weights_sha256(&x->model.weights, cache, x->weights_sha256, e))
+        !weights_sha256(&x->model.weights, x->backend.n_threads, cache, x->weights_sha256, e))
         return false;
     const char *tokenizer = tokenizer_sha256(x->tokenizer), *compute = compute_name(x);
     size_t n = 0;

@@ -7,6 +7,8 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <openssl/evp.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,6 +23,7 @@
 #define CACHE_LIMIT ((size_t)4 << 20)
 #define CACHE_MIN_BYTES (1 << 20) /* 更小的文件直接算 */
 #define READ_BYTES ((size_t)1 << 18)
+#define HASH_THREADS 16
 #define SETTLE_SECONDS 2 /* 刚改过的文件不进缓存：同一时间刻度内的再次修改看不出来 */
 
 struct Hash {
@@ -150,9 +153,10 @@ static bool hash_fd(int fd, const char *path, char hex[HASH_HEX], Err *e) {
     return ok;
 }
 
-/* 用缓存计算已打开的大文件。 */
+/* 用缓存计算已打开的大文件。写缓存前重读它：别的线程刚添的行不能丢。 */
 static bool hash_cached(int fd, const char *path, const struct stat *st, const char *cache_dir,
                         char hex[HASH_HEX], Err *e) {
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
     char real[PATH_MAX], key[PATH_MAX + 256], cache[PATH_MAX];
     int n = snprintf(cache, sizeof cache, "%s/%s", cache_dir, CACHE_NAME);
     if (n < 0 || (size_t)n >= sizeof cache || !realpath(path, real) ||
@@ -160,13 +164,17 @@ static bool hash_cached(int fd, const char *path, const struct stat *st, const c
         return hash_fd(fd, path, hex, e);
     Arena a = {0};
     const char *text = file_read(&a, cache, CACHE_LIMIT, NULL, NULL);
-    if (!text) text = "";
-    bool ok = cache_find(text, key, hex);
+    bool ok = text && cache_find(text, key, hex);
     if (!ok && (ok = hash_fd(fd, path, hex, e))) {
         struct stat after;
         bool settled = fstat(fd, &after) == 0 && same_state(st, &after) &&
                        time(NULL) - st->st_mtim.tv_sec > SETTLE_SECONDS;
-        if (settled && file_mkdirs(cache_dir, &(Err){0})) cache_store(cache, text, real, key, hex);
+        pthread_mutex_lock(&lock);
+        if (settled && file_mkdirs(cache_dir, &(Err){0})) {
+            text = file_read(&a, cache, CACHE_LIMIT, NULL, NULL);
+            cache_store(cache, text ? text : "", real, key, hex);
+        }
+        pthread_mutex_unlock(&lock);
     }
     arena_free(&a);
     return ok;
@@ -185,6 +193,44 @@ bool hash_file(const char *path, const char *cache_dir, char hex[HASH_HEX], Err 
         ok = hash_fd(fd, path, hex, e);
     close(fd);
     return ok;
+}
+
+/* ---- 几个文件 ---- */
+
+typedef struct HashMany {
+    const char *const *paths;
+    const char *cache_dir;
+    char (*hex)[HASH_HEX];
+    size_t n;
+    atomic_size_t next;
+    atomic_bool failed;
+    pthread_mutex_t lock;
+    Err err; /* 先失败的一个 */
+} HashMany;
+
+static void *hash_some(void *arg) {
+    HashMany *m = arg;
+    for (size_t i; !atomic_load(&m->failed) && (i = atomic_fetch_add(&m->next, 1)) < m->n;) {
+        Err e = {0};
+        if (hash_file(m->paths[i], m->cache_dir, m->hex[i], &e)) continue;
+        pthread_mutex_lock(&m->lock);
+        if (!atomic_exchange(&m->failed, true)) m->err = e;
+        pthread_mutex_unlock(&m->lock);
+    }
+    return NULL;
+}
+
+bool hash_files(const char *const *paths, size_t n, int threads, const char *cache_dir, char (*hex)[HASH_HEX], Err *e) {
+    HashMany m = {.paths = paths, .cache_dir = cache_dir, .hex = hex, .n = n, .lock = PTHREAD_MUTEX_INITIALIZER};
+    pthread_t helper[HASH_THREADS];
+    int started = 0, want = (size_t)threads < n ? threads : (int)n;
+    if (want > HASH_THREADS) want = HASH_THREADS;
+    while (started < want - 1 && pthread_create(&helper[started], NULL, hash_some, &m) == 0) started++;
+    hash_some(&m); /* 建不了线程也算得完 */
+    while (started) pthread_join(helper[--started], NULL);
+    pthread_mutex_destroy(&m.lock);
+    if (atomic_load(&m.failed) && e) *e = m.err;
+    return !atomic_load(&m.failed);
 }
 
 bool base64_decode(const char *text, size_t len, void *out, size_t *n) {

@@ -312,16 +312,17 @@ DType weights_native_dtype(const WeightStore *w) {
     return common == DT_F16 || common == DT_BF16 ? common : DT_F32;
 }
 
-bool weights_sha256(const WeightStore *w, const char *cache_dir, char hex[HASH_HEX], Err *e) {
+bool weights_sha256(const WeightStore *w, int threads, const char *cache_dir, char hex[HASH_HEX], Err *e) {
     if (w->n_shards == 1) return hash_file(w->shards[0].path, cache_dir, hex, e);
-    Hash *h = hash_new();
-    if (!h) return err_set(e, ERR_MEMORY, "内存不足");
-    bool ok = true;
-    for (size_t i = 0; ok && i < w->n_shards; i++) {
-        char one[HASH_HEX];
-        ok = hash_file(w->shards[i].path, cache_dir, one, e);
-        if (ok) hash_add(h, one, HASH_HEX - 1);
-    }
-    hash_end(h, hex);
+    Arena a = {0};
+    const char **paths = ARENA_ARRAY(&a, const char *, w->n_shards, e);
+    char(*each)[HASH_HEX] = arena_array(&a, w->n_shards, sizeof *each, e);
+    for (size_t i = 0; paths && i < w->n_shards; i++) paths[i] = w->shards[i].path;
+    bool ok = paths && each && hash_files(paths, w->n_shards, threads, cache_dir, each, e);
+    Hash *h = ok ? hash_new() : NULL;
+    if (ok && !h) ok = err_set(e, ERR_MEMORY, "内存不足");
+    for (size_t i = 0; ok && i < w->n_shards; i++) hash_add(h, each[i], HASH_HEX - 1);
+    if (h) hash_end(h, hex);
+    arena_free(&a);
     return ok;
 }

@@ -55,6 +55,6 @@ const void *weights_direct(const WeightStore *w, const TensorSource *s, int64_t 
 void weights_drop(const WeightStore *w, const char *name);
 /* 权重自身的类型：线性层全为 F16 / BF16 时即其类型，其余（F32、块量化、混合）为 F32。已量化的检查点只看没有量化的矩阵。 */
 DType weights_native_dtype(const WeightStore *w);
-/* 全部权重文件的 SHA-256：单文件即其哈希；多文件为各哈希按文件名顺序连接后的哈希。 */
-bool weights_sha256(const WeightStore *w, const char *cache_dir, char hex[HASH_HEX], Err *e);
+/* 全部权重文件的 SHA-256：单文件即其哈希；多文件为各哈希按文件名顺序连接后的哈希，至多 threads 个线程同时算。 */
+bool weights_sha256(const WeightStore *w, int threads, const char *cache_dir, char hex[HASH_HEX], Err *e);
 #endif

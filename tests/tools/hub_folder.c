@@ -1,6 +1,6 @@
 /* hub_folder — 把一个文件夹开成静态的 HTTP 服务，供端到端测试当作 Hub
  * 用法: hub_folder 文件夹；端口写到标准输出。路径（去掉查询）就是文件；/rows 按 offset 取 rows/偏移。
- * 支持 Range；文件夹里有 名字.header 时，其中的一行「键: 值」作为头。 */
+ * 支持 Range；文件夹里有 名字.header 时，其中的一行「键: 值」作为头；有 名字.slow 时慢慢地给（每 64 KiB 停 10 毫秒）。 */
 #include <fcntl.h>
 #include <microhttpd.h>
 #include <stdio.h>
@@ -29,6 +29,35 @@ static void add_header(struct MHD_Response *r, const char *path) {
     if (f) fclose(f);
 }
 
+/* ---- 慢慢地给 ---- */
+
+typedef struct Slow {
+    int fd;
+    uint64_t from;
+} Slow;
+
+static ssize_t read_slowly(void *ctx, uint64_t at, char *buf, size_t max) {
+    const Slow *s = ctx;
+    usleep(10000);
+    ssize_t n = pread(s->fd, buf, max, (off_t)(s->from + at));
+    return n > 0 ? n : MHD_CONTENT_READER_END_OF_STREAM;
+}
+
+static void close_slow(void *ctx) {
+    close(((Slow *)ctx)->fd);
+    free(ctx);
+}
+
+/* path 的内容，从 from 起。fd 归答复。 */
+static struct MHD_Response *body(const char *path, int fd, uint64_t size, uint64_t from) {
+    char name[2100];
+    snprintf(name, sizeof name, "%s.slow", path);
+    Slow *s = access(name, F_OK) == 0 ? malloc(sizeof *s) : NULL;
+    if (!s) return MHD_create_response_from_fd_at_offset64(size - from, fd, from);
+    *s = (Slow){fd, from};
+    return MHD_create_response_from_callback(size - from, 65536, read_slowly, s, close_slow);
+}
+
 static enum MHD_Result answer(void *ctx, struct MHD_Connection *c, const char *url, const char *method,
                               const char *version, const char *data, size_t *n, void **state) {
     (void)ctx, (void)method, (void)version, (void)data, (void)n, (void)state;
@@ -44,7 +73,7 @@ static enum MHD_Result answer(void *ctx, struct MHD_Connection *c, const char *u
     }
     uint64_t size = (uint64_t)st.st_size, from = range ? strtoull(range + 6, NULL, 10) : 0;
     if (from > size) from = size;
-    struct MHD_Response *r = MHD_create_response_from_fd_at_offset64(size - from, fd, from);
+    struct MHD_Response *r = body(path, fd, size, from);
     snprintf(text, sizeof text, "bytes %llu-%llu/%llu", (unsigned long long)from,
              (unsigned long long)size - 1, (unsigned long long)size);
     if (from) MHD_add_response_header(r, "Content-Range", text);

@@ -16,7 +16,7 @@ PKGS     := yaml-0.1 jansson libpcre2-8 libutf8proc libcrypto openblas libmicroh
 PKG_LIBS := $(shell pkg-config --libs $(PKGS) 2>/dev/null)
 NO_BUILD := deps deps-test demo test help clean format tidy fuzz bench test-smollm2 test-lm-eval test-bridge test-tokenizers test-hub \
             test-parquet \
-            test-families test-interop
+            test-families test-gemma test-interop
 ifeq ($(strip $(PKG_LIBS)),)
 ifneq ($(filter-out $(NO_BUILD),$(or $(MAKECMDGOALS),all)),)
 $(error ❌ 缺少编译依赖（$(PKGS)），先运行 make deps)
@@ -221,6 +221,11 @@ test-families: deps-test
 	@test -d '$(FAMILIES)' || $(PYTHON) tests/tools/families.py '$(FAMILIES)'
 	@PTQ_ARCH='$(abspath $(FAMILIES))' $(BUILD)/tests/golden/test_logits
 
+# Gemma 3 270M（PyPI 上的 GGUF）对照 PTQ_SHARED 里的 goldens/real/gemma.json；PYTHON= 只用来下载（pip）
+test-gemma: deps-test
+	+@$(MAKE) --no-print-directory $(BUILD)/ptq-bench $(BUILD)/tests/golden/test_logits
+	@bash tests/golden/gemma.sh $(BUILD)/ptq-bench $(BUILD)/tests/golden/test_logits '$(PYTHON)'
+
 # 与真实的工具来回：导出的由别的程序装入，别的工具写的检查点在这里装入；工具装在草稿环境里，INTEROP_PYTHON= 指明已有的
 test-interop: deps-test
 	+@$(MAKE) --no-print-directory all
@@ -269,6 +274,7 @@ help:
 	@echo '  readme        用 results/ 的结果更新 README、summary 与图'
 	@echo '  test-smollm2  真实模型 SmolLM2 的数值对照（慢）'
 	@echo '  test-families 每个模型家族与 transformers 对照（PYTHON= 指明装有 transformers 的 Python）'
+	@echo '  test-gemma    Gemma 3 270M（从 PyPI 取得）的 logits 与分词对照'
 	@echo '  test-interop  与真实的量化工具来回（第一次在 build/interop 建 Python 环境；INTEROP_PYTHON= 指明已有的；ONLY= 只跑几个）'
 	@echo '  test-bridge   真正的 lm_eval 经 HTTP 服务评测，与原生比较（慢，首次要网络）'
 	@echo '  format tidy   clang-format、clang-tidy'
@@ -281,5 +287,5 @@ help:
 	@echo '变量: CC=clang SAN=address,undefined OPT="-O0 -g" BUILD=目录 V=1'
 
 FORCE:
-.PHONY: all cuda tests bench-kernels fuzzers deps deps-test demo test test-smollm2 test-lm-eval fuzz bench readme format tidy clean help FORCE test-bridge test-tokenizers test-hub test-parquet test-families test-interop
+.PHONY: all cuda tests bench-kernels fuzzers deps deps-test demo test test-smollm2 test-lm-eval fuzz bench readme format tidy clean help FORCE test-bridge test-tokenizers test-hub test-parquet test-families test-gemma test-interop
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

@@ -1,7 +1,7 @@
 /* test_logits — 前向的对照：transformers 的 logits、各层隐藏状态与 NLL
  * 对照数: $PTQ_SHARED/goldens/arch/ 里的每个家族（随机小模型；$PTQ_ARCH 可另指一个同样的文件夹，make test-families 用）与
- * real/smol.json（SmolLM2，须先 prepare_data）。容差: 随机小模型的 logits 与隐藏状态相对最大值 1e-5，SmolLM2 的 logit 2e-3、
- * 每 token 的 NLL 1e-4。 */
+ * real/ 的 SmolLM2（须先 prepare_data）与 Gemma 3 270M（make test-gemma，$PTQ_GEMMA 是它的 GGUF）。容差: 随机小模型的 logits 与
+ * 隐藏状态相对最大值 1e-5，真实模型的 logit 2e-3、每 token 的 NLL 1e-4。 */
 #include <dirent.h>
 #include <math.h>
 #include <setjmp.h>
@@ -157,20 +157,12 @@ static double logsumexp(const float *v, int64_t n, float top) {
     return (double)top + log(sum);
 }
 
-static void test_smollm2(void **state) {
-    (void)state;
-    static const char MODEL[] = "data/raw/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf";
-    char path[512];
+/* 对照 goldens/real/ 的一份：模型文件 model，各位置的前五个 logits 与 NLL。 */
+static void check_real(const char *path, const char *model) {
     Err e = {0};
     Backend b;
     Model m;
     Arena a = {0};
-    snprintf(path, sizeof path, "%s/goldens/real/smol.json", shared ? shared : "");
-    if (!shared || !file_exists(path) || !file_exists(MODEL)) {
-        print_message("没有对照数据或 %s（scripts/prepare_data.sh --model smollm2-135m-instruct），跳过\n",
-                      MODEL);
-        skip();
-    }
     json_t *golden = json_load(path, &e);
     assert_non_null(golden);
     const json_t *ids_j = json_object_get(golden, "ids"), *nll_j = json_object_get(golden, "nll");
@@ -179,7 +171,7 @@ static void test_smollm2(void **state) {
     int32_t *ids = ARENA_ARRAY(&a, int32_t, n, &e);
     for (int64_t i = 0; i < n; i++)
         ids[i] = (int32_t)json_integer_value(json_array_get(ids_j, (size_t)i));
-    open_model(&m, &b, MODEL, DT_BF16); /* 对照数的权重舍入到 bf16 */
+    open_model(&m, &b, model, DT_BF16); /* 对照数的权重舍入到 bf16 */
     float *z = all_logits(&m, &a, ids, n, 128);
     double worst_logit = 0, worst_nll = 0;
     for (int64_t i = 0; i < n; i++) {
@@ -189,7 +181,7 @@ static void test_smollm2(void **state) {
             const json_t *pair = json_array_get(top, k);
             double want = json_number_value(json_array_get(pair, 1));
             double got = (double)row[json_integer_value(json_array_get(pair, 0))];
-            if (fabs(got - want) > worst_logit) worst_logit = fabs(got - want);
+            if (!(fabs(got - want) <= worst_logit)) worst_logit = fabs(got - want);
         }
         const json_t *nll = json_array_get(nll_j, (size_t)i + 1);
         if (i + 1 >= n || !json_is_number(nll)) continue;
@@ -198,9 +190,9 @@ static void test_smollm2(void **state) {
             if (row[k] > best) best = row[k];
         double got = logsumexp(row, m.config.vocab, best) - (double)row[ids[i + 1]];
         double diff = fabs(got - json_number_value(nll));
-        if (diff > worst_nll) worst_nll = diff;
+        if (!(diff <= worst_nll)) worst_nll = diff;
     }
-    print_message("SmolLM2: max |Δlogit| = %.2e, max |ΔNLL| = %.2e\n", worst_logit, worst_nll);
+    print_message("%s: max |Δlogit| = %.2e, max |ΔNLL| = %.2e\n", model, worst_logit, worst_nll);
     assert_true(worst_logit <= 2e-3);
     assert_true(worst_nll <= 1e-4);
     json_decref(golden);
@@ -209,9 +201,31 @@ static void test_smollm2(void **state) {
     arena_free(&a);
 }
 
+/* 缺对照数或模型就跳过；hint 说模型从哪里来。 */
+static void test_real(const char *name, const char *model, const char *hint) {
+    char path[512];
+    snprintf(path, sizeof path, "%s/goldens/real/%s.json", shared ? shared : "", name);
+    if (!shared || !file_exists(path) || !model || !file_exists(model)) {
+        print_message("没有对照数据 %s.json 或它的模型（%s），跳过\n", name, hint);
+        skip();
+    }
+    check_real(path, model);
+}
+
+static void test_smollm2(void **state) {
+    (void)state;
+    test_real("smol", "data/raw/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf",
+              "scripts/prepare_data.sh --model smollm2-135m-instruct");
+}
+
+static void test_gemma(void **state) {
+    (void)state;
+    test_real("gemma", getenv("PTQ_GEMMA"), "make test-gemma");
+}
+
 int main(void) {
     shared = getenv("PTQ_SHARED");
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_arch),
-                                       cmocka_unit_test(test_smollm2)};
+                                       cmocka_unit_test(test_smollm2), cmocka_unit_test(test_gemma)};
     return cmocka_run_group_tests_name("golden_logits", tests, NULL, NULL);
 }

@@ -27,7 +27,7 @@ BEGIN {
     owner["openssl/"] = "src/io/hash.c"
     owner["pcre2.h"] = "src/model/ src/tasks/pyregex.c"
     owner["utf8proc.h"] = "src/base/str.c src/model/ src/tasks/pystr.c"
-    owner["microhttpd.h"] = "src/serve/http.c"
+    owner["microhttpd.h"] = "src/serve/http_internal.h"
     owner["curl/curl.h"] = "src/io/hub_request.h"
     owner["zlib.h"] = "src/io/inflate.c"
     owner["snappy-c.h"] = "src/io/inflate.c"

@@ -1,14 +1,10 @@
-/* http — HTTP 服务器的实现
- * 连接的一生：收齐请求体 → 路由 →（/v1/completions）交给 engine 并挂起 → 算完恢复、送出。
- * Call 由连接与引擎共有，两边都放手才释放；挂起期间网络线程看不到对方断开，所以引擎每步经 gone 查一次套接字。
- * 不变式：连接只在 Call.suspended 为真时处于挂起，且恢复恰好一次。 */
-#include "serve/http.h"
+/* http — HTTP 服务器的实现：路由、请求体、开关
+ * 连接的一生：收齐请求体 → 路由 →（/v1/completions）交给 engine 并挂起 → 算完恢复、送出（http_call.c）。 */
+#include "serve/http_internal.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
-#include <microhttpd.h>
 #include <netdb.h>
-#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -18,213 +14,6 @@
 #include "base/log.h"
 
 #define BODIES_MAX ((size_t)256 << 20) /* 全部连接暂存的请求体合计 */
-
-struct Server {
-    ServerOptions o;
-    Engine *engine;
-    struct MHD_Daemon *daemon;
-    pthread_mutex_t lock; /* Call 的状态与 bodies */
-    size_t bodies, n_calls;
-    bool stopping;
-    int64_t started;
-    int port;
-};
-
-typedef struct Call {
-    Server *server;
-    struct MHD_Connection *connection; /* 连接结束后为 NULL */
-    int fd;
-    Str body;        /* 请求体 */
-    size_t received; /* 已收的字节，超出上限的只数不存 */
-    bool too_large, no_room;
-    int refs;
-    /* 引擎一侧 */
-    bool submitted, streaming, done, suspended;
-    int status;
-    Str reply;       /* 回应；流式为还没送出的部分 */
-    size_t replied;
-} Call;
-
-/* ---------- Call ---------- */
-
-static Call *call_new(Server *s, struct MHD_Connection *connection) {
-    Call *c = calloc(1, sizeof *c);
-    if (!c) return NULL;
-    const union MHD_ConnectionInfo *info =
-        MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD);
-    *c = (Call){.server = s, .connection = connection, .fd = info ? info->connect_fd : -1, .refs = 1};
-    pthread_mutex_lock(&s->lock);
-    s->n_calls++;
-    pthread_mutex_unlock(&s->lock);
-    return c;
-}
-
-/* 拿着锁调用。 */
-static void drop_body(Call *c) {
-    c->server->bodies -= c->body.cap;
-    str_free(&c->body);
-    c->body = (Str){0};
-}
-
-/* 拿着锁调用；归零时释放。 */
-static void call_unref(Call *c) {
-    if (--c->refs > 0) return;
-    drop_body(c);
-    str_free(&c->reply);
-    c->server->n_calls--;
-    free(c);
-}
-
-/* 拿着锁调用。 */
-static void wake(Call *c) {
-    if (!c->suspended || !c->connection) return;
-    c->suspended = false;
-    MHD_resume_connection(c->connection);
-}
-
-/* ---------- 引擎的回调（计算线程） ---------- */
-
-static bool on_gone(void *owner) {
-    Call *c = owner;
-    pthread_mutex_lock(&c->server->lock);
-    bool gone = !c->connection;
-    if (!gone && c->suspended && c->fd >= 0) {
-        struct pollfd p = {.fd = c->fd, .events = POLLRDHUP};
-        gone = poll(&p, 1, 0) > 0 && (p.revents & (POLLRDHUP | POLLHUP | POLLERR));
-    }
-    pthread_mutex_unlock(&c->server->lock);
-    return gone;
-}
-
-static void on_open_stream(void *owner) {
-    Call *c = owner;
-    pthread_mutex_lock(&c->server->lock);
-    c->streaming = true;
-    c->status = 200;
-    wake(c);
-    pthread_mutex_unlock(&c->server->lock);
-}
-
-static void on_send(void *owner, const char *data, size_t n) {
-    Call *c = owner;
-    pthread_mutex_lock(&c->server->lock);
-    str_addn(&c->reply, data, n);
-    wake(c);
-    pthread_mutex_unlock(&c->server->lock);
-}
-
-static void on_finish(void *owner, int status, Str *body) {
-    Call *c = owner;
-    Server *s = c->server;
-    pthread_mutex_lock(&s->lock);
-    c->done = true;
-    if (!c->streaming) {
-        c->status = status;
-        c->reply = *body;
-        *body = (Str){0};
-    }
-    wake(c);
-    call_unref(c);
-    pthread_mutex_unlock(&s->lock);
-    str_free(body);
-}
-
-/* ---------- 回应（网络线程） ---------- */
-
-static enum MHD_Result queue(struct MHD_Connection *connection, int status, char *text, size_t n,
-                             const char *type) {
-    struct MHD_Response *r = MHD_create_response_from_buffer(n, text, MHD_RESPMEM_MUST_FREE);
-    if (!r) {
-        free(text);
-        return MHD_NO;
-    }
-    MHD_add_response_header(r, "Content-Type", type);
-    if (status == 401) MHD_add_response_header(r, "WWW-Authenticate", "Bearer");
-    if (status == 429 || status == 503) MHD_add_response_header(r, "Retry-After", "1");
-    enum MHD_Result ok = MHD_queue_response(connection, (unsigned)status, r);
-    MHD_destroy_response(r);
-    return ok;
-}
-
-static enum MHD_Result queue_json(struct MHD_Connection *connection, int status, json_t *v) {
-    char *text = v ? json_dumps(v, JSON_COMPACT) : NULL;
-    json_decref(v);
-    return text ? queue(connection, status, text, strlen(text), "application/json") : MHD_NO;
-}
-
-static enum MHD_Result queue_error(struct MHD_Connection *connection, const ApiError *err) {
-    Str s = {0};
-    api_error_json(err, &s);
-    if (s.failed) return MHD_NO;
-    return queue(connection, err->status, s.data, s.len, "application/json");
-}
-
-/* 流式回应要下一段：有就给，没有就挂起，等 on_send。 */
-static ssize_t read_stream(void *cls, uint64_t pos, char *buf, size_t max) {
-    (void)pos;
-    Call *c = cls;
-    ssize_t n = 0;
-    pthread_mutex_lock(&c->server->lock);
-    size_t left = c->reply.len - c->replied;
-    if (left) {
-        n = (ssize_t)(left < max ? left : max);
-        memcpy(buf, c->reply.data + c->replied, (size_t)n);
-        c->replied += (size_t)n;
-        if (c->replied == c->reply.len) c->reply.len = c->replied = 0;
-    } else if (c->done) {
-        n = c->reply.failed ? MHD_CONTENT_READER_END_WITH_ERROR : MHD_CONTENT_READER_END_OF_STREAM;
-    } else if (c->connection) {
-        c->suspended = true;
-        MHD_suspend_connection(c->connection);
-    }
-    pthread_mutex_unlock(&c->server->lock);
-    return n;
-}
-
-static void end_stream(void *cls) {
-    Call *c = cls;
-    Server *s = c->server;
-    pthread_mutex_lock(&s->lock);
-    call_unref(c);
-    pthread_mutex_unlock(&s->lock);
-}
-
-static enum MHD_Result queue_stream(struct MHD_Connection *connection, Call *c) {
-    pthread_mutex_lock(&c->server->lock);
-    c->refs++;
-    pthread_mutex_unlock(&c->server->lock);
-    struct MHD_Response *r =
-        MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, 16 << 10, read_stream, c, end_stream);
-    if (!r) {
-        end_stream(c);
-        return MHD_NO;
-    }
-    MHD_add_response_header(r, "Content-Type", "text/event-stream");
-    MHD_add_response_header(r, "Cache-Control", "no-cache");
-    enum MHD_Result ok = MHD_queue_response(connection, 200, r);
-    MHD_destroy_response(r);
-    return ok;
-}
-
-/* 引擎恢复了连接：送出回应。 */
-static enum MHD_Result answer(struct MHD_Connection *connection, Call *c) {
-    Server *s = c->server;
-    pthread_mutex_lock(&s->lock);
-    bool stream = c->streaming, done = c->done;
-    if (!stream && !done) { /* 还没有结果就被叫醒：接着等 */
-        c->suspended = true;
-        MHD_suspend_connection(connection);
-        pthread_mutex_unlock(&s->lock);
-        return MHD_YES;
-    }
-    Str reply = c->reply;
-    int status = c->status;
-    if (!stream) c->reply = (Str){0};
-    pthread_mutex_unlock(&s->lock);
-    if (stream) return queue_stream(connection, c);
-    if (!reply.data) return MHD_NO; /* 客户已经走了 */
-    return queue(connection, status, reply.data, reply.len, "application/json");
-}
 
 /* ---------- 路由 ---------- */
 
@@ -254,7 +43,7 @@ static enum MHD_Result submit(struct MHD_Connection *connection, Call *c, bool c
     bool ok = chat ? api_parse_chat(&request, body, c->body.len, vocab, &s->o.chat, &err)
                    : api_parse(&request, body, c->body.len, vocab, &err);
     pthread_mutex_lock(&s->lock);
-    drop_body(c);
+    call_drop_body(c);
     c->submitted = true;
     c->suspended = true;
     c->refs++;
@@ -269,18 +58,18 @@ static enum MHD_Result submit(struct MHD_Connection *connection, Call *c, bool c
     c->status = err.status;
     api_error_json(&err, &c->reply);
     c->suspended = suspended;
-    wake(c);
+    call_wake(c);
     call_unref(c);
     pthread_mutex_unlock(&s->lock);
     api_request_free(&request);
-    return suspended ? MHD_YES : answer(connection, c);
+    return suspended ? MHD_YES : call_answer(connection, c);
 }
 
 static enum MHD_Result fail(struct MHD_Connection *connection, int status, const char *code,
                             const char *text) {
     ApiError err;
     api_fail(&err, status, code, NULL, "%s", text);
-    return queue_error(connection, &err);
+    return http_queue_error(connection, &err);
 }
 
 /* 这一路径允许的方法对不对。 */
@@ -311,8 +100,8 @@ static enum MHD_Result route(struct MHD_Connection *connection, Call *c, const c
     }
     if (c->no_room) return fail(connection, 503, "overloaded", "正在接收的请求体太多，请稍后再试");
     if (completions) return submit(connection, c, chat);
-    if (models) return queue_json(connection, 200, api_models_json(s->o.engine.name, s->started));
-    return queue_json(connection, 200, json_pack("{s:s}", "status", "ok"));
+    if (models) return http_queue_json(connection, 200, api_models_json(s->o.engine.name, s->started));
+    return http_queue_json(connection, 200, json_pack("{s:s}", "status", "ok"));
 }
 
 /* ---------- 请求体 ---------- */
@@ -334,7 +123,7 @@ static bool take_body(Call *c, const char *data, size_t n) {
     c->received += n;
     if (c->received > s->o.max_body) c->too_large = true;
     if (c->too_large || c->no_room) {
-        drop_body(c);
+        call_drop_body(c);
         go = c->received < 4 * s->o.max_body + ((size_t)1 << 20);
     } else {
         size_t before = c->body.cap;
@@ -363,7 +152,7 @@ static enum MHD_Result on_request(void *cls, struct MHD_Connection *connection, 
         *size = 0;
         return go ? MHD_YES : MHD_NO;
     }
-    return c->submitted ? answer(connection, c) : route(connection, c, url, method);
+    return c->submitted ? call_answer(connection, c) : route(connection, c, url, method);
 }
 
 static void on_completed(void *cls, struct MHD_Connection *connection, void **state,
@@ -420,7 +209,7 @@ bool server_open(Server **out, const ServerOptions *o, Err *e) {
     *out = NULL;
     if (!s) return err_set(e, ERR_MEMORY, "内存不足");
     s->o = *o;
-    s->o.engine.hooks = (EngineHooks){on_gone, on_open_stream, on_send, on_finish};
+    s->o.engine.hooks = (EngineHooks){call_gone, call_open_stream, call_send, call_finish};
     s->started = (int64_t)time(NULL);
     pthread_mutex_init(&s->lock, NULL);
     int fd = listen_on(o->host, o->port, e);

@@ -212,10 +212,9 @@ static bool int8_one(Backend *b, const LinearOut *out, const GemmCall *c, const 
 }
 /* 列序相同的几个（不多于 GEMM_OUT_MAX）；输入的编码已备好。 */
 static bool int8_many(Backend *b, const LinearOut *out, int n_out, int64_t n, int64_t ld) {
-    CudaBackend *cuda = cuda_of(b);
     GemmCall c = {};
     bool symmetric = true, ok = true;
-    c.int8 = true, c.x = cuda->slot[SLOT_X], c.x_scale = (const float *)cuda->slot[SLOT_A], c.ldx = ld, c.n = n, c.cols = ld;
+    c.int8 = true, c.x = cuda_slot(b, SLOT_X, 1), c.x_scale = (const float *)cuda_slot(b, SLOT_A, 1), c.ldx = ld, c.n = n, c.cols = ld;
     c.n_out = n_out, c.f = out[0].f;
     for (int i = 0; i < n_out; i++) {
         const QTensor *w = out[i].w;

@@ -61,7 +61,7 @@ __device__ static float turned(const float *head, int d, const StepArgs &s, int6
     return lead ? __fadd_rn(__fmul_rn(x, co), -__fmul_rn(y, si)) : __fadd_rn(__fmul_rn(x, co), __fmul_rn(y, si));
 }
 
-/* 共享内存：k、v 各 TILE 行（行距 stride 个元素，多出 16 字节免得撞同一组存储体），q，分数，各头的系数。 */
+/* 共享内存：q，分数，各头的系数，k、v 各 TILE 行（行距 stride 个元素，多出 16 字节免得撞同一组存储体）。 */
 template <typename T, int G> struct Tile {
     T *k, *v;
     float *q, (*score)[TILE], (*state)[4]; /* state：最大值，Σ，这次的收缩 */
@@ -72,14 +72,15 @@ template <typename T> static __host__ __device__ int padded_dim(int dim) {
     return (dim + UNIT - 1) / UNIT * UNIT;
 }
 template <typename T, int G> static __host__ __device__ size_t tile_bytes(int dim) {
-    return (size_t)2 * TILE * (padded_dim<T>(dim) * sizeof(T) + 16) + (size_t)G * (padded_dim<T>(dim) + TILE + 4) * 4;
+    size_t stats = (size_t)G * (padded_dim<T>(dim) + TILE + 4) * 4, sums = (size_t)G * 2 * THREADS * 4; /* 各份的和放回 k、v 处 */
+    size_t tiles = (size_t)2 * TILE * (padded_dim<T>(dim) * sizeof(T) + 16);
+    return stats + (tiles > sums ? tiles : sums);
 }
 template <typename T, int G> __device__ static Tile<T, G> tile_at(char *shared, int dim) {
     Tile<T, G> t;
     t.padded = padded_dim<T>(dim), t.stride = t.padded + 16 / (int)sizeof(T);
-    t.k = (T *)shared, t.v = t.k + TILE * t.stride;
-    t.q = (float *)(t.v + TILE * t.stride);
-    t.score = (float(*)[TILE])(t.q + G * t.padded), t.state = (float(*)[4])(t.score + G);
+    t.q = (float *)shared, t.score = (float(*)[TILE])(t.q + G * t.padded), t.state = (float(*)[4])(t.score + G);
+    t.k = (T *)(t.state + G), t.v = t.k + TILE * t.stride;
     return t;
 }
 /* 键 [j, j+n) 的 k 或 v 送进共享内存；行尾补零。 */
@@ -223,7 +224,7 @@ template <typename T, int G> __global__ __launch_bounds__(THREADS) static void d
             }
         __syncthreads();
     }
-    float *sums = (float *)shared; /* (份, 头, 维)：k、v 已经用完 */
+    float *sums = (float *)tile.k; /* (份, 头, 维)：k、v 已经用完 */
 #pragma unroll
     for (int g = 0; g < G; g++)
         for (int e = 0; e < 2; e++)

@@ -1,6 +1,6 @@
 /* gemv — 行数很少（解码）的线性层：bf16 的张量核，权重只读一遍，量化的就以编码相乘
- * 一次一对面板（32 行输出：一个权重相邻的两个，或 gate、up 同一位置的各一个，后者当场算出 f(gate)·up），块内各线程束分担 k，按固定
- * 次序相加；一块线程轮流做几对。编码（或 128 + 编码）在 bf16 里精确，以 f32 累加；一组的末尾减去零点乘 Σx，再乘缩放。
+ * 一对面板（32 行输出：一个权重相邻的两个，或 gate、up 同一位置的各一个，后者当场算出 f(gate)·up）由几个线程束分担 k，按固定次序
+ * 相加；对多时一块同时做几对，相加的次数少，对少时全块做一对。编码（或 128 + 编码）在 bf16 里精确，以 f32 累加；一组的末尾减去零点乘 Σx，再乘缩放。
  * 权重由 cp.async 送进各线程束自己的环形缓冲，一直有几步在路上；程序化依赖启动：前一个内核还没做完，头几步已经在路上。
  * 只有一个 token 时输入（归一化在内）由各块自己化成 bf16。
  *
@@ -29,12 +29,11 @@ struct GemvOut {
 };
 struct GemvJob {
     GemvOut out[LINEAR_OUT_MAX];
-    int n_out, n, cols, blocks, pairs; /* 块：每 32 列 */
+    int n_out, n, cols, blocks, pairs, split; /* 块：每 32 列；split：一对分给几个线程束 */
     Activation f;
     const __nv_bfloat16 *x; /* (n, ldx)；NULL 时由 raw 化来（n 为 1） */
     int64_t ldx;
     const float *raw;
-    const int32_t *perm;
     bool norm, half; /* half：raw 是 bf16，原样取 */
     NormSpec spec;
 };
@@ -304,42 +303,81 @@ __device__ static void multiply(float (*acc)[NT][4], const Stage<0, false> &w, c
     }
 }
 
-/* 一个 token 的输入化成 bf16，放进共享内存。 */
+/* 一个 token 的输入化成 bf16，放进共享内存。一次取 CHUNK 个（各线程 4 个 4 列），都在路上了再用。 */
+enum { QUADS = 4, CHUNK = THREADS * QUADS * 4 };
+__device__ static void read_chunk(float4 *x, const float *from, int first, int cols) {
+#pragma unroll
+    for (int q = 0; q < QUADS; q++) {
+        int k = first + (q * THREADS + threadIdx.x) * 4;
+        x[q] = k < cols ? *(const float4 *)(from + k) : float4{};
+    }
+}
 __device__ static void make_input(__nv_bfloat16 *to, const GemvJob &j) {
-    __shared__ double sums[32];
-    float mean = 0, r = 0;
-    if (j.half) {
-        for (int k = threadIdx.x * 8; k < j.ldx; k += THREADS * 8) /* 列数是 8 的倍数 */
-            *(uint4 *)(to + k) = k < j.cols ? *(const uint4 *)((const __nv_bfloat16 *)j.raw + k) : uint4{};
-    } else {
-        if (j.norm) norm_stats(j.raw, j.cols, j.spec, sums, &mean, &r);
-#pragma unroll 4
-        for (int k = threadIdx.x; k < j.ldx; k += THREADS) {
-            int from = j.perm && k < j.cols ? j.perm[k] : k;
-            float v = k < j.cols ? j.raw[from] : 0;
-            if (j.norm && k < j.cols) v = norm_at(v, j.spec, from, mean, r);
-            to[k] = __float2bfloat16_rn(v);
+    __shared__ double sums[WARPS];
+    float4 x[QUADS], w[QUADS];
+    float r = 1;
+    bool weighted = j.norm && j.spec.weight;
+    if (weighted) read_chunk(w, j.spec.weight, 0, j.cols);
+    if (j.norm) {
+        double sum = 0;
+        for (int first = 0; first < j.cols; first += CHUNK) {
+            read_chunk(x, j.raw, first, j.cols);
+#pragma unroll
+            for (int q = 0; q < QUADS; q++)
+                sum += (double)x[q].x * x[q].x + (double)x[q].y * x[q].y + (double)x[q].z * x[q].z + (double)x[q].w * x[q].w;
+        }
+        for (int o = 16; o; o /= 2) sum += __shfl_xor_sync(0xFFFFFFFFu, sum, o);
+        if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = sum;
+        __syncthreads();
+        sum = 0;
+#pragma unroll
+        for (int i = 0; i < WARPS; i++) sum += sums[i];
+        r = 1.0f / sqrtf((float)(sum / (double)j.cols) + j.spec.eps);
+    }
+    for (int first = 0; first < j.ldx; first += CHUNK) {
+        if (!j.norm || j.cols > CHUNK) read_chunk(x, j.raw, first, j.cols); /* 只有一段的还在手里 */
+        if (weighted && first) read_chunk(w, j.spec.weight, first, j.cols);
+#pragma unroll
+        for (int q = 0; q < QUADS; q++) {
+            int k = first + (q * THREADS + threadIdx.x) * 4;
+            float v[4] = {x[q].x, x[q].y, x[q].z, x[q].w};
+            const float by[4] = {w[q].x, w[q].y, w[q].z, w[q].w};
+#pragma unroll
+            for (int i = 0; j.norm && i < 4; i++) v[i] = weighted ? __fmul_rn(v[i] * r, by[i]) : v[i] * r;
+            if (k < j.ldx) *(uint2 *)(to + k) = make_uint2(pack2(v[0], v[1]), pack2(v[2], v[3]));
         }
     }
     __syncthreads();
 }
-/* 各线程束的部分和相加，写出。 */
+/* 已经是 bf16 的。 */
+__device__ static void copy_input(__nv_bfloat16 *to, const GemvJob &j) {
+    for (int k = threadIdx.x * 8; k < j.ldx; k += THREADS * 8) /* 列数是 8 的倍数 */
+        *(uint4 *)(to + k) = k < j.cols ? *(const uint4 *)((const __nv_bfloat16 *)j.raw + k) : uint4{};
+    __syncthreads();
+}
+/* 从第 base 对起的几对：各线程束的部分和相加，写出。 */
 template <bool QUANT, int TOKENS>
-__device__ static void write_pair(const GemvJob &j, const Pair &pair, const float (*sums)[2 * QT_PANEL * TOKENS]) {
-    const GemvOut &o = *pair.o;
-    for (int i = threadIdx.x; i < j.n * QT_PANEL * (o.product ? 1 : 2); i += THREADS) {
-        int side = i / (j.n * QT_PANEL), token = i / QT_PANEL % j.n, local = i % QT_PANEL;
+__device__ static void write_pairs(const GemvJob &j, int base, const float (*sums)[2 * QT_PANEL * TOKENS]) {
+    bool product = j.out[0].product;
+    int per = j.n * QT_PANEL * (product ? 1 : 2);
+    for (int i = threadIdx.x; i < WARPS / j.split * per; i += THREADS) {
+        int first = i / per, side = i % per / (j.n * QT_PANEL), token = i / QT_PANEL % j.n, local = i % QT_PANEL;
+        if (base + first >= j.pairs) continue;
+        Pair pair = find_pair(j, base + first);
+        const GemvOut &o = *pair.o;
         int row = (side ? pair.first[1] : pair.first[0]) + local, rows = o.side[side].rows;
         if (row >= rows) continue;
         float s[2];
-        for (int p = 0; p < (o.product ? 2 : 1); p++) { /* 面板、行 → 线程存放的位置 */
-            int q = o.product ? p : side, at = QUANT ? local % 4 * TILE_N + q * 4 + local / 4 : q * QT_PANEL + local;
+#pragma unroll
+        for (int p = 0; p < 2; p++) { /* 面板、行 → 线程存放的位置 */
+            if (p && !product) continue;
+            int q = product ? p : side, at = QUANT ? local % 4 * TILE_N + q * 4 + local / 4 : q * QT_PANEL + local;
             s[p] = 0;
-            for (int w = 0; w < WARPS; w++) s[p] += sums[w][at * TOKENS + token];
+            for (int w = 0; w < j.split; w++) s[p] += sums[first * j.split + w][at * TOKENS + token];
             if (o.side[q].bias) s[p] += o.side[q].bias[row];
         }
         int64_t to = (int64_t)token * rows + row;
-        if (o.product)
+        if (product)
             ((__nv_bfloat16 *)o.y)[to] = __float2bfloat16_rn(activation(s[0], j.f) * s[1]);
         else
             ((float *)o.y)[to] = o.add ? ((float *)o.y)[to] + s[0] : s[0];
@@ -354,18 +392,19 @@ __global__ __launch_bounds__(THREADS, NT == 1 ? 2 : 1) static void gemv_kernel(c
     extern __shared__ uint4 dynamic[];
     __shared__ float sums[WARPS][2 * QT_PANEL * TOKENS]; /* [行][token] */
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    int steps = (j.blocks + STEP - 1) / STEP, k0 = steps * warp / WARPS * STEP, k1 = steps * (warp + 1) / WARPS * STEP;
+    int part = warp % j.split, own_pair = warp / j.split, at_once = WARPS / j.split, stride = gridDim.x * at_once;
+    int steps = (j.blocks + STEP - 1) / STEP, k0 = steps * part / j.split * STEP, k1 = steps * (part + 1) / j.split * STEP;
     S *ring = (S *)dynamic + warp * D;
-    Pair pair = find_pair(j, (int)blockIdx.x < j.pairs ? blockIdx.x : 0);
     typename S::Source from;
-    int next_at = k0 < k1 ? (int)blockIdx.x : j.pairs, next_k = k0; /* 取到哪里了：各对、每对里本线程束的各步，首尾相接 */
+    int at = blockIdx.x * at_once + own_pair, next_at = k0 < k1 ? at : j.pairs, next_k = k0; /* 取到哪里了：各对、每对里的各步，首尾相接 */
+    Pair pair = find_pair(j, at < j.pairs ? at : 0);
     if (next_at < j.pairs) from.start(pair, k0, j.blocks);
     auto fetch = [&](int slot) {
         if (next_at < j.pairs) {
             ring[slot].load(&from, next_k, j.blocks);
             next_k += STEP;
             if (next_k >= k1) {
-                next_k = k0, next_at += gridDim.x;
+                next_k = k0, next_at += stride;
                 if (next_at < j.pairs) from.start(find_pair(j, next_at), k0, j.blocks);
             }
         }
@@ -377,15 +416,16 @@ __global__ __launch_bounds__(THREADS, NT == 1 ? 2 : 1) static void gemv_kernel(c
     const __nv_bfloat16 *x = j.x, *rows[NT];
     if (!x) {
         __nv_bfloat16 *own = (__nv_bfloat16 *)((S *)dynamic + WARPS * D);
-        make_input(own, j);
+        j.half ? copy_input(own, j) : make_input(own, j);
         x = own;
     }
 #pragma unroll
     for (int i = 0; i < NT; i++) rows[i] = x + (i * TILE_N + g < j.n ? i * TILE_N + g : j.n - 1) * j.ldx + 8 * t;
     int slot = 0;
-    for (int at = blockIdx.x; at < j.pairs; at += gridDim.x) {
+    for (int base = blockIdx.x * at_once; base < j.pairs; base += stride, at += stride) {
         float acc[2][NT][4] = {};
-        for (int k = k0; k < k1; k += STEP) {
+        pair = find_pair(j, at < j.pairs ? at : 0);
+        for (int k = at < j.pairs ? k0 : k1; k < k1; k += STEP) {
             copies_wait<D - 2>();
             __syncwarp();
             fetch(slot ? slot - 1 : D - 1); /* 上一步用完的 */
@@ -402,9 +442,8 @@ __global__ __launch_bounds__(THREADS, NT == 1 ? 2 : 1) static void gemv_kernel(c
                     sums[warp][row * TOKENS + i * TILE_N + 2 * t + r % 2] = acc[u][i][r];
                 }
         __syncthreads();
-        write_pair<BITS != 0, TOKENS>(j, pair, sums);
+        write_pairs<BITS != 0, TOKENS>(j, base, sums);
         __syncthreads();
-        if (at + (int)gridDim.x < j.pairs) pair = find_pair(j, at + gridDim.x);
     }
 }
 
@@ -440,9 +479,11 @@ static void add_out(GemvJob *j, const LinearOut *out, const LinearOut *up, int64
     int panels = (int)((rows - 1) / QT_PANEL + 1);
     j->pairs += up ? panels : (panels + 1) / 2;
 }
-template <int BITS, int NT, bool FINE> static void launch(Backend *b, const GemvJob &j) {
+template <int BITS, int NT, bool FINE> static void launch(Backend *b, GemvJob &j) {
     int sms = cuda_of(b)->sms, each = BITS ? 2 : 1; /* 每个上几块；稠密的一块就够占满带宽 */
-    int grid = j.pairs <= sms ? sms : j.pairs < each * sms ? j.pairs : each * sms; /* 不足一轮也每个都占上：否则下一个内核先到的块会挤在空着的上 */
+    j.split = j.pairs >= 6 * sms ? 2 : j.pairs >= 3 * sms ? 4 : WARPS;
+    int rounds = (j.pairs * j.split - 1) / WARPS + 1;
+    int grid = rounds <= sms ? sms : rounds < each * sms ? rounds : each * sms; /* 不足一轮也每个都占上：否则下一个内核先到的块会挤在空着的上 */
     size_t ring = sizeof(Stage<BITS, FINE>) * WARPS * Stage<BITS, FINE>::DEPTH, own = j.x ? 0 : (size_t)j.ldx * 2;
     static bool allowed; /* 共享内存多于 48 KB 要先说 */
     if (!allowed)
@@ -450,7 +491,7 @@ template <int BITS, int NT, bool FINE> static void launch(Backend *b, const Gemv
                                                   (int)ring + SHARED_X), "共享内存");
     launch_early(b, gemv_kernel<BITS, NT, FINE>, dim3((unsigned)grid), dim3(THREADS), ring + own, j);
 }
-template <int BITS> static void launch_bits(Backend *b, const GemvJob &j, bool fine) {
+template <int BITS> static void launch_bits(Backend *b, GemvJob &j, bool fine) {
     if (j.n > TILE_N)
         launch<BITS, 4, true>(b, j);
     else if (fine)
@@ -458,7 +499,7 @@ template <int BITS> static void launch_bits(Backend *b, const GemvJob &j, bool f
     else
         launch<BITS, 1, false>(b, j);
 }
-/* j 的各个同一种类。k 的切法只由权重定，一个权重的结果不随一同算的几个变。 */
+/* j 的各个同一种类。 */
 static bool run(Backend *b, GemvJob *j, int kind) {
     switch (kind / 2) {
     case 0: launch<0, 1, false>(b, *j); break;
@@ -472,11 +513,12 @@ static bool run(Backend *b, GemvJob *j, int kind) {
 /* 输入：一个 token 的由内核自己化成 bf16，否则先化好。 */
 static bool set_input(Backend *b, GemvJob *j, const LinearIn *in, int64_t n, int64_t cols, const int32_t *perm) {
     bool half = gated_of(b, in, n).product && !perm && cols % 8 == 0;
-    bool fast = in->kind != IN_ACTIVATE || half;
+    const NormSpec *s = &in->norm;
+    bool fast = half || (in->kind == IN_PLAIN && !perm) || (in->kind == IN_NORM && !perm && !s->center && !s->bias && s->period == 1);
     j->n = (int)n, j->cols = (int)cols, j->blocks = (int)((cols - 1) / QT_KBLOCK + 1);
     j->ldx = (cols + 4 * QT_KBLOCK - 1) / (4 * QT_KBLOCK) * (4 * QT_KBLOCK); /* 整步 */
-    if (n == 1 && fast && j->ldx * 2 <= SHARED_X) {
-        j->raw = in->x, j->perm = perm, j->norm = in->kind == IN_NORM, j->spec = in->norm, j->half = half;
+    if (n == 1 && fast && cols % 4 == 0 && j->ldx * 2 <= SHARED_X) {
+        j->raw = in->x, j->norm = in->kind == IN_NORM, j->spec = *s, j->half = half;
         return true;
     }
     j->x = cuda_input_bf16(b, in, n, cols, j->ldx, perm);

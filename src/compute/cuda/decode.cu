@@ -276,8 +276,10 @@ template <typename T> static void launch_group(Backend *b, const DecodeArgs &a, 
 }
 /* 各行已填好；longest：看得见的键最多几个。 */
 static bool run(Backend *b, DecodeArgs *a, int64_t n, int64_t longest) {
-    int64_t splits = (longest - 1) / TILE + 1, dim = a->s.head_dim;
-    a->splits = (int)(splits > MAX_SPLITS ? MAX_SPLITS : splits);
+    /* 切几段：块数约够每个流式多处理器四块，一段不少于半个 TILE */
+    int64_t dim = a->s.head_dim, most = (longest - 1) / (TILE / 2) + 1, splits = 4 * cuda_of(b)->sms / (n * a->s.n_kv_heads);
+    if (splits > most) splits = most;
+    a->splits = (int)(splits < 1 ? 1 : splits > MAX_SPLITS ? MAX_SPLITS : splits);
     a->round = b->compute == COMPUTE_BF16, a->done = cuda_of(b)->counters;
     if (a->splits > 1) {
         a->part = (float *)cuda_slot(b, SLOT_A, (size_t)(n * a->s.n_heads * a->splits * (dim + 2)) * 4);

@@ -1,4 +1,4 @@
-/* test_prefill — 行数很多（长提示）的线性层：几个共用输入的一次算，偏置、加到 y 上、gate·up 与 W8A8
+/* test_prefill — 行数很多（长提示）的线性层：几个共用输入的一次算，偏置、加到 y 上、gate·up、当场归一化与 W8A8
  * 形状大到 CUDA 上走自己的矩阵乘（gemm.cu），各维都不是输出块的倍数；稠密的按双精度的界抽查，W8A8 须逐位相同。
  * 同样的调用两次逐位相同。 */
 #include "tests/ops/reference.h"
@@ -163,7 +163,38 @@ static void test_gated(void **state) {
     for (int i = n > 2 ? n - 2 : 0; i < n; i++) gated(&t[i], ACTF_SILU, true);
 }
 
+/* 当场归一化的输入，各种行宽：与先归一化相同（CUDA 上只差末位）。 */
+static void normed(const RefTarget *t, int64_t cols, bool center, bool w8a8) {
+    enum { SOME = 40, OUT = 24 };
+    Backend b = ref_open(t, 2);
+    QTensor q = w8a8 ? int8(&b, OUT, cols, 41, DT_F32)
+                     : dense(&b, t->compute == COMPUTE_BF16 ? DT_BF16 : DT_F32, OUT, cols, 41);
+    float *x = ref_random(SOME * cols, 42, 3), *h = ref_zeros(SOME * cols), *w = ref_random(cols, 43, 1);
+    float *y = ref_zeros(SOME * OUT), *want = ref_zeros(SOME * OUT), *tmp = ref_zeros(SOME * cols);
+    const ActQuant act = {.kind = ACT_TOKEN, .bits = 8};
+    LinearOut out = {.y = want, .w = &q};
+    LinearIn in = {.x = h}, fused = {.kind = IN_NORM, .x = x, .norm = {w, center ? w : NULL, 1, 1e-5f, center}, .tmp = tmp};
+    op_norm(&b, tensor_f32(h, SOME, cols), tensor_f32(x, SOME, cols), &fused.norm);
+    (w8a8 ? op_linear_int8_from(&b, &out, 1, &in, SOME, &act) : op_linear_from(&b, &out, 1, &in, SOME));
+    out.y = y;
+    (w8a8 ? op_linear_int8_from(&b, &out, 1, &fused, SOME, &act) : op_linear_from(&b, &out, 1, &fused, SOME));
+    ref_check(&b);
+    ref_same_row(y, want, SOME * OUT, t->name, center ? "当场 LayerNorm" : "当场 RMSNorm");
+    free(x), free(h), free(w), free(y), free(want), free(tmp);
+    backend_close(&b);
+    arena_free(&arena);
+}
+static void test_norm(void **state) {
+    (void)state;
+    static const int64_t WIDE[] = {2044, 4096, 6148, 9000, 17000};
+    RefTarget t[REF_MAX_TARGETS];
+    int n = ref_targets(t);
+    for (int i = n > 2 ? n - 2 : 0; i < n; i++)
+        for (int k = 0; k < 20; k++) normed(&t[i], WIDE[k / 4], k % 2, k / 2 % 2);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_many), cmocka_unit_test(test_int8), cmocka_unit_test(test_gated)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_many), cmocka_unit_test(test_int8),
+                                       cmocka_unit_test(test_gated), cmocka_unit_test(test_norm)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

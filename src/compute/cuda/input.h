@@ -63,4 +63,70 @@ static inline Gated gated_of(Backend *b, const LinearIn *in, int64_t n) {
     g.half = in->opaque && (g.product || cuda_opaque(b, n));
     return g;
 }
+
+/* 一个线性层的输入 (n, cols)，写到行距 ld 的一处，行尾补零；perm 是列序，或 NULL。 */
+struct Source {
+    InputKind kind;
+    const float *x;
+    NormSpec norm;
+    Gated act;
+    const int32_t *perm;
+    int64_t cols, ld;
+};
+static inline Source source_of(Backend *b, const LinearIn *in, int64_t n, int64_t cols, int64_t ld, const int32_t *perm) {
+    Source s = {};
+    s.kind = in->kind, s.x = in->x, s.norm = in->norm, s.act = gated_of(b, in, n), s.perm = perm, s.cols = cols, s.ld = ld;
+    return s;
+}
+/* 一块 ROW_THREADS 个线程管一行、整行在寄存器里，一个线程几个 4 列（1、2、4 或 8）；这样取不了的为 0。 */
+enum { ROW_THREADS = 512 };
+static inline int row_fours(const Source &s) {
+    int64_t fours = (s.ld + 4 * ROW_THREADS - 1) / (4 * ROW_THREADS);
+    uintptr_t at = (uintptr_t)s.x | (s.kind == IN_NORM ? (uintptr_t)s.norm.weight | (uintptr_t)s.norm.bias : 0);
+    if (s.perm || s.cols % 4 || at % 16 || (s.kind == IN_ACTIVATE && !s.act.product) || fours > 8) return 0;
+    return fours <= 2 ? (int)fours : fours <= 4 ? 4 : 8;
+}
+/* 按行宽与是否归一化选一份：模板参数是 (几个 4 列, 归一化)。 */
+#define ROW_KERNEL(kernel, fours, norm)                                                                                \
+    ((norm) ? ((fours) == 1 ? kernel<1, true> : (fours) == 2 ? kernel<2, true> : (fours) == 4 ? kernel<4, true> : kernel<8, true>) \
+            : ((fours) == 1 ? kernel<1, false> : (fours) == 2 ? kernel<2, false> : (fours) == 4 ? kernel<4, false> : kernel<8, false>))
+#define ROW_BOUNDS(fours, norm) __launch_bounds__(ROW_THREADS, (norm) && (fours) > 2 ? 1 : 2)
+/* 第 i 个 4 列的列号。 */
+__device__ static inline int64_t four_at(int i) {
+    return ((int64_t)i * ROW_THREADS + threadIdx.x) * 4;
+}
+/* blockIdx.x 行的值，cols 之外为 0。 */
+template <int FOURS, bool NORM> __device__ static inline void load_row(const Source &s, float (*v)[4], double *shared) {
+    int64_t row = blockIdx.x, base = row * s.cols;
+#pragma unroll
+    for (int i = 0; i < FOURS; i++) {
+        int64_t k = four_at(i);
+        float4 x = make_float4(0, 0, 0, 0);
+        if (!NORM && k < s.cols && s.kind == IN_ACTIVATE) {
+            uint2 h = *(const uint2 *)((const __nv_bfloat16 *)s.act.gate + base + k);
+            float2 a = __bfloat1622float2(*(__nv_bfloat162 *)&h.x), b = __bfloat1622float2(*(__nv_bfloat162 *)&h.y);
+            x = make_float4(a.x, a.y, b.x, b.y);
+        } else if (k < s.cols) {
+            x = *(const float4 *)(s.x + base + k);
+        }
+        v[i][0] = x.x, v[i][1] = x.y, v[i][2] = x.z, v[i][3] = x.w;
+    }
+    if (!NORM) return;
+    double mean = 0, sum = 0;
+    if (s.norm.center) {
+#pragma unroll
+        for (int i = 0; i < 4 * FOURS; i++) mean += (double)v[i / 4][i % 4];
+        mean = warp_block_sum(mean, shared) / (double)s.cols;
+    }
+#pragma unroll
+    for (int i = 0; i < 4 * FOURS; i++)
+        if (four_at(i / 4) < s.cols) sum += ((double)v[i / 4][i % 4] - mean) * ((double)v[i / 4][i % 4] - mean);
+    sum = warp_block_sum(sum, shared);
+    float r = 1.0f / sqrtf((float)(sum / (double)s.cols) + s.norm.eps);
+#pragma unroll
+    for (int i = 0; i < 4 * FOURS; i++) {
+        int64_t k = four_at(i / 4);
+        if (k < s.cols) v[i / 4][i % 4] = norm_at(v[i / 4][i % 4], s.norm, row % s.norm.period * s.cols + k + i % 4, (float)mean, r);
+    }
+}
 #endif

@@ -10,14 +10,16 @@ bool cuda_opaque(const Backend *b, int64_t n) {
 
 /* ---- 输入 → bf16 (n, ld)，行尾补零 ---- */
 
-struct Source {
-    InputKind kind;
-    const float *x;
-    NormSpec norm;
-    Gated act;
-    const int32_t *perm;
-    int64_t cols, ld;
-};
+/* 行数多的。 */
+template <int FOURS, bool NORM> __global__ ROW_BOUNDS(FOURS, NORM) static void input_rows_kernel(__nv_bfloat16 *dst, Source s) {
+    __shared__ double sh[32];
+    float v[FOURS][4];
+    load_row<FOURS, NORM>(s, v, sh);
+#pragma unroll
+    for (int i = 0; i < FOURS; i++)
+        if (four_at(i) < s.ld)
+            *(uint2 *)(dst + blockIdx.x * s.ld + four_at(i)) = make_uint2(pack2(v[i][0], v[i][1]), pack2(v[i][2], v[i][3]));
+}
 /* blockIdx.x 是行，blockIdx.y 分担一行的列（归一化时各块各自求统计）。VEC：列数是 4 的倍数、不换列序，一次 4 列。 */
 template <bool VEC> __global__ static void input_kernel(__nv_bfloat16 *dst, Source s) {
     __shared__ double sh[32];
@@ -55,13 +57,17 @@ template <bool VEC> __global__ static void input_kernel(__nv_bfloat16 *dst, Sour
     }
 }
 const __nv_bfloat16 *cuda_input_bf16(Backend *b, const LinearIn *in, int64_t n, int64_t cols, int64_t ld, const int32_t *perm) {
-    Source s = {};
-    s.kind = in->kind, s.x = in->x, s.norm = in->norm, s.perm = perm, s.cols = cols, s.ld = ld;
-    s.act = gated_of(b, in, n);
+    Source s = source_of(b, in, n, cols, ld, perm);
     if (s.act.product && !perm && ld == cols) return (const __nv_bfloat16 *)in->x;
     __nv_bfloat16 *dst = (__nv_bfloat16 *)cuda_slot(b, SLOT_X, (size_t)(n * ld) * 2);
     if (!dst) return NULL;
     bool few = n <= GEMV_MAX_ROWS;
+    int fours = few ? 0 : row_fours(s);
+    if (fours) {
+        auto kernel = ROW_KERNEL(input_rows_kernel, fours, s.kind == IN_NORM);
+        kernel<<<(unsigned)n, ROW_THREADS, 0, STREAM(b)>>>(dst, s);
+        return LAUNCHED(b, "输入") ? dst : NULL;
+    }
     dim3 grid((unsigned)n, few && in->kind != IN_NORM ? (unsigned)((ld + 1023) / 1024) : 1);
     unsigned threads = few && in->kind == IN_NORM ? 1024 : 256;
     launch_early(b, cols % 4 == 0 && !perm ? input_kernel<true> : input_kernel<false>, grid, dim3(threads), 0, dst, s);

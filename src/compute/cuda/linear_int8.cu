@@ -52,81 +52,100 @@ void cuda_round_act(Backend *b, float *x, int64_t n, int64_t d, const ActQuant *
 
 /* 一行一块：由输入取值（归一化、激活函数当场算），定 s（ACT_TOKEN、ACT_STATIC），写 s8 编码（行距 ld，行尾补零）与它们的和。 */
 struct Coded {
-    InputKind from;
-    const float *x;
-    NormSpec norm;
-    Gated act;
+    Source in;
     const float *scale; /* ACT_TENSOR：已定 */
-    const int32_t *perm;
-    int64_t cols, ld;
     int kind, top;
     float fixed;
 };
-/* 一行里第 k 列起的 4 个，越界的为 0。VEC：列数是 4 的倍数、不换列序。 */
-struct CodedRow {
-    int64_t base, at;
-    float mean, r;
-};
-template <bool VEC> __device__ static void coded_four(const Coded &c, const CodedRow &row, int64_t k, float *v) {
-    if (VEC && c.from != IN_ACTIVATE) {
-        float4 x = *(const float4 *)(c.x + row.base + k);
-        v[0] = x.x, v[1] = x.y, v[2] = x.z, v[3] = x.w;
-        for (int i = 0; c.from == IN_NORM && i < 4; i++) v[i] = norm_at(v[i], c.norm, row.at + k + i, row.mean, row.r);
-        return;
-    }
-    if (VEC && c.act.product) {
-        uint2 x = *(const uint2 *)((const __nv_bfloat16 *)c.act.gate + row.base + k);
-        float2 a = __bfloat1622float2(*(__nv_bfloat162 *)&x.x), b = __bfloat1622float2(*(__nv_bfloat162 *)&x.y);
-        v[0] = a.x, v[1] = a.y, v[2] = b.x, v[3] = b.y;
-        return;
-    }
-    for (int i = 0; i < 4; i++) {
-        v[i] = 0;
-        if (k + i >= c.cols) continue;
-        int64_t at = c.perm ? c.perm[k + i] : k + i;
-        v[i] = c.from == IN_ACTIVATE ? gated_at(c.act, row.base + at) : c.x[row.base + at];
-        if (c.from == IN_NORM) v[i] = norm_at(v[i], c.norm, row.at + at, row.mean, row.r);
-    }
+/* max|x|，NaN 留住；Inf 也成 NaN。 */
+__device__ static void widen(float *m, float x) {
+    float a = fabsf(x);
+    a += a - a;
+    if (!(a <= *m) && *m == *m) *m = a;
 }
-template <bool VEC> __global__ static void act_codes_kernel(int8_t *dst, float *scale, int32_t *sum, Coded c) {
+__device__ static float coded_scale(const Coded &c, float m) {
+    return c.kind == ACT_TOKEN ? __fmul_rn(m < 1e-5f ? 1e-5f : m, 1.0f / (float)c.top) : c.fixed + (m - m);
+}
+__global__ static void act_codes_kernel(int8_t *dst, float *scale, int32_t *sum, Coded c) {
     __shared__ float sh[256];
     __shared__ int si[256];
     __shared__ double sd[32];
-    CodedRow row = {blockIdx.x * c.cols, 0, 0, 0};
-    float s = c.kind == ACT_TENSOR ? c.scale[blockIdx.x] : c.fixed;
-    if (c.from == IN_NORM) {
-        norm_stats(c.x + row.base, c.cols, c.norm, sd, &row.mean, &row.r);
-        row.at = blockIdx.x % c.norm.period * c.cols;
+    const Source &in = c.in;
+    int64_t base = blockIdx.x * in.cols, at = 0;
+    float s = c.kind == ACT_TENSOR ? c.scale[blockIdx.x] : c.fixed, mean = 0, r = 0;
+    if (in.kind == IN_NORM) {
+        norm_stats(in.x + base, in.cols, in.norm, sd, &mean, &r);
+        at = blockIdx.x % in.norm.period * in.cols;
     }
+    auto value = [&](int64_t k) {
+        float v = in.kind == IN_ACTIVATE ? gated_at(in.act, base + k) : in.x[base + k];
+        return in.kind == IN_NORM ? norm_at(v, in.norm, at + k, mean, r) : v;
+    };
     if (c.kind != ACT_TENSOR) {
-        float m = 0, v[4];
-        for (int64_t k = (int64_t)threadIdx.x * 4; k < c.cols; k += blockDim.x * 4) {
-            coded_four<VEC>(c, row, k, v);
-            for (int i = 0; i < 4; i++) {
-                float a = fabsf(v[i]);
-                a += a - a; /* Inf、NaN 都成 NaN */
-                if (!(a <= m) && m == m) m = a; /* NaN 留住 */
-            }
-        }
-        m = block_max(m, sh);
-        s = c.kind == ACT_TOKEN ? __fmul_rn(m < 1e-5f ? 1e-5f : m, 1.0f / (float)c.top) : c.fixed + (m - m);
+        float m = 0;
+        for (int64_t i = threadIdx.x; i < in.cols; i += blockDim.x) widen(&m, value(i));
+        s = coded_scale(c, block_max(m, sh));
         if (threadIdx.x == 0) scale[blockIdx.x] = s;
     }
     int total = 0;
-    for (int64_t k = (int64_t)threadIdx.x * 4; k < c.ld; k += blockDim.x * 4) {
+    for (int64_t k = (int64_t)threadIdx.x * 4; k < in.ld; k += blockDim.x * 4) {
         uint32_t word = 0;
-        float v[4];
-        if (k < c.cols) coded_four<VEC>(c, row, k, v);
         for (int i = 0; i < 4; i++) {
-            if (k + i >= c.cols) break;
-            int code = (int)act_code(v[i], s, c.top);
+            if (k + i >= in.cols) break;
+            int code = (int)act_code(value(in.perm ? in.perm[k + i] : k + i), s, c.top);
             word |= (uint32_t)(code & 255) << 8 * i;
             total += code;
         }
-        *(uint32_t *)(dst + blockIdx.x * c.ld + k) = word;
+        *(uint32_t *)(dst + blockIdx.x * in.ld + k) = word;
     }
     total = block_sum(total, si);
     if (threadIdx.x == 0) sum[blockIdx.x] = total;
+}
+/* 同 act_code：乘倒数与除法至多差 2^-15，离两个整数的正中不近时取整相同。 */
+__device__ static int quick_code(float x, float s, float inverse, int top) {
+    float t = x * inverse, c = rintf(t);
+    if (!(fabsf(fabsf(t - c) - 0.5f) > 0x1p-10f)) c = rintf(__fdiv_rn(x, s)); /* 也接住 NaN */
+    return (int)(c < (float)(-top - 1) ? (float)(-top - 1) : c > (float)top ? (float)top : c);
+}
+/* 同上，整行在寄存器里。 */
+template <int FOURS, bool NORM>
+__global__ ROW_BOUNDS(FOURS, NORM) static void act_rows_codes_kernel(int8_t *dst, float *scale, int32_t *sum, Coded c) {
+    __shared__ double sd[32];
+    __shared__ float sm[ROW_THREADS / 32];
+    __shared__ int st[ROW_THREADS / 32];
+    float v[FOURS][4], s = c.kind == ACT_TENSOR ? c.scale[blockIdx.x] : 0;
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, total = 0;
+    load_row<FOURS, NORM>(c.in, v, sd);
+    if (c.kind != ACT_TENSOR) {
+        float m = 0;
+#pragma unroll
+        for (int i = 0; i < 4 * FOURS; i++) widen(&m, v[i / 4][i % 4]);
+        for (int o = 16; o; o /= 2) widen(&m, __shfl_xor_sync(0xFFFFFFFFu, m, o));
+        if (lane == 0) sm[warp] = m;
+        __syncthreads();
+        m = sm[lane % (ROW_THREADS / 32)];
+        for (int o = 8; o; o /= 2) widen(&m, __shfl_xor_sync(0xFFFFFFFFu, m, o));
+        s = coded_scale(c, m);
+        if (threadIdx.x == 0) scale[blockIdx.x] = s;
+    }
+    float inverse = 1.0f / s;
+#pragma unroll
+    for (int i = 0; i < FOURS; i++) {
+        uint32_t word = 0;
+        if (four_at(i) >= c.in.ld) break;
+        for (int k = 0; k < 4; k++) {
+            int code = four_at(i) < c.in.cols ? quick_code(v[i][k], s, inverse, c.top) : 0;
+            word |= (uint32_t)(code & 255) << 8 * k;
+            total += code;
+        }
+        *(uint32_t *)(dst + blockIdx.x * c.in.ld + four_at(i)) = word;
+    }
+    total = __reduce_add_sync(0xFFFFFFFFu, total);
+    if (lane == 0) st[warp] = total;
+    __syncthreads();
+    if (threadIdx.x) return;
+    for (int w = 1; w < ROW_THREADS / 32; w++) total += st[w];
+    sum[blockIdx.x] = total;
 }
 /* 面板 → 行主序的 码 − 128：一个线程一行里的 8 列。 */
 __global__ static void codes_kernel(View v, int8_t *dst, int64_t ld) {
@@ -167,14 +186,19 @@ static bool code_input(Backend *b, const LinearIn *in, int64_t n, int64_t cols, 
     float *s = whole ? act_scales(b, x, n, cols, act) : (float *)cuda_slot(b, SLOT_A, (size_t)n * 8);
     int8_t *codes = (int8_t *)cuda_slot(b, SLOT_X, (size_t)((n + 3) / 4 * 4 * ld));
     if (!s || !codes) return false;
+    LinearIn plain = {};
+    plain.x = x;
     Coded c = {};
-    c.from = whole ? IN_PLAIN : in->kind, c.norm = in->norm, c.act = gated_of(b, in, n);
-    c.x = x, c.scale = s, c.perm = perm, c.cols = cols, c.ld = ld, c.kind = act->kind;
-    c.top = (1 << (act->bits - 1)) - 1, c.fixed = act->scale;
-    if (cols % 4 == 0 && !perm)
-        act_codes_kernel<true><<<(unsigned)n, 256, 0, STREAM(b)>>>(codes, s, (int32_t *)(s + n), c);
-    else
-        act_codes_kernel<false><<<(unsigned)n, 256, 0, STREAM(b)>>>(codes, s, (int32_t *)(s + n), c);
+    c.in = source_of(b, whole ? &plain : in, n, cols, ld, perm);
+    c.scale = s, c.kind = act->kind, c.top = (1 << (act->bits - 1)) - 1, c.fixed = act->scale;
+    int32_t *sum = (int32_t *)(s + n);
+    int fours = row_fours(c.in);
+    if (fours) {
+        auto kernel = ROW_KERNEL(act_rows_codes_kernel, fours, c.in.kind == IN_NORM);
+        kernel<<<(unsigned)n, ROW_THREADS, 0, STREAM(b)>>>(codes, s, sum, c);
+    } else {
+        act_codes_kernel<<<(unsigned)n, 256, 0, STREAM(b)>>>(codes, s, sum, c);
+    }
     return LAUNCHED(b, "int8 编码");
 }
 /* 各权重行主序的 码 − 128，依次放进 SLOT_W。 */

@@ -1,4 +1,4 @@
-/* linear — 线性层：输入化为 bf16（连同归一化或激活函数，一趟），行数少的走 gemv.cu，其余走 cuBLAS
+/* linear — 线性层：输入化为 bf16（连同归一化或激活函数，一趟），再按行数与形状走 gemv.cu、gemm.cu 或 cuBLAS
  * 稠密权重就是 cuBLAS 的操作数（行主序）；量化权重先展开成行主序的 f32 或 bf16 再乘。 */
 #include "compute/cuda/gemm.h"
 #include "compute/cuda/input.h"

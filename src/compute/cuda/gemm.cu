@@ -288,7 +288,7 @@ static bool fills(const GemmCall *c) {
     for (int i = 0; i < (c->form == GEMM_GATED ? 1 : c->n_out); i++) blocks += (c->out[i].rows + width - 1) / width;
     blocks *= (c->n + 2 * BM - 1) / (2 * BM);
     int64_t rounds = (blocks + sms / 2 - 1) / (sms / 2);
-    return blocks * 100 >= rounds * (sms / 2) * 65;
+    return c->n >= BM && blocks * 100 >= rounds * (sms / 2) * 65;
 }
 bool gemm_accepts(Backend *b, const GemmCall *c) {
     int item = c->int8 ? 1 : 2;

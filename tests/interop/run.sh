@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # run — make test-interop：备好装有各工具的 Python，跑 run.py
-# 用法: run.sh 程序 [Python] [只跑的名字的正则]。没有给 Python 时在 build/interop/venv 建一个（CPU 的 torch，约 2 GB）。
+# 用法: run.sh 程序 [Python] [只跑的名字的正则]。没有给 Python 时在 build/interop/venv 建一个（CPU 的 torch，约 2 GB；那个索引到不了就从 PyPI 取，约 6 GB）。
 set -eu
 cd "$(dirname "$0")/../.."
 program=$1 python=${2:-} only=${3:-} venv=build/interop/venv
@@ -9,7 +9,7 @@ if [ -z "$python" ]; then
     if [ ! -f "$venv/ready" ]; then
         echo "📦 在 $venv 装 torch、transformers 与各量化工具（只装一次）"
         python3 -m venv "$venv"
-        "$python" -m pip install -q --index-url https://download.pytorch.org/whl/cpu torch ||
+        "$python" -m pip install -q --retries 0 --timeout 15 --index-url https://download.pytorch.org/whl/cpu torch ||
             "$python" -m pip install -q torch
         "$python" -m pip install -q transformers accelerate sentencepiece gguf
         for tool in compressed-tensors llmcompressor bitsandbytes hqq auto-round; do # 一个装不上只少几项

@@ -11,6 +11,7 @@
 #include "base/arena.h"
 #include "compute/kvstore.h"
 #include "compute/qtensor.h"
+#include "compute/search.h"
 #include "compute/tensor.h"
 
 /* 矩阵乘的输入精度。F32：全程 f32。BF16：激活与权重舍入到 bf16，乘积累加为 f32（AVX512-BF16）；
@@ -300,6 +301,18 @@ typedef struct BackendOps {
     void (*fake_quant_grad)(Backend *b, float *dx, float *dscale, const float *dy, const float *x,
                             const float *scale, const float *zero, int64_t rows, int64_t cols,
                             const QSpec *spec);
+    /* 以下是方法的内层循环，见 ops.h 与 search.h。 */
+    /* w[r][c] /= s[r] */
+    void (*divide_rows)(Backend *b, float *w, const float *s, int64_t rows, int64_t cols);
+    /* Σ (d·G)∘d，d (rows,cols)；tmp (rows,cols) 是暂存 */
+    double (*quadratic)(Backend *b, const float *d, const QTensor *g, float *tmp, int64_t rows,
+                        int64_t cols);
+    void (*clip)(Backend *b, const ClipJob *job);
+    void (*clamp_grid)(Backend *b, const ClampJob *job);
+    void (*clamp_grid_grad)(Backend *b, const ClampJob *job);
+    void (*fake_pack)(Backend *b, QTensor *q, float *y, const float *x, const float *scale,
+                      const float *zero, const QSpec *spec);
+    void (*linear_grad)(Backend *b, const LinearGrad *job);
 } BackendOps;
 
 /* 设备（GPU）的身份，写进结果。 */

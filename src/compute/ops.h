@@ -148,4 +148,19 @@ void op_fake_quant(Backend *b, Tensor y, Tensor x, Tensor scale, Tensor zero, co
  *   dx = 未钳位·dy（data 为 NULL 则不算），dscale = Σ组 dy·((code − zero) − 未钳位·x/scale)。 */
 void op_fake_quant_grad(Backend *b, Tensor dx, Tensor dscale, Tensor dy, Tensor x, Tensor scale,
                         Tensor zero, const QSpec *spec);
+/* 方法的内层循环（参数见 search.h）。
+ * w[r][c] /= s[r]，s (行数)。 */
+void op_divide_rows(Backend *b, Tensor w, Tensor s);
+/* 返回: tr(d·G·dᵀ) = Σ (d·G)∘d，d (rows,cols)，G 是稠密 f32 的 (cols,cols)、对称；tmp 同 d 的形状，是暂存。恒为 f32，双精度相加；
+ * CUDA 的 bf16 计算时乘数取 TF32（候选之间比较大小用）。出错为 NaN。 */
+double op_quadratic(Backend *b, Tensor d, const QTensor *g, Tensor tmp);
+void op_clip(Backend *b, const ClipJob *job);
+void op_clamp_grid(Backend *b, const ClampJob *job);
+/* 它的反向：scale 被截住的组为 0，zero 不求导；max|·| 的导数归绝对值大的一头。 */
+void op_clamp_grid_grad(Backend *b, const ClampJob *job);
+/* q（稠密）= pack(fake_quant(x))。y 同 x 的形状：CPU 上得到未舍入的 fake_quant(x)，CUDA 不写；只能作同一个 q 的 LinearGrad.dense。 */
+void op_fake_pack(Backend *b, QTensor *q, Tensor y, Tensor x, Tensor scale, Tensor zero,
+                  const QSpec *spec);
+/* 精度随 compute。 */
+void op_linear_grad(Backend *b, const LinearGrad *job);
 #endif

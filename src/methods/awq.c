@@ -5,7 +5,7 @@
  * 单个线性层（o、down）的误差由输入的二阶矩算：‖XΔWᵀ‖² = tr(ΔW·XᵀX·ΔWᵀ)。 */
 #include "methods/base.h"
 
-enum { GRID_MAX = 100, PARTS = 16, BATCH_ROWS = 2048, CLIP_CELLS = 1 << 17 };
+enum { GRID_MAX = 100, PARTS = 16 };
 enum { SEARCH_EXACT, SEARCH_PRUNED };
 
 typedef struct AwqOptions {
@@ -71,8 +71,9 @@ static bool second_moment(QuantJob *job, const float *x, int64_t n, int64_t cols
     Arena *a = job_scratch(job);
     float *g = ARENA_ARRAY(a, float, cols * cols, e);
     if (!g || !qtensor_new_dense(q, a, DT_F32, cols, cols, e)) return false;
-    for (int64_t i = 0; i < n; i += BATCH_ROWS) {
-        int64_t rows = n - i < BATCH_ROWS ? n - i : BATCH_ROWS;
+    int64_t batch = job_backend(job)->batch_rows;
+    for (int64_t i = 0; i < n; i += batch) {
+        int64_t rows = n - i < batch ? n - i : batch;
         op_gram(job_backend(job), tensor_f32(g, cols, cols),
                 tensor_f32((float *)x + i * cols, rows, cols));
     }
@@ -117,12 +118,7 @@ static bool linear_loss(Search *s, double *loss, Err *e) {
     Tensor d = tensor_f32(delta, rows, cols);
     op_divide(b, d, delta, cols, tensor_f32_1d(s->col, cols));
     op_mse_grad(b, d, d, w, 1); /* ΔW */
-    op_linear_exact(b, tensor_f32(y, rows, cols), d, &s->gram);
-    HostView v = host_view(b);
-    const float *yh = HOST_MAP(&v, float, y, rows *cols, HOST_READ);
-    const float *dh = HOST_MAP(&v, float, delta, rows *cols, HOST_READ);
-    for (int64_t i = 0; yh && dh && i < rows * cols; i++) *loss += (double)yh[i] * (double)dh[i];
-    host_end(&v);
+    *loss += op_quadratic(b, d, &s->gram, tensor_f32(y, rows, cols));
     return backend_check(b, e);
 }
 
@@ -205,7 +201,8 @@ static bool search_module(Search *s, Err *e) {
     const InputStats *in = &s->b->stats[attention ? INPUT_O : INPUT_DOWN];
     const Linear *last = &s->b->linears[attention ? ROLE_O : ROLE_DOWN];
     s->unit = attention ? s->b->calib->length : 1;
-    s->batch = BATCH_ROWS / s->unit > 0 ? BATCH_ROWS / s->unit : 1;
+    int64_t rows = job_backend(s->job)->batch_rows;
+    s->batch = rows / s->unit > 0 ? rows / s->unit : 1;
     int64_t most = (s->st->n / s->unit - 1) / PARTS + 1;
     if (s->batch > most) s->batch = most;
     s->reference = ARENA_ARRAY(a, float, in->n *last->rows, e);
@@ -266,96 +263,29 @@ static bool search_group(QuantJob *job, QuantBlock *b, const Group *g, Scale *ou
     return ok;
 }
 
-static float clamp(float x, float top) {
-    return x > top ? top : x < -top ? -top : x;
-}
-
-/* 各行取误差 Σ d·y 最小的一步的界（同样的取先），就地截断 w。 */
-static void pick_limits(Backend *b, float *w, const float *d, const float *y, const float *limit,
-                        int64_t rows, int64_t n, int64_t width, int64_t ld) {
-    HostView v = host_view(b);
-    float *to = HOST_MAP(&v, float, w, (rows - 1) * ld + width, HOST_BOTH);
-    const float *dh = HOST_MAP(&v, float, d, n *width, HOST_READ);
-    const float *yh = HOST_MAP(&v, float, y, n *width, HOST_READ);
-    for (int64_t r = 0; to && dh && yh && r < rows; r++) {
-        float least = INFINITY, best = limit[r];
-        for (int64_t i = r; i < n; i += rows) {
-            float sum = 0;
-            for (int64_t c = 0; c < width; c++) sum += dh[i * width + c] * yh[i * width + c];
-            if (sum < least) least = sum, best = limit[i];
-        }
-        for (int64_t c = 0; c < width; c++) to[r * ld + c] = clamp(to[r * ld + c], best);
-    }
-    host_end(&v);
-}
-
-/* 截断 w (rows, width) 的各行，行距 ld，gram 是抽样输入的 XᵀX。各步一起算：第 k 步的第 r 行放在 k·rows+r 行，
- * 误差 d·G·dᵀ，d = Q(clamp(w)) − w；就地截到误差最小的一步。 */
-static bool clip_rows(QuantJob *job, float *w, int64_t rows, int64_t width, int64_t ld,
-                      const QTensor *gram, QSpec spec, Err *e) {
-    const AwqOptions *o = job_options(job);
-    int64_t steps = (int64_t)(o->clip_shrink * (double)o->clip_grid), n = rows * (steps ? steps : 1);
-    Backend *b = job_backend(job);
-    Arena *a = job_scratch(job);
-    float *clipped = ARENA_ARRAY(a, float, n * width, e), *d = ARENA_ARRAY(a, float, n * width, e);
-    float *y = ARENA_ARRAY(a, float, n * width, e);
-    float *limit = ARENA_ARRAY(job_host(job), float, n, e);
-    if (!clipped || !d || !y || !limit) return false;
-    int64_t span = (rows - 1) * ld + width;
-    HostView v = host_view(b);
-    const float *from = HOST_MAP(&v, float, w, span, HOST_READ);
-    float *cut = HOST_MAP(&v, float, clipped, n *width, HOST_WRITE);
-    for (int64_t i = 0; from && cut && i < n; i++) {
-        const float *row = from + i % rows * ld;
-        float top = 0;
-        for (int64_t c = 0; c < width; c++) top = fabsf(row[c]) > top ? fabsf(row[c]) : top;
-        limit[i] = top * (float)(1 - (double)(i / rows) / (double)o->clip_grid);
-        for (int64_t c = 0; c < width; c++) cut[i * width + c] = clamp(row[c], limit[i]);
-    }
-    host_end(&v);
-    QTensor q;
-    spec.group_size = -1;
-    if (!job_round_nearest(job, &q, a, tensor_f32(clipped, n, width), &spec, e)) return false;
-    op_dequantize(b, tensor_f32(d, n, width), &q);
-    v = host_view(b);
-    from = HOST_MAP(&v, float, w, span, HOST_READ);
-    float *dh = HOST_MAP(&v, float, d, n *width, HOST_BOTH);
-    for (int64_t i = 0; from && dh && i < n; i++)
-        for (int64_t c = 0; c < width; c++) dh[i * width + c] -= from[i % rows * ld + c];
-    host_end(&v);
-    op_linear_exact(b, tensor_f32(y, n, width), tensor_f32(d, n, width), gram);
-    if (!backend_check(b, e)) return false;
-    pick_limits(b, w, d, y, limit, rows, n, width, ld);
-    return backend_check(b, e);
-}
-
 /* 就地截断 w：s 是后端的；逐组列，输入每隔若干 token 取一个、除以 s。 */
 static bool clip_linear(QuantJob *job, Tensor w, const InputStats *st, const float *s, QSpec spec,
                         Err *e) {
     const AwqOptions *o = job_options(job);
     int64_t step = st->n / o->clip_tokens > 1 ? st->n / o->clip_tokens : 1;
     int64_t n = (st->n - 1) / step + 1, size = qspec_group_size(&spec, st->cols);
+    int64_t steps = (int64_t)(o->clip_shrink * (double)o->clip_grid);
     Arena *a = job_scratch(job);
     bool ok = true;
+    spec.group_size = -1;
     for (int64_t c0 = 0; ok && c0 < st->cols; c0 += size) {
         ArenaMark group = arena_mark(a);
         int64_t width = st->cols - c0 < size ? st->cols - c0 : size;
-        int64_t most = CLIP_CELLS / width > 1 ? CLIP_CELLS / width : 1;
         float *x = ARENA_ARRAY(a, float, n * width, e);
         QTensor gram;
         if (x)
             op_divide(job_backend(job), tensor_f32(x, n, width), st->inputs + c0, step * st->cols,
                       tensor_f32_1d((float *)s + c0, width));
-        ok = x && second_moment(job, x, n, width, &gram, e);
-        for (int64_t r = 0; ok && r < w.shape[0]; r += most) {
-            ArenaMark rows = arena_mark(a), host = arena_mark(job_host(job));
-            ok = interrupt_check(e) &&
-                 clip_rows(job, tensor_data_f32(w) + r * st->cols + c0,
-                           w.shape[0] - r < most ? w.shape[0] - r : most, width, st->cols, &gram,
-                           spec, e);
-            arena_rewind(a, rows);
-            arena_rewind(job_host(job), host);
-        }
+        ok = x && interrupt_check(e) && second_moment(job, x, n, width, &gram, e);
+        ClipJob clip = {.rows = w.shape[0], .width = width, .ld = st->cols, .gram = &gram, .spec = spec,
+                        .w = tensor_data_f32(w) + c0, .steps = steps ? steps : 1, .grid = o->clip_grid};
+        if (ok) op_clip(job_backend(job), &clip);
+        ok = ok && backend_check(job_backend(job), e);
         arena_rewind(a, group);
     }
     return ok;

@@ -33,7 +33,7 @@ static const Option OPTIONS[] = {
 
 static const float INIT = 4, SCALE_MIN = 1e-5f, SCALE_MAX = 1e4f, LET_MIN = 1e-2f;
 
-/* 一个线性层的可学习量化。w 原权重，u 变换后，q 量化再反量化后；d_* 是损失的导数。 */
+/* 一个线性层的可学习量化。w 原权重，u 变换后，q 量化再反量化后（op_fake_pack 的 y）；d_* 是损失的导数。 */
 typedef struct Learner {
     Linear *l;
     QSpec spec;
@@ -60,12 +60,6 @@ typedef struct Omni {
     int64_t s_norm[2];          /* 两个归一化各自的 s 从第几个起 */
 } Omni;
 
-static float sigmoid(float x) {
-    return 1 / (1 + expf(-x));
-}
-static float clampf(float x, float lo, float hi) {
-    return x < lo ? lo : x > hi ? hi : x;
-}
 static Tensor wide(const Learner *n, const float *x) {
     return tensor_f32((float *)x, n->rows, n->cols);
 }
@@ -90,22 +84,6 @@ static void smooth(Omni *m, Learner *n, const float *s) {
     op_group_range(m->backend, groups(n, n->lo), groups(n, n->hi), wide(n, n->u), &n->spec);
 }
 
-/* 一行各组的 scale、zero（quantizer.py 的 per_token_dynamic_calibration）。 */
-static void params_row(void *ctx, int64_t r) {
-    const Learner *n = ctx;
-    float top = (float)((1 << n->spec.bits) - 1), half = (float)((1 << (n->spec.bits - 1)) - 1);
-    for (int64_t g = r * n->n_groups; g < (r + 1) * n->n_groups; g++) {
-        float lo = n->lo[g], hi = n->hi[g];
-        if (n->low) {
-            lo *= sigmoid(n->low[g]);
-            hi *= sigmoid(n->high[g]);
-        }
-        float step = n->symmetric ? fmaxf(fabsf(hi), fabsf(lo)) / half : (hi - lo) / top;
-        n->scale[g] = clampf(step, SCALE_MIN, SCALE_MAX);
-        n->zero[g] = n->symmetric ? half : rintf(clampf(-lo / n->scale[g], -SCALE_MAX, SCALE_MAX));
-    }
-}
-
 /* 各组的量依次排在一处，各参数亦然。 */
 static void place_groups(Learner *n, float *stats, float *param, float *grad) {
     int64_t ng = n->rows * n->n_groups;
@@ -117,16 +95,12 @@ static void place_groups(Learner *n, float *stats, float *param, float *grad) {
     n->d_high = grad ? grad + ng : NULL;
 }
 
-/* 在主机上对各行调用 fn。 */
-static void on_rows(Omni *m, const Learner *n, void (*fn)(void *ctx, int64_t row)) {
-    int64_t ng = n->rows * n->n_groups;
-    HostView v = host_view(m->backend);
-    Learner h = *n;
-    place_groups(&h, HOST_MAP(&v, float, n->lo, GROUP_STATS *ng, HOST_BOTH),
-                 HOST_MAP(&v, float, n->low, 2 * ng, HOST_BOTH),
-                 HOST_MAP(&v, float, n->d_low, 2 * ng, HOST_BOTH));
-    if (m->backend->err.code == ERR_NONE) job_parallel(m->job, n->rows, fn, &h);
-    host_end(&v);
+/* 钳位的参数与格点。 */
+static ClampJob clamp_job(const Learner *n) {
+    return (ClampJob){.n = n->rows * n->n_groups, .bits = n->spec.bits, .symmetric = n->symmetric,
+                      .least = SCALE_MIN, .most = SCALE_MAX, .lo = n->lo, .hi = n->hi, .low = n->low,
+                      .high = n->high, .scale = n->scale, .zero = n->zero, .d_scale = n->d_scale,
+                      .d_low = n->d_low, .d_high = n->d_high, .d_lo = n->d_lo, .d_hi = n->d_hi};
 }
 
 static void quantize_weights(Omni *m) {
@@ -141,36 +115,15 @@ static void quantize_weights(Omni *m) {
     for (LinearRole r = 0; r < ROLE_COUNT; r++) {
         Learner *n = &m->learners[r];
         if (m->use_let && s) smooth(m, n, s);
-        on_rows(m, n, params_row);
-        op_fake_quant(m->backend, wide(n, n->q), wide(n, n->u), groups(n, n->scale),
-                      groups(n, n->zero), &n->spec);
+        ClampJob clamp = clamp_job(n);
+        op_clamp_grid(m->backend, &clamp);
+        op_fake_pack(m->backend, &n->packed, wide(n, n->q), wide(n, n->u), groups(n, n->scale),
+                     groups(n, n->zero), &n->spec);
     }
     host_end(&v);
 }
 
 /* ---- 反向：dL/d(量化后的权重) → 参数的梯度 ---- */
-
-/* 一行各组：d_scale → β、γ 与组的最小最大值的导数。 */
-static void params_back_row(void *ctx, int64_t r) {
-    const Learner *n = ctx;
-    float top = (float)((1 << n->spec.bits) - 1), half = (float)((1 << (n->spec.bits - 1)) - 1);
-    for (int64_t g = r * n->n_groups; g < (r + 1) * n->n_groups; g++) {
-        float a = n->low ? sigmoid(n->low[g]) : 1, b = n->low ? sigmoid(n->high[g]) : 1;
-        float lo = a * n->lo[g], hi = b * n->hi[g], d = n->d_scale[g], d_lo = -d / top, d_hi = d / top;
-        if (n->symmetric) {
-            bool low_wins = fabsf(lo) > fabsf(hi);
-            d_lo = low_wins ? (lo < 0 ? -d : d) / half : 0;
-            d_hi = low_wins ? 0 : (hi < 0 ? -d : d) / half;
-        }
-        if (n->scale[g] <= SCALE_MIN || n->scale[g] >= SCALE_MAX) d_lo = d_hi = 0; /* 被钳位 */
-        if (n->low) {
-            n->d_low[g] = d_lo * lo * (1 - a);
-            n->d_high[g] = d_hi * hi * (1 - b);
-        }
-        n->d_lo[g] = d_lo * a;
-        n->d_hi[g] = d_hi * b;
-    }
-}
 
 /* 一个线性层的 s 的梯度，加进 grad（主机）；d_q 里是 dL/du。各行、各列共用的 s 依次累加。 */
 static void smooth_back(Omni *m, Learner *n, const float *s, float *grad) {
@@ -213,7 +166,8 @@ static void parameter_gradients(Omni *m) {
         op_fake_quant_grad(m->backend, m->use_let ? wide(n, n->d_q) : tensor_f32(NULL, 0, 0),
                            groups(n, n->d_scale), wide(n, n->d_q), wide(n, n->u),
                            groups(n, n->scale), groups(n, n->zero), &n->spec);
-        on_rows(m, n, params_back_row);
+        ClampJob clamp = clamp_job(n);
+        op_clamp_grid_grad(m->backend, &clamp);
         if (let) smooth_back(m, n, s, grad);
     }
     for (int i = 0; i < 2 && let; i++) norm_back(m, i, s, grad);
@@ -239,11 +193,7 @@ static bool train_step(Omni *m, BlockTrace *t, const BlockGrad *grad, int64_t sa
         if (fabsf(s[i]) < LET_MIN) s[i] = copysignf(LET_MIN, s[i]);
     host_end(&v);
     quantize_weights(m);
-    for (LinearRole r = 0; r < ROLE_COUNT; r++) {
-        Learner *n = &m->learners[r];
-        op_pack_dense(m->backend, &n->packed, wide(n, n->q));
-        n->l->q = n->packed;
-    }
+    for (LinearRole r = 0; r < ROLE_COUNT; r++) m->learners[r].l->q = m->learners[r].packed;
     if (!block_trace_forward(b->model, b->layer, t, b->inputs + at, len, e)) return false;
     double loss = block_trace_mse(t, b->model, b->targets + at, d_out);
     if (!backend_check(m->backend, e)) return false;

@@ -149,17 +149,14 @@ static void linear_back(Model *m, const Linear *l, BlockTrace *t, const float *x
                         float *dx, float *add, const BlockGrad *g) {
     Backend *be = m->backend;
     int64_t n = t->n, rows = l->rows, cols = l->cols;
-    if (g->w[l->role]) op_matmul(be, mat(g->w[l->role], rows, cols), mat(dy, n, rows), mat(x, n, cols), true);
+    LinearGrad job = {.dy = dy, .x = x, .w = &l->q, .n = n, .dw = g->w[l->role], .dx = add ? add : dx,
+                      .dense = g->dense[l->role] ? g->dense[l->role] : t->weight,
+                      .ready = g->dense[l->role] != NULL};
+    if (!dx) job.dx = NULL;
+    op_linear_grad(be, &job);
     float *bias = g->bias[l->role];
     if (bias) op_column_sum(be, vec(bias, rows), mat(dy, n, rows));
-    if (!dx) return;
-    const float *w = g->dense[l->role];
-    if (!w) {
-        op_dequantize(be, mat(t->weight, rows, cols), &l->q);
-        w = t->weight;
-    }
-    op_matmul(be, mat(add ? add : dx, n, cols), mat(dy, n, rows), mat(w, rows, cols), false);
-    if (add) op_add(be, mat(dx, n, cols), mat(add, n, cols));
+    if (dx && add) op_add(be, mat(dx, n, cols), mat(add, n, cols));
 }
 
 /* MLP 一半：d_out → d_mid（含残差），放在 d_hidden[0]。 */

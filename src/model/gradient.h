@@ -36,7 +36,7 @@ typedef struct BlockGrad {
     float *bias[ROLE_COUNT];      /* (rows) */
     float *attn_norm, *mlp_norm;  /* (hidden) */
     float *k, *v;                 /* (n, kv_heads·dim) dL/d(k_proj、v_proj 的输出)，RoPE 之前 */
-    const float *dense[ROLE_COUNT]; /* 入：该层的稠密权重 (rows, cols)；NULL 则由存放形式反量化 */
+    float *dense[ROLE_COUNT];     /* 入：该层的稠密权重 (rows, cols)（见 LinearGrad）；NULL 则由存放形式反量化 */
 } BlockGrad;
 
 /* 打开，行数上限 max_rows（也会备好旋转表）。参数: act、round_qkv 见上；取整的反向是直通估计（op_round_act_grad）。

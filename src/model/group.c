@@ -65,30 +65,23 @@ static bool scale_columns(Backend *b, const Group *g, const Linear *linears, con
     return each && col && backend_check(b, e);
 }
 
-/* 各行与偏置除以 s。 */
-static void divide_rows(HostView *v, Tensor t, float *bias, const float *s) {
-    int64_t rows = t.shape[0], cols = t.shape[1];
-    float *w = HOST_MAP(v, float, t.data, rows * cols, HOST_BOTH);
-    float *b = HOST_MAP(v, float, bias, rows, HOST_BOTH);
-    for (int64_t r = 0; w && r < rows; r++) {
-        for (int64_t c = 0; c < cols; c++) w[r * cols + c] /= s[r];
-        if (b) b[r] /= s[r];
-    }
-}
-
 bool group_fold_scale(Backend *b, const Group *g, const Linear *linears, const Tensor *w,
                       float *const norm[2], const float *s, Err *e) {
     CHECK(g->feed != FEED_NONE);
     if (!scale_columns(b, g, linears, w, s, e)) return false;
-    HostView v = host_view(b);
-    if (g->feed == FEED_LINEAR) {
-        divide_rows(&v, w[g->from], linears[g->from].bias, s);
-    } else {
-        float *x = HOST_MAP(&v, float, norm[g->norm], g->cols, HOST_BOTH);
-        for (int64_t c = 0; x && c < g->cols; c++) x[c] /= s[c];
+    Arena tmp = backend_arena(b);
+    float *each = ARENA_ARRAY(&tmp, float, g->n_scales, e);
+    Tensor t = tensor_f32_1d(each, g->n_scales);
+    if (each) op_write(b, each, s, (size_t)g->n_scales * sizeof *each);
+    if (each && g->feed == FEED_LINEAR) {
+        float *bias = linears[g->from].bias;
+        op_divide_rows(b, w[g->from], t);
+        if (bias) op_divide_rows(b, tensor_f32(bias, g->n_scales, 1), t);
+    } else if (each) {
+        op_divide(b, tensor_f32(norm[g->norm], 1, g->cols), norm[g->norm], g->cols, t);
     }
-    host_end(&v);
-    return backend_check(b, e);
+    arena_free(&tmp);
+    return each && backend_check(b, e);
 }
 
 int64_t group_learned_scales(const Model *m, int64_t layer, int64_t *attn, int64_t *mlp) {

@@ -9,6 +9,7 @@
 #include "compute/cpu/cpu.h"
 #include "compute/cpu/kernels.h"
 #include "compute/cpu/memory.h"
+#include "compute/cpu/search.h"
 
 enum { MAX_THREADS = 1024 };
 
@@ -68,6 +69,13 @@ static const BackendOps CPU_OPS = {
     .scale_grad = cpu_scale_grad,
     .fake_quant = cpu_fake_quant,
     .fake_quant_grad = cpu_fake_quant_grad,
+    .divide_rows = cpu_divide_rows,
+    .quadratic = cpu_quadratic,
+    .clip = cpu_clip,
+    .clamp_grid = cpu_clamp_grid,
+    .clamp_grid_grad = cpu_clamp_grid_grad,
+    .fake_pack = cpu_fake_pack,
+    .linear_grad = cpu_linear_grad,
 };
 
 static bool has_avx2(void) {

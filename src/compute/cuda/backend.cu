@@ -331,6 +331,9 @@ static BackendOps table(void) {
     t.round_act_grad = cuda_round_act_grad, t.score_grad = cuda_score_grad, t.group_range = cuda_group_range;
     t.group_range_grad = cuda_group_range_grad, t.scale = cuda_scale, t.scale_grad = cuda_scale_grad;
     t.fake_quant = cuda_fake_quant, t.fake_quant_grad = cuda_fake_quant_grad;
+    t.divide_rows = cuda_divide_rows, t.quadratic = cuda_quadratic, t.clip = cuda_clip;
+    t.clamp_grid = cuda_clamp_grid, t.clamp_grid_grad = cuda_clamp_grid_grad, t.fake_pack = cuda_fake_pack;
+    t.linear_grad = cuda_linear_grad;
     return t;
 }
 

@@ -28,4 +28,11 @@ void cuda_scale_grad(Backend *, float *, float *, const float *, const float *, 
 void cuda_fake_quant(Backend *, float *, const float *, const float *, const float *, int64_t, int64_t, const QSpec *);
 void cuda_fake_quant_grad(Backend *, float *, float *, const float *, const float *, const float *, const float *, int64_t,
                           int64_t, const QSpec *);
+void cuda_divide_rows(Backend *, float *, const float *, int64_t, int64_t);
+double cuda_quadratic(Backend *, const float *, const QTensor *, float *, int64_t, int64_t);
+void cuda_clip(Backend *, const ClipJob *);
+void cuda_clamp_grid(Backend *, const ClampJob *);
+void cuda_clamp_grid_grad(Backend *, const ClampJob *);
+void cuda_fake_pack(Backend *, QTensor *, float *, const float *, const float *, const float *, const QSpec *);
+void cuda_linear_grad(Backend *, const LinearGrad *);
 #endif

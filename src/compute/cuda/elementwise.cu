@@ -1,4 +1,4 @@
-/* elementwise — 归一化、旋转、激活函数与它们的反向，缩放与伪量化 */
+/* elementwise — 归一化、旋转、激活函数与它们的反向，缩放 */
 #include "compute/cuda/cuda_ops.h"
 #include "compute/cuda/input.h"
 
@@ -164,7 +164,7 @@ void cuda_round_act_grad(Backend *b, float *d, const float *x, int64_t n, int64_
     LAUNCHED(b, "round_act_grad");
 }
 
-/* ---- 学习：组的范围、缩放、伪量化 ---- */
+/* ---- 学习：组的范围、缩放 ---- */
 
 __device__ static int64_t group_end(int64_t g, int64_t group, int64_t cols) {
     return (g + 1) * group < cols ? (g + 1) * group : cols;
@@ -228,43 +228,4 @@ void cuda_scale_grad(Backend *b, float *d_row, float *d_col, const float *dy, co
     scale_row_kernel<<<(unsigned)rows, 256, 0, STREAM(b)>>>(d_row, dy, x, col, cols);
     scale_col_kernel<<<cuda_blocks(cols, 32), 32, 0, STREAM(b)>>>(d_col, dy, x, row, rows, cols);
     LAUNCHED(b, "scale_grad");
-}
-__global__ static void fake_kernel(float *y, const float *x, const float *scale, const float *zero, int64_t rows, int64_t cols,
-                                   int64_t group, int64_t ng, float top) {
-    EACH(i, rows * cols) {
-        int64_t g = i / cols * ng + i % cols / group;
-        float s = scale[g], z = zero[g], c = __fadd_rn(rintf(__fdiv_rn(x[i], s)), z);
-        c = c < 0 ? 0 : c > top ? top : c;
-        y[i] = __fmul_rn(s, __fadd_rn(c, -z));
-    }
-}
-void cuda_fake_quant(Backend *b, float *y, const float *x, const float *scale, const float *zero, int64_t rows, int64_t cols,
-                     const QSpec *spec) {
-    int64_t group = spec->group_size < 0 || spec->group_size > cols ? cols : spec->group_size, ng = (cols - 1) / group + 1;
-    fake_kernel<<<cuda_blocks(rows * cols, 256), 256, 0, STREAM(b)>>>(y, x, scale, zero, rows, cols, group, ng,
-                                                                      (float)((1 << spec->bits) - 1));
-    LAUNCHED(b, "fake_quant");
-}
-__global__ static void fake_grad_kernel(float *dx, float *ds, const float *dy, const float *x, const float *scale,
-                                        const float *zero, int64_t rows, int64_t cols, int64_t group, int64_t ng, float top) {
-    EACH(i, rows * ng) {
-        int64_t at = i / ng * cols, k = i % ng * group;
-        float s = scale[i], z = zero[i];
-        double sum = 0;
-        for (int64_t e = group_end(i % ng, group, cols); k < e; k++) {
-            float q = __fdiv_rn(x[at + k], s), c = __fadd_rn(rintf(q), z), d = dy[at + k];
-            bool inside = c >= 0 && c <= top;
-            c = c < 0 ? 0 : c > top ? top : c;
-            sum += (double)(d * ((c - z) - (inside ? q : 0)));
-            if (dx) dx[at + k] = inside ? d : 0;
-        }
-        ds[i] = (float)sum;
-    }
-}
-void cuda_fake_quant_grad(Backend *b, float *dx, float *dscale, const float *dy, const float *x, const float *scale,
-                          const float *zero, int64_t rows, int64_t cols, const QSpec *spec) {
-    int64_t group = spec->group_size < 0 || spec->group_size > cols ? cols : spec->group_size, ng = (cols - 1) / group + 1;
-    fake_grad_kernel<<<cuda_blocks(rows * ng, 128), 128, 0, STREAM(b)>>>(dx, dscale, dy, x, scale, zero, rows, cols, group, ng,
-                                                                         (float)((1 << spec->bits) - 1));
-    LAUNCHED(b, "fake_quant_grad");
 }

@@ -1,5 +1,6 @@
 /* pack — 权重的装包、量化与展开
  * 展开成行主序：bf16 的走八列一组的快路，其余逐元素。 */
+#include "compute/cuda/grid.h"
 #include "compute/cuda/linear.h"
 
 /* 位面里的一个编码：words 是块的开头。 */
@@ -154,12 +155,6 @@ __global__ static void store_nibbles_kernel(View v, uint8_t *zeros, const float 
     }
 }
 
-__device__ static int round_code(const View &v, float w, float scale, float zero) {
-    float top = (float)((1 << v.bits) - 1), steps = __fdiv_rn(w, scale);
-    float c = v.zero_kind == ZERO_FLOAT ? rintf(__fadd_rn(steps, zero)) : __fadd_rn(rintf(steps), zero);
-    return (int)(c > 0 ? c < top ? c : top : 0);
-}
-
 /* 一个线程一个字：块（面板 × 32 列）里的第 j 个字、通道 lane。 */
 __global__ static void quantize_kernel(View v, uint32_t *data, const float *w) {
     int64_t panels = (v.rows - 1) / QT_PANEL + 1;
@@ -178,8 +173,8 @@ __global__ static void quantize_kernel(View v, uint32_t *data, const float *w) {
         for (int t = 0; t < per && row < v.rows; t++) {
             int64_t k = block % v.blocks * QT_KBLOCK + (j - first) * per + t, g = k / v.group;
             if (k >= v.cols) break;
-            float x = w[row * v.cols + (v.perm ? k : k)];
-            int code = round_code(v, x, scale_of(v, row, g), zero_of(v, row, g));
+            float x = w[row * v.cols + k];
+            int code = (int)grid_code(x, scale_of(v, row, g), zero_of(v, row, g), v.bits, v.zero_kind == ZERO_FLOAT);
             int shift = width == 8 ? t * 8 : t % 2 * 16 + t / 2 * width;
             word |= (uint32_t)(code >> first & ((1 << width) - 1)) << shift;
         }
@@ -197,15 +192,6 @@ void cuda_quantize(Backend *b, QTensor *q, const float *w, const float *scale, c
     LAUNCHED(b, "quantize");
 }
 
-__device__ static float stored_scale(float x, DType t, bool positive) {
-    if (t == DT_BF16) return __bfloat162float(__float2bfloat16_rn(x));
-    if (t != DT_F16) return x;
-    if (positive && x < 0x1p-24f) return 0x1p-24f;
-    if (x > 65504.0f) return 65504.0f;
-    if (x < -65504.0f) return -65504.0f;
-    return __half2float(__float2half_rn(x));
-}
-
 __global__ static void qparams_kernel(float *scale, float *zero, const float *w, int64_t rows,
                                       int64_t cols, int64_t group, int64_t groups, QSpec s) {
     int lane = threadIdx.x % 32;
@@ -213,7 +199,7 @@ __global__ static void qparams_kernel(float *scale, float *zero, const float *w,
     for (int64_t i = (int64_t)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32; i < rows * groups; i += warps) {
         const float *x = w + i / groups * cols + i % groups * group;
         int64_t n = cols - i % groups * group < group ? cols - i % groups * group : group;
-        float lo = x[0], hi = x[0], top = (float)((1 << s.bits) - 1);
+        float lo = x[0], hi = x[0];
         for (int64_t k = lane; k < n; k += 32) {
             lo = x[k] < lo ? x[k] : lo;
             hi = x[k] > hi ? x[k] : hi;
@@ -223,31 +209,8 @@ __global__ static void qparams_kernel(float *scale, float *zero, const float *w,
             lo = l < lo ? l : lo;
             hi = u > hi ? u : hi;
         }
-        float m = fabsf(lo) > fabsf(hi) ? fabsf(lo) : fabsf(hi), sc, z = (float)(1 << (s.bits - 1));
-        if (s.grid == GRID_ABSMAX || s.grid == GRID_TENSOR) {
-            float half = (float)((1 << (s.bits - 1)) - 1);
-            sc = stored_scale(__fmul_rn(m < 1e-5f ? 1e-5f : m, __fdiv_rn(1.0f, half)), s.scale_dtype, true);
-        } else if (s.grid == GRID_RANGE) {
-            float d = __fadd_rn(hi, -lo);
-            sc = stored_scale(__fdiv_rn(d < 1e-5f ? 1e-5f : d, top), s.scale_dtype, true);
-            z = rintf(__fdiv_rn(-lo, sc));
-            z = z < 0 ? 0 : z > top ? top : z;
-        } else if (s.zero == ZERO_SYM) {
-            if (m == 0) m = 1;
-            sc = stored_scale(__fdiv_rn(2 * m, top), s.scale_dtype, true);
-        } else if (s.zero == ZERO_INT) {
-            lo = lo < 0 ? lo : 0, hi = hi > 0 ? hi : 0;
-            if (lo == 0 && hi == 0) lo = -1, hi = 1;
-            sc = stored_scale(__fdiv_rn(__fadd_rn(hi, -lo), top), s.scale_dtype, true);
-            z = rintf(__fdiv_rn(-lo, sc));
-            z = z < 0 ? 0 : z > top ? top : z;
-        } else {
-            sc = __fdiv_rn(__fadd_rn(hi, -lo), top);
-            if (sc == 0) sc = 1;
-            if (s.scale_dtype == DT_F16 && sc < fabsf(lo) / 65504.0f) sc = fabsf(lo) / 65504.0f;
-            sc = stored_scale(sc, s.scale_dtype, true);
-            z = stored_scale(__fdiv_rn(-lo, sc), s.scale_dtype, false);
-        }
+        float sc, z;
+        fit_grid(lo, hi, s, &sc, &z);
         if (lane == 0) scale[i] = sc, zero[i] = z;
     }
 }

@@ -546,6 +546,67 @@ static void s_fake_quant_grad(Backend *b, float *dx, float *dscale, const float 
     CUDA(fake_quant_grad, dx, dscale, dy, x, scale, zero, rows, cols, spec);
 }
 
+/* ---- 方法的内层循环 ---- */
+static void s_divide_rows(Backend *b, float *w, const float *s, int64_t rows, int64_t cols) {
+    s = floats(b, s, rows, IN), w = floats(b, w, rows * cols, BOTH);
+    CUDA(divide_rows, w, s, rows, cols);
+}
+static double s_quadratic(Backend *b, const float *d, const QTensor *g, float *tmp, int64_t rows, int64_t cols) {
+    Backend *cuda = staged_of(b)->gpu;
+    QTensor q = weight(b, g, IN);
+    d = floats(b, d, rows * cols, IN), tmp = floats(b, tmp, rows * cols, OUT);
+    double sum = cuda->ops->quadratic(cuda, d, &q, tmp, rows, cols);
+    done(b);
+    return sum;
+}
+static void s_clip(Backend *b, const ClipJob *job) {
+    ClipJob j = *job;
+    QTensor g = weight(b, job->gram, IN);
+    j.gram = &g;
+    j.w = floats(b, j.w, (j.rows - 1) * j.ld + j.width, BOTH);
+    CUDA(clip, &j);
+}
+static ClampJob stage_clamp(Backend *b, const ClampJob *job, bool back) {
+    ClampJob j = *job;
+    float **in[] = {(float **)&j.lo, (float **)&j.hi, (float **)&j.low, (float **)&j.high};
+    float **out[] = {&j.d_low, &j.d_high, &j.d_lo, &j.d_hi};
+    for (int i = 0; i < 4; i++) *in[i] = floats(b, *in[i], j.n, IN);
+    j.scale = floats(b, j.scale, j.n, back ? IN : OUT), j.zero = floats(b, j.zero, j.n, back ? IN : OUT);
+    j.d_scale = floats(b, j.d_scale, back ? j.n : 0, IN);
+    for (int i = 0; i < 4; i++) *out[i] = floats(b, *out[i], back ? j.n : 0, OUT);
+    return j;
+}
+static void s_clamp_grid(Backend *b, const ClampJob *job) {
+    ClampJob j = stage_clamp(b, job, false);
+    CUDA(clamp_grid, &j);
+}
+static void s_clamp_grid_grad(Backend *b, const ClampJob *job) {
+    ClampJob j = stage_clamp(b, job, true);
+    CUDA(clamp_grid_grad, &j);
+}
+static void s_fake_pack(Backend *b, QTensor *q, float *y, const float *x, const float *scale, const float *zero,
+                        const QSpec *spec) {
+    Staged *s = staged_of(b);
+    int64_t n = q->rows * q->cols, groups = q->rows * groups_of(spec, q->cols);
+    QTensor d = *q;
+    x = floats(b, x, n, IN), scale = floats(b, scale, groups, IN), zero = floats(b, zero, groups, IN);
+    float *back = floats(b, y, n, OUT);
+    d.data = stage(b, q->data, q->data_bytes, IN);
+    s->gpu->ops->fake_pack(s->gpu, &d, NULL, x, scale, zero, spec);
+    CUDA(dequantize, back, &d);
+    op_pack_dense(&s->cpu, q, tensor_f32(y, q->rows, q->cols));
+}
+static void s_linear_grad(Backend *b, const LinearGrad *job) {
+    LinearGrad j = *job;
+    QTensor w = weight(b, job->w, IN);
+    int64_t rows = w.rows, cols = w.cols;
+    j.w = &w;
+    j.dy = floats(b, j.dy, j.n * rows, IN), j.x = floats(b, j.x, j.n * cols, IN);
+    j.dense = floats(b, j.dense, rows * cols, j.ready ? IN : OUT);
+    j.dx = floats(b, j.dx, j.n * cols, OUT), j.dw = floats(b, j.dw, rows * cols, OUT);
+    CUDA(linear_grad, &j);
+}
+
 #define OP(name) .name = s_##name
 static const BackendOps STAGED_OPS = {
     OP(read), OP(write), OP(copy), OP(copy_2d), OP(parallel), OP(linear), OP(linear_exact), OP(linear_int8),
@@ -555,7 +616,8 @@ static const BackendOps STAGED_OPS = {
     OP(symmetrize), OP(column_stats), OP(column_sum), OP(row_errors), OP(divide), OP(gather_columns),
     OP(update_rest), OP(all_finite), OP(decode), OP(watch), OP(watched), OP(factor), OP(adamw), OP(mse_grad), OP(matmul), OP(rmsnorm_grad), OP(silu_mul_grad),
     OP(attention_grad), OP(round_act_grad), OP(score_grad), OP(group_range), OP(group_range_grad), OP(scale),
-    OP(scale_grad), OP(fake_quant), OP(fake_quant_grad)};
+    OP(scale_grad), OP(fake_quant), OP(fake_quant_grad), OP(divide_rows), OP(quadratic), OP(clip), OP(clamp_grid),
+    OP(clamp_grid_grad), OP(fake_pack), OP(linear_grad)};
 
 static void staged_close(Backend *b) {
     Staged *s = staged_of(b);

@@ -279,7 +279,7 @@ typedef struct BackendOps {
                          const float *weight, int64_t n, int64_t d, float eps);
     void (*silu_mul_grad)(Backend *b, float *dgate, float *dup, const float *dy, const float *gate,
                           const float *up, int64_t n);
-    /* q、d_out、dq (n,heads·dim)；k、v、dk、dv (n,kv_heads·dim)；s->first 须为 0；恒为 f32 */
+    /* q、d_out、dq (n,heads·dim)；k、v、dk、dv (n,kv_heads·dim)；s->first 须为 0；CPU 恒为 f32，CUDA 随 compute */
     void (*attention_grad)(Backend *b, float *dq, float *dk, float *dv, const float *d_out,
                            const float *q, const float *k, const float *v, int64_t n,
                            const AttnSpec *s);
@@ -313,6 +313,13 @@ typedef struct BackendOps {
     void (*fake_pack)(Backend *b, QTensor *q, float *y, const float *x, const float *scale,
                       const float *zero, const QSpec *spec);
     void (*linear_grad)(Backend *b, const LinearGrad *job);
+    void (*sparse)(Backend *b, const SparseJob *job);
+    /* var[c]（主机）= 第 c 列的方差，除以 rows − 1，双精度 */
+    void (*column_variance)(Backend *b, double *var, const float *x, int64_t rows, int64_t cols);
+    /* start (块数+1)：各块（面板 × QT_KBLOCK 列）之前的离群值个数。返回: 总数 */
+    int64_t (*count_outliers)(Backend *b, uint32_t *start, const uint8_t *mask, int64_t rows, int64_t cols);
+    /* 填 q->outliers 的 at、value，w 的那些位置置 0。返回: 值都存得下 */
+    bool (*split_outliers)(Backend *b, const QTensor *q, float *w, const uint8_t *mask);
 } BackendOps;
 
 /* 设备（GPU）的身份，写进结果。 */

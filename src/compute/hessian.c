@@ -38,8 +38,7 @@ static bool order_columns(Hessian *h, Arena *a, const float *diag, bool descendi
     return true;
 }
 
-/* gram 的对角 → 主机。 */
-static bool read_diagonal(Backend *b, float *diag, const float *gram, int64_t n, Err *e) {
+bool hessian_diagonal(Backend *b, float *diag, const float *gram, int64_t n, Err *e) {
     Arena tmp = backend_arena(b);
     float *d = ARENA_ARRAY(&tmp, float, n, e);
     if (d) op_copy_2d(b, d, sizeof *d, gram, (size_t)(n + 1) * sizeof *d, n, sizeof *d);
@@ -78,7 +77,7 @@ bool hessian_factor(Hessian *h, Backend *b, Arena *a, Arena *host, const float *
     ArenaMark mark = arena_mark(host);
     float *diag = ARENA_ARRAY(host, float, n, e);
     double *work = b->host ? NULL : ARENA_ARRAY(host, double, n * (n + LINALG_BLOCK), e);
-    bool ok = diag && (work || b->host) && read_diagonal(b, diag, gram, n, e) &&
+    bool ok = diag && (work || b->host) && hessian_diagonal(b, diag, gram, n, e) &&
               order_columns(h, host, diag, descending, e) &&
               factor(h, b, gram, diag, work, tokens, damp, e);
     arena_rewind(host, mark);

@@ -18,6 +18,8 @@ typedef struct Hessian {
  * 否则原序；damp 阻尼，不正定就乘 10 再试。gram 与 u 在后端内存（u 来自 a），其余在主机（来自 host）。错误: 对角有 NaN 或 Inf；试到最后仍不正定；内存不足。 */
 bool hessian_factor(Hessian *h, Backend *b, Arena *a, Arena *host, const float *gram, int64_t tokens, int64_t n,
                     bool descending, double damp, Err *e);
+/* 后端的 (n, n) 的对角 → 主机的 diag (n)。错误: 内存不足、设备。 */
+bool hessian_diagonal(Backend *b, float *diag, const float *gram, int64_t n, Err *e);
 /* dst(rows, n) = w(rows, n) 按处理的次序，死列为 0；都在后端内存。错误在 b->err。 */
 void hessian_gather(const Hessian *h, Backend *b, float *dst, const float *w, int64_t rows);
 /* 块 [i1,i2) 之后的列：w[:, i2:] −= err·U[i1:i2, i2:]。参数: w (rows, n)；err (rows, i2−i1)。错误在 b->err。 */

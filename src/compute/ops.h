@@ -161,6 +161,10 @@ void op_clamp_grid_grad(Backend *b, const ClampJob *job);
 /* q（稠密）= pack(fake_quant(x))。y 同 x 的形状：CPU 上得到未舍入的 fake_quant(x)，CUDA 不写；只能作同一个 q 的 LinearGrad.dense。 */
 void op_fake_pack(Backend *b, QTensor *q, Tensor y, Tensor x, Tensor scale, Tensor zero,
                   const QSpec *spec);
+void op_sparse(Backend *b, const SparseJob *job);
+void op_column_variance(Backend *b, double *var, Tensor x);
+/* 同 qtensor_set_outliers，q、w、mask 与 a 都在后端内存；w 的那些位置另置 0。错误在 b->err：内存不足；缩放为 F16 而值超出 f16 的范围。 */
+void op_split_outliers(Backend *b, QTensor *q, Arena *a, Tensor w, const uint8_t *mask);
 /* 精度随 compute。 */
 void op_linear_grad(Backend *b, const LinearGrad *job);
 #endif

@@ -72,3 +72,56 @@ void op_linear_grad(Backend *b, const LinearGrad *j) {
     CHECK(j->dy);
     CALL(b, linear_grad, j);
 }
+
+void op_sparse(Backend *b, const SparseJob *j) {
+    CHECK(j && j->rows >= 0 && j->i1 >= 0 && j->i1 < j->i2 && j->i2 <= j->cols && j->group >= 1);
+    CHECK(j->n_groups == (j->cols - 1) / j->group + 1 && j->stat_rows >= 1);
+    CHECK(j->bits >= 2 && j->bits <= 8 && (j->scale_dtype == DT_F32 || j->scale_dtype == DT_F16));
+    if (failed(b) || j->rows == 0) return;
+    CHECK(j->w && j->u && j->err && j->outlier && j->scale && j->zero);
+    CHECK(!j->scale_bits || (j->scale_code && j->scale_grid));
+    CHECK(!j->zero_bits || (j->zero_code && j->zero_grid));
+    CALL(b, sparse, j);
+}
+
+void op_column_variance(Backend *b, double *var, Tensor x) {
+    int64_t rows = x.shape[0], cols = row_width(x);
+    check_2d(x, rows, cols);
+    CHECK(rows >= 2 && var);
+    if (failed(b) || cols == 0) return;
+    CALL(b, column_variance, var, x.data, rows, cols);
+}
+
+static int64_t count_outliers(Backend *b, uint32_t *start, const uint8_t *mask, int64_t rows, int64_t cols) {
+    if (b->guard) b->guard(b, true);
+    int64_t n = b->ops->count_outliers(b, start, mask, rows, cols);
+    if (b->guard) b->guard(b, false);
+    return n;
+}
+
+void op_split_outliers(Backend *b, QTensor *q, Arena *a, Tensor w, const uint8_t *mask) {
+    CHECK(q && q->dense == DT_NONE && mask && a);
+    check_2d(w, q->rows, q->cols);
+    if (failed(b)) return;
+    int64_t blocks = ((q->rows - 1) / QT_PANEL + 1) * ((q->cols - 1) / QT_KBLOCK + 1);
+    size_t size = q->spec.scale_dtype == DT_F32 ? 4 : 2;
+    Outliers o = {0};
+    if (q->rows * q->cols > UINT32_MAX) {
+        err_set(&b->err, ERR_UNSUPPORTED, "矩阵太大（%lld×%lld），存不下离群值的位置", (long long)q->rows,
+                (long long)q->cols);
+        return;
+    }
+    o.start = ARENA_ARRAY(a, uint32_t, blocks + 1, &b->err);
+    if (!o.start) return;
+    o.n = count_outliers(b, o.start, mask, q->rows, q->cols);
+    if (failed(b)) return;
+    o.at = ARENA_ARRAY(a, uint16_t, o.n, &b->err);
+    o.value = arena_array(a, (size_t)o.n, size, &b->err);
+    o.bytes = (size_t)(blocks + 1) * sizeof *o.start + (size_t)o.n * (sizeof *o.at + size);
+    if (!o.at || !o.value) return;
+    q->outliers = o;
+    if (b->guard) b->guard(b, true);
+    bool fits = b->ops->split_outliers(b, q, w.data, mask);
+    if (b->guard) b->guard(b, false);
+    if (!fits && !failed(b)) err_set(&b->err, ERR_NUMERIC, "离群值超出 float16 的范围，请改用 float32 的缩放");
+}

@@ -27,6 +27,25 @@ typedef struct ClampJob {
     float *d_low, *d_high, *d_lo, *d_hi; /* 反向：出；d_low、d_high 在 low 为 NULL 时不写 */
 } ClampJob;
 
+/* SpQR 算法 1 的内层：列 [i1, i2) 依次量化。列 c 是组首（c % group == 0）时，先由当时的 w 定各行这一组的格点 scale、zero（实数）：
+ * 留一法（leave_one_out）排除可能的离群值；每 stat_rows 行的 scale（zero）再量化成 scale_bits（zero_bits）位，二级格点按 scale_dtype
+ * 舍入后存放（0 位即不再量化，只舍入）。然后 q = scale·(clamp(rint(w/scale + zero)) − zero)，d = (w − q)/u[c,c]：
+ * d² > limit 的留作离群值（outlier 为 1，err 为 0，w 不动），否则 err = d，w = q，w[c+1..i2) −= d·u[c, c+1..i2)。 */
+typedef struct SparseJob {
+    int64_t rows, cols, i1, i2, group, n_groups, stat_rows;
+    int bits, scale_bits, zero_bits;
+    DType scale_dtype; /* DT_F32 或 DT_F16 */
+    bool leave_one_out;
+    float limit;
+    float *w;            /* (rows, cols) */
+    const float *u;      /* (cols, cols) 上三角 */
+    float *err;          /* (rows, i2−i1) 出 */
+    uint8_t *outlier;    /* (rows, cols) 出：块内的列 */
+    float *scale, *zero; /* (rows, n_groups) 出：再量化之后的；前几块定好的组由它们读回 */
+    uint8_t *scale_code, *zero_code; /* (rows, n_groups) 出：再量化的码；相应的位数为 0 时不用 */
+    float *scale_grid, *zero_grid;   /* (⌈rows/stat_rows⌉, n_groups, 2) 出：二级格点的 scale、zero；同上 */
+} SparseJob;
+
 /* 线性层 y = x·Wᵀ 的反向：dx = dy·W，dw = dyᵀ·x（各可为 NULL，不算）。 */
 typedef struct LinearGrad {
     const float *dy, *x;  /* (n, rows)、(n, cols) */

@@ -36,251 +36,126 @@ static const Option OPTIONS[] = {
     OPT_INT(SpqrOptions, block_size, "spqr.block_size", 128, 1, 4096, "一块的列数（只影响速度与末位）"),
     OPT_END};
 
-/* 一个线性层的求解状态；列都按处理的次序。逐列的递推在主机上：w、err、u 是后端的映射，其余在主机。 */
+/* 一个线性层的求解状态；列都按处理的次序。job 里的都在后端内存。 */
 typedef struct Solver {
     QuantJob *job;
     const SpqrOptions *o;
-    int64_t rows, cols, group, n_groups;
     Hessian h;
-    float limit;           /* 敏感度的阈值 */
-    float *w_mem, *err_mem; /* W；(rows, block) 本块各列的 (w−q)/U_ii，在后端 */
-    float *w, *err;
-    const float *u;
-    uint8_t *outlier;      /* (rows, cols) */
-    float *scale, *zero;   /* (rows, n_groups) 再量化之后的 */
+    SparseJob s;
     QTensor q;
 } Solver;
 
-/* 一个格点：值 = scale·(码 − zero)，码 0..top。 */
-typedef struct Levels {
-    float scale, zero, top;
-} Levels;
-
-/* 由范围定格点（quant_groups.py 的 find_params，zero 不取整）。 */
-static Levels grid_of(float lo, float hi, int64_t bits) {
-    float top = (float)((1 << bits) - 1);
-    if (!(lo < hi)) lo = -1, hi = 1;
-    float scale = (hi - lo) / top;
-    return (Levels){scale, -lo / scale, top};
-}
-
-static float code_of(float x, Levels g) {
-    float code = rintf(x / (g.scale > 1e-9f ? g.scale : 1e-9f) + g.zero);
-    return code < 0 ? 0 : code > g.top ? g.top : code;
-}
-
-static float rounded(float x, Levels g) {
-    return g.scale * (code_of(x, g) - g.zero);
-}
-
-/* 以格点 g 量化 x 的误差 Σ((q−x)/U)²，不计第 skip 个。u 的步长为 n+1（U 的对角）。 */
-static float group_error(const float *x, const float *u, int64_t step, int64_t width, Levels g,
-                         int64_t skip) {
-    float sum = 0;
-    for (int64_t i = 0; i < width; i++) {
-        float d = (rounded(x[i], g) - x[i]) / u[i * step];
-        if (i != skip) sum += d * d;
-    }
-    return sum;
-}
-
-/* 一行的一组的范围，排除留一法认出的可能离群值：去掉第 j 个权重、由其余的定格点，本组误差（不计 j）减少超过阈值。
- * 只有去掉最小或最大者格点才变；去掉别的，减少的就是它自己的误差。 */
-static void group_range(const Solver *s, const float *x, int64_t col, int64_t width, float *lo,
-                        float *hi) {
-    int64_t step = s->cols + 1, at_lo = 0, at_hi = 0;
-    const float *u = s->u + col * step;
-    for (int64_t i = 1; i < width; i++) {
-        if (x[i] < x[at_lo]) at_lo = i;
-        if (x[i] > x[at_hi]) at_hi = i;
-    }
-    *lo = x[at_lo];
-    *hi = x[at_hi];
-    if (!s->o->leave_one_out || width < 2) return;
-    float lo2 = x[at_lo ? 0 : 1], hi2 = x[at_hi ? 0 : 1]; /* 去掉最小、最大之后的 */
-    for (int64_t i = 0; i < width; i++) {
-        if (i != at_lo && x[i] < lo2) lo2 = x[i];
-        if (i != at_hi && x[i] > hi2) hi2 = x[i];
-    }
-    Levels all = grid_of(*lo, *hi, s->o->w_bits);
-    float base = group_error(x, u, step, width, all, -1), kept_lo = INFINITY, kept_hi = -INFINITY;
-    for (int64_t j = 0; j < width; j++) {
-        Levels g = all;
-        if (j == at_lo || j == at_hi)
-            g = grid_of(j == at_lo ? lo2 : *lo, j == at_hi ? hi2 : *hi, s->o->w_bits);
-        float d = (rounded(x[j], all) - x[j]) / u[j * step];
-        float gain = j == at_lo || j == at_hi ? base - group_error(x, u, step, width, g, j) : d * d;
-        if (gain > s->limit) continue;
-        if (x[j] < kept_lo) kept_lo = x[j];
-        if (x[j] > kept_hi) kept_hi = x[j];
-    }
-    *lo = kept_lo;
-    *hi = kept_hi; /* 全是离群值时 lo > hi，grid_of 取 ±1 */
-}
-
-/* 行 [r0,r1) 的第 g 组的一种统计再量化：由这些行的范围定二级格点，值换成量化后的。 */
-static void quantize_stat(Solver *s, StatKind kind, int64_t bits, int64_t r0, int64_t r1, int64_t g) {
-    float *v = (kind == STAT_SCALE ? s->scale : s->zero) + g, lo = INFINITY, hi = -INFINITY;
-    for (int64_t r = r0; r < r1; r++) {
-        float *x = v + r * s->n_groups;
-        if (!bits && s->o->scale_dtype == SCALE_F16) *x = f16_to_f32(f32_to_f16(*x));
-        if (*x < lo) lo = *x;
-        if (*x > hi) hi = *x;
-    }
-    if (!bits) return;
-    Levels grid = grid_of(lo, hi, bits);
-    qtensor_set_stat_grid(&s->q, kind, r0 / s->o->stat_rows, g, (StatGrid){grid.scale, grid.zero});
-    StatGrid stored = qtensor_stat_grid(&s->q, kind, r0 / s->o->stat_rows, g);
-    grid.scale = stored.scale;
-    grid.zero = stored.zero;
-    for (int64_t r = r0; r < r1; r++) {
-        float code = code_of(v[r * s->n_groups], grid);
-        qtensor_set_stat_code(&s->q, kind, r, g, (int)code);
-        v[r * s->n_groups] = grid.scale * (code - grid.zero);
-    }
-}
-
-/* 行 [r0,r1) 的第 g 组：由当时的 W 定 scale、zero，再量化。 */
-static void fit_group(Solver *s, int64_t r0, int64_t r1, int64_t g) {
-    int64_t col = g * s->group, width = col + s->group < s->cols ? s->group : s->cols - col;
-    for (int64_t r = r0; r < r1; r++) {
-        float lo, hi;
-        group_range(s, s->w + r * s->cols + col, col, width, &lo, &hi);
-        Levels grid = grid_of(lo, hi, s->o->w_bits);
-        s->scale[r * s->n_groups + g] = grid.scale;
-        s->zero[r * s->n_groups + g] = grid.zero;
-    }
-    quantize_stat(s, STAT_SCALE, s->o->scale_bits, r0, r1, g);
-    quantize_stat(s, STAT_ZERO, s->o->zero_bits, r0, r1, g);
-}
-
-/* 一行的列 [c1,c2)（同一组）的递推：太敏感的留作离群值（没有误差），其余取整，误差补偿到本块末 i2。 */
-static void solve_row(Solver *s, int64_t r, int64_t c1, int64_t c2, int64_t i1, int64_t i2) {
-    int64_t at = r * s->n_groups + c1 / s->group;
-    Levels g = {s->scale[at], s->zero[at], (float)((1 << s->o->w_bits) - 1)};
-    float *w = s->w + r * s->cols, *err = s->err + r * (i2 - i1) - i1;
-    for (int64_t i = c1; i < c2; i++) {
-        const float *u = s->u + i * s->cols;
-        float q = rounded(w[i], g), d = (w[i] - q) / u[i];
-        bool keep = d * d > s->limit;
-        s->outlier[r * s->cols + i] = keep;
-        err[i] = keep ? 0 : d;
-        if (keep) continue;
-        w[i] = q;
-        for (int64_t j = i + 1; j < i2; j++) w[j] -= d * u[j];
-    }
-}
-
-typedef struct BlockTask {
-    Solver *s;
-    int64_t i1, i2;
-} BlockTask;
-
-/* 共用二级格点的若干行在块 [i1,i2) 内：到组首就定格点，然后逐行递推。 */
-static void rows_task(void *ctx, int64_t row_group) {
-    const BlockTask *t = ctx;
-    Solver *s = t->s;
-    int64_t r0 = row_group * s->o->stat_rows, r1 = r0 + s->o->stat_rows;
-    if (r1 > s->rows) r1 = s->rows;
-    for (int64_t c = t->i1, end; c < t->i2; c = end) {
-        end = (c / s->group + 1) * s->group;
-        if (end > t->i2) end = t->i2;
-        if (c % s->group == 0) fit_group(s, r0, r1, c / s->group);
-        for (int64_t r = r0; r < r1; r++) solve_row(s, r, c, end, t->i1, t->i2);
-    }
-}
-
-static bool solve(Solver *s, Err *e) {
-    int64_t row_groups = (s->rows - 1) / s->o->stat_rows + 1;
-    Backend *b = job_backend(s->job);
-    for (int64_t i1 = 0; i1 < s->cols; i1 += s->o->block_size) {
-        int64_t i2 = i1 + s->o->block_size < s->cols ? i1 + s->o->block_size : s->cols;
-        BlockTask t = {s, i1, i2};
-        HostView v = host_view(b);
-        s->w = HOST_MAP(&v, float, s->w_mem, s->rows *s->cols, HOST_BOTH);
-        s->err = HOST_MAP(&v, float, s->err_mem, s->rows *(i2 - i1), HOST_WRITE);
-        if (s->w && s->err) job_parallel(s->job, row_groups, rows_task, &t);
-        host_end(&v);
-        hessian_update_rest(&s->h, b, s->w_mem, s->err_mem, s->rows, i1, i2);
-        if (!backend_check(b, e)) return false;
+static bool solve(Solver *v, Err *e) {
+    SparseJob *s = &v->s;
+    Backend *b = job_backend(v->job);
+    for (s->i1 = 0; s->i1 < s->cols; s->i1 = s->i2) {
+        s->i2 = s->i1 + v->o->block_size < s->cols ? s->i1 + v->o->block_size : s->cols;
+        op_sparse(b, s);
+        hessian_update_rest(&v->h, b, s->w, s->err, s->rows, s->i1, s->i2);
+        if (!interrupt_check(e) || !backend_check(b, e)) return false;
     }
     return true;
 }
 
 /* 阈值：τ·mean_c(var(W[:,c])/U_cc²)，方差按行数减一。 */
-static float outlier_limit(const Solver *s) {
-    double total = 0;
-    for (int64_t c = 0; c < s->cols && s->rows > 1; c++) {
-        double sum = 0, square = 0, u = (double)s->u[c * (s->cols + 1)];
-        for (int64_t r = 0; r < s->rows; r++) sum += (double)s->w[r * s->cols + c];
-        for (int64_t r = 0; r < s->rows; r++) {
-            double d = (double)s->w[r * s->cols + c] - sum / (double)s->rows;
-            square += d * d;
+static bool outlier_limit(Solver *v, Err *e) {
+    SparseJob *s = &v->s;
+    Arena *host = job_host(v->job);
+    double total = 0, *var = ARENA_ARRAY(host, double, s->cols, e);
+    float *diag = ARENA_ARRAY(host, float, s->cols, e);
+    if (!var || !diag || !hessian_diagonal(job_backend(v->job), diag, s->u, s->cols, e)) return false;
+    if (s->rows > 1) op_column_variance(job_backend(v->job), var, tensor_f32(s->w, s->rows, s->cols));
+    for (int64_t c = 0; c < s->cols; c++) total += var[c] / ((double)diag[c] * (double)diag[c]);
+    s->limit = (float)(v->o->threshold * total / (double)s->cols);
+    return backend_check(job_backend(v->job), e);
+}
+
+/* 求得的二级格点与码，在主机。 */
+typedef struct Stats {
+    Solver *v;
+    const uint8_t *code[2];
+    const float *grid[2];
+} Stats;
+
+/* 共用二级格点的若干行 → q。 */
+static void store_task(void *ctx, int64_t row_group) {
+    const Stats *t = ctx;
+    const SparseJob *s = &t->v->s;
+    int64_t r0 = row_group * s->stat_rows, r1 = r0 + s->stat_rows < s->rows ? r0 + s->stat_rows : s->rows;
+    for (int k = 0; k < 2; k++)
+        for (int64_t g = 0; t->code[k] && g < s->n_groups; g++) {
+            const float *grid = t->grid[k] + 2 * (row_group * s->n_groups + g);
+            StatKind kind = k ? STAT_ZERO : STAT_SCALE;
+            qtensor_set_stat_grid(&t->v->q, kind, row_group, g, (StatGrid){grid[0], grid[1]});
+            for (int64_t r = r0; r < r1; r++)
+                qtensor_set_stat_code(&t->v->q, kind, r, g, t->code[k][r * s->n_groups + g]);
         }
-        total += square / (double)(s->rows - 1) / (u * u);
-    }
-    return (float)(s->o->threshold * total / (double)s->cols);
+}
+
+static bool store_stats(Solver *v, Err *e) {
+    const SparseJob *s = &v->s;
+    Backend *b = job_backend(v->job);
+    int64_t ng = s->rows * s->n_groups, row_groups = (s->rows - 1) / s->stat_rows + 1;
+    HostView view = host_view(b);
+    Stats t = {.v = v};
+    t.code[0] = HOST_MAP(&view, uint8_t, s->scale_code, ng, HOST_READ);
+    t.code[1] = HOST_MAP(&view, uint8_t, s->zero_code, ng, HOST_READ);
+    t.grid[0] = HOST_MAP(&view, float, s->scale_grid, 2 * row_groups * s->n_groups, HOST_READ);
+    t.grid[1] = HOST_MAP(&view, float, s->zero_grid, 2 * row_groups * s->n_groups, HOST_READ);
+    if (b->err.code == ERR_NONE) job_parallel(v->job, row_groups, store_task, &t);
+    host_end(&view);
+    return backend_check(b, e);
 }
 
 /* 离群值存成稀疏；其余取整装包（那些位置的编码取 0 的码）；列序一起存。 */
-static bool pack(Solver *s, Linear *l, Err *e) {
-    Backend *b = job_backend(s->job);
-    Arena *model = job_model_arena(s->job), *a = job_scratch(s->job);
-    int64_t ng = s->rows * s->n_groups;
-    float *scale = ARENA_ARRAY(a, float, ng, e), *zero = ARENA_ARRAY(a, float, ng, e);
-    HostView v = host_view(b);
-    s->w = HOST_MAP(&v, float, s->w_mem, s->rows *s->cols, HOST_BOTH);
-    bool ok = scale && zero && s->w &&
-              qtensor_set_outliers(&s->q, job_host(s->job), s->w, s->outlier, e);
-    for (int64_t i = 0; ok && i < s->rows * s->cols; i++)
-        if (s->outlier[i]) s->w[i] = 0;
-    host_end(&v);
-    if (!backend_check(b, e) || !ok || !qtensor_to_backend(b, &s->q, model, e)) return false;
-    if (s->o->act_order && !qtensor_store_perm(b, &s->q, model, s->h.perm, e)) return false;
-    op_write(b, scale, s->scale, (size_t)ng * sizeof *scale);
-    op_write(b, zero, s->zero, (size_t)ng * sizeof *zero);
-    op_quantize(b, &s->q, tensor_f32(s->w_mem, s->rows, s->cols),
-                tensor_f32(scale, s->rows, s->n_groups), tensor_f32(zero, s->rows, s->n_groups));
-    return backend_check(b, e) && linear_set_quantized(l, &s->q);
+static bool pack(Solver *v, Linear *l, Err *e) {
+    Backend *b = job_backend(v->job);
+    Arena *model = job_model_arena(v->job);
+    SparseJob *s = &v->s;
+    if (!store_stats(v, e) || !qtensor_to_backend(b, &v->q, model, e)) return false;
+    Tensor w = tensor_f32(s->w, s->rows, s->cols);
+    op_split_outliers(b, &v->q, model, w, s->outlier);
+    if (!backend_check(b, e)) return false;
+    if (v->o->act_order && !qtensor_store_perm(b, &v->q, model, v->h.perm, e)) return false;
+    op_quantize(b, &v->q, w, tensor_f32(s->scale, s->rows, s->n_groups), tensor_f32(s->zero, s->rows, s->n_groups));
+    return backend_check(b, e) && linear_set_quantized(l, &v->q);
 }
 
-static bool open_solver(Solver *s, const QSpec *spec, Err *e) {
-    Arena *a = job_scratch(s->job), *host = job_host(s->job);
-    TwoLevel two = {(int)s->o->scale_bits, (int)s->o->zero_bits, s->o->stat_rows};
-    if (!qtensor_new_two_level(&s->q, host, *spec, two, s->rows, s->cols, e))
-        return false;
-    s->group = s->q.spec.group_size;
-    s->n_groups = s->q.n_groups;
-    s->w_mem = ARENA_ARRAY(a, float, s->rows * s->cols, e);
-    s->err_mem = ARENA_ARRAY(a, float, s->rows * s->o->block_size, e);
-    s->outlier = ARENA_ARRAY(host, uint8_t, s->rows * s->cols, e);
-    s->scale = ARENA_ARRAY(host, float, s->rows * s->n_groups, e);
-    s->zero = ARENA_ARRAY(host, float, s->rows * s->n_groups, e);
-    return s->w_mem && s->err_mem && s->outlier && s->scale && s->zero;
+static bool open_solver(Solver *v, const Linear *l, const QSpec *spec, Err *e) {
+    const SpqrOptions *o = v->o;
+    Arena *a = job_scratch(v->job);
+    TwoLevel two = {(int)o->scale_bits, (int)o->zero_bits, o->stat_rows};
+    if (!qtensor_new_two_level(&v->q, job_host(v->job), *spec, two, l->rows, l->cols, e)) return false;
+    int64_t cells = l->rows * l->cols, ng = l->rows * v->q.n_groups, row_groups = (l->rows - 1) / o->stat_rows + 1;
+    SparseJob *s = &v->s;
+    *s = (SparseJob){.rows = l->rows, .cols = l->cols, .group = v->q.spec.group_size, .n_groups = v->q.n_groups,
+                     .stat_rows = o->stat_rows, .bits = (int)o->w_bits, .scale_bits = two.scale_bits,
+                     .zero_bits = two.zero_bits, .scale_dtype = spec->scale_dtype, .leave_one_out = o->leave_one_out};
+    bool ok = (s->w = ARENA_ARRAY(a, float, cells, e)) && (s->err = ARENA_ARRAY(a, float, l->rows * o->block_size, e)) &&
+              (s->outlier = ARENA_ARRAY(a, uint8_t, cells, e)) && (s->scale = ARENA_ARRAY(a, float, ng, e)) &&
+              (s->zero = ARENA_ARRAY(a, float, ng, e));
+    for (int k = 0; ok && k < 2; k++) {
+        uint8_t **code = k ? &s->zero_code : &s->scale_code;
+        float **grid = k ? &s->zero_grid : &s->scale_grid;
+        if (!(k ? s->zero_bits : s->scale_bits)) continue;
+        ok = (*code = ARENA_ARRAY(a, uint8_t, ng, e)) && (*grid = ARENA_ARRAY(a, float, 2 * row_groups * s->n_groups, e));
+    }
+    return ok;
 }
 
 static bool spqr_linear(QuantJob *job, Linear *l, Tensor w, const InputStats *st, Err *e) {
-    Solver s = {.job = job, .o = job_options(job), .rows = l->rows, .cols = l->cols};
-    QSpec spec = {.bits = (int)s.o->w_bits, .group_size = s.o->group_size, .zero = ZERO_FLOAT,
-                  .scale_dtype = s.o->scale_dtype == SCALE_F16 ? DT_F16 : DT_F32};
+    Solver v = {.job = job, .o = job_options(job)};
+    QSpec spec = {.bits = (int)v.o->w_bits, .group_size = v.o->group_size, .zero = ZERO_FLOAT,
+                  .scale_dtype = v.o->scale_dtype == SCALE_F16 ? DT_F16 : DT_F32};
     int64_t rest = spec.group_size > 0 && spec.group_size < l->cols ? l->cols % spec.group_size : 0;
     if (rest)
         job_fallback(job, "组宽 %lld 不整除 %lld 列，每行末组取 %lld 列", (long long)spec.group_size,
                      (long long)l->cols, (long long)rest);
-    if (!open_solver(&s, &spec, e) ||
-        !job_factor_hessian(job, l, st, s.o->act_order, s.o->damp, &s.h, e))
+    if (!open_solver(&v, l, &spec, e) || !job_factor_hessian(job, l, st, v.o->act_order, v.o->damp, &v.h, e))
         return false;
-    Backend *b = job_backend(job);
-    hessian_gather(&s.h, b, s.w_mem, tensor_data_f32(w), s.rows);
-    HostView v = host_view(b), first = host_view(b);
-    s.u = HOST_MAP(&v, float, s.h.u, s.cols *s.cols, HOST_READ);
-    s.w = HOST_MAP(&first, float, s.w_mem, s.rows *s.cols, HOST_READ);
-    bool ok = s.u && s.w;
-    if (ok) s.limit = outlier_limit(&s);
-    host_end(&first);
-    ok = backend_check(b, e) && ok && solve(&s, e);
-    host_end(&v);
-    return ok && pack(&s, l, e);
+    v.s.u = v.h.u;
+    hessian_gather(&v.h, job_backend(job), v.s.w, tensor_data_f32(w), l->rows);
+    return outlier_limit(&v, e) && solve(&v, e) && pack(&v, l, e);
 }
 
 static bool spqr_check(const void *options, char track, Err *e) {

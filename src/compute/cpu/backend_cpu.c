@@ -76,6 +76,10 @@ static const BackendOps CPU_OPS = {
     .clamp_grid_grad = cpu_clamp_grid_grad,
     .fake_pack = cpu_fake_pack,
     .linear_grad = cpu_linear_grad,
+    .sparse = cpu_sparse,
+    .column_variance = cpu_column_variance,
+    .count_outliers = cpu_count_outliers,
+    .split_outliers = cpu_split_outliers,
 };
 
 static bool has_avx2(void) {

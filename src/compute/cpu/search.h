@@ -11,4 +11,8 @@ void cpu_clamp_grid_grad(Backend *b, const ClampJob *job);
 void cpu_fake_pack(Backend *b, QTensor *q, float *y, const float *x, const float *scale, const float *zero,
                    const QSpec *spec);
 void cpu_linear_grad(Backend *b, const LinearGrad *job);
+void cpu_sparse(Backend *b, const SparseJob *job);
+void cpu_column_variance(Backend *b, double *var, const float *x, int64_t rows, int64_t cols);
+int64_t cpu_count_outliers(Backend *b, uint32_t *start, const uint8_t *mask, int64_t rows, int64_t cols);
+bool cpu_split_outliers(Backend *b, const QTensor *q, float *w, const uint8_t *mask);
 #endif

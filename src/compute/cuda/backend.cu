@@ -36,6 +36,20 @@ bool cuda_blas_ok(Backend *b, cublasStatus_t code, const char *what) {
     return cuda_fail(b, ERR_DEVICE, "cuBLAS：%s 失败：%s", what, cublasGetStatusString(code));
 }
 
+/* ---- 显存 ---- */
+
+/* 分配；不成时等前面的做完，把池里空着的还给驱动再试一次：碎的空处合不成一大块。 */
+static cudaError_t take_memory(CudaBackend *c, void **p, size_t bytes) {
+    cudaError_t code = cudaMallocAsync(p, bytes, c->stream);
+    if (code != cudaErrorMemoryAllocation) return code;
+    cudaMemPool_t pool;
+    cudaGetLastError();
+    code = cudaStreamSynchronize(c->stream);
+    if (code == cudaSuccess) code = cudaDeviceGetDefaultMemPool(&pool, 0);
+    if (code == cudaSuccess) code = cudaMemPoolTrimTo(pool, 0);
+    return code == cudaSuccess ? cudaMallocAsync(p, bytes, c->stream) : code;
+}
+
 void *cuda_slot(Backend *b, int slot, size_t bytes) {
     CudaBackend *c = cuda_of(b);
     if (bytes == 0) bytes = 1;
@@ -43,7 +57,7 @@ void *cuda_slot(Backend *b, int slot, size_t bytes) {
     if (c->slot[slot]) cuda_ok(b, cudaFreeAsync(c->slot[slot], c->stream), "归还工作区");
     c->slot[slot] = NULL;
     c->slot_bytes[slot] = 0;
-    if (!cuda_ok(b, cudaMallocAsync(&c->slot[slot], bytes, c->stream), "分配工作区")) {
+    if (!cuda_ok(b, take_memory(c, &c->slot[slot], bytes), "分配工作区")) {
         c->slot[slot] = NULL;
         return NULL;
     }
@@ -51,12 +65,10 @@ void *cuda_slot(Backend *b, int slot, size_t bytes) {
     return c->slot[slot];
 }
 
-/* ---- 显存 ---- */
-
 static void *memory_alloc(Allocator *self, size_t bytes) {
     CudaBackend *c = (CudaBackend *)self->owner;
     void *p = NULL;
-    if (cudaMallocAsync(&p, bytes, c->stream) != cudaSuccess) {
+    if (take_memory(c, &p, bytes) != cudaSuccess) {
         cudaGetLastError(); /* 内存不足不粘滞 */
         return NULL;
     }
@@ -247,13 +259,18 @@ static int op_watched_(Backend *b) {
     op_write_(b, cuda_of(b)->watched, &NOTHING, sizeof NOTHING);
     return tag;
 }
-__global__ static void divide_kernel(float *y, const float *x, int64_t ldx, const float *s, int64_t n, int64_t rows,
+/* 块 (列段, 行)；n 个 s 循环使用。 */
+__global__ static void divide_kernel(float *y, const float *x, int64_t ldx, const float *s, unsigned n, int64_t rows,
                                      int64_t cols) {
-    EACH(i, rows * cols) y[i] = __fdiv_rn(x[i / cols * ldx + i % cols], s[i % cols % n]);
+    int64_t step = (int64_t)gridDim.x * blockDim.x;
+    for (int64_t r = blockIdx.y; r < rows; r += gridDim.y)
+        for (int64_t c = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; c < cols; c += step)
+            y[r * cols + c] = __fdiv_rn(x[r * ldx + c], s[(uint64_t)c < n ? c : (uint32_t)c % n]);
 }
 static void op_divide_(Backend *b, float *y, const float *x, int64_t ldx, const float *s, int64_t n, int64_t rows,
                        int64_t cols) {
-    divide_kernel<<<cuda_blocks(rows * cols, 256), 256, 0, STREAM(b)>>>(y, x, ldx, s, n, rows, cols);
+    dim3 grid((unsigned)((cols + 255) / 256 < 4096 ? (cols + 255) / 256 : 4096), (unsigned)(rows < 65535 ? rows : 65535));
+    divide_kernel<<<grid, 256, 0, STREAM(b)>>>(y, x, ldx, s, (unsigned)n, rows, cols);
     LAUNCHED(b, "divide");
 }
 __global__ static void gather_kernel(float *dst, const float *src, const int32_t *index, int64_t rows, int64_t n) {
@@ -333,7 +350,8 @@ static BackendOps table(void) {
     t.fake_quant = cuda_fake_quant, t.fake_quant_grad = cuda_fake_quant_grad;
     t.divide_rows = cuda_divide_rows, t.quadratic = cuda_quadratic, t.clip = cuda_clip;
     t.clamp_grid = cuda_clamp_grid, t.clamp_grid_grad = cuda_clamp_grid_grad, t.fake_pack = cuda_fake_pack;
-    t.linear_grad = cuda_linear_grad;
+    t.linear_grad = cuda_linear_grad, t.sparse = cuda_sparse, t.column_variance = cuda_column_variance;
+    t.count_outliers = cuda_count_outliers, t.split_outliers = cuda_split_outliers;
     return t;
 }
 

@@ -35,4 +35,8 @@ void cuda_clamp_grid(Backend *, const ClampJob *);
 void cuda_clamp_grid_grad(Backend *, const ClampJob *);
 void cuda_fake_pack(Backend *, QTensor *, float *, const float *, const float *, const float *, const QSpec *);
 void cuda_linear_grad(Backend *, const LinearGrad *);
+void cuda_sparse(Backend *, const SparseJob *);
+void cuda_column_variance(Backend *, double *, const float *, int64_t, int64_t);
+int64_t cuda_count_outliers(Backend *, uint32_t *, const uint8_t *, int64_t, int64_t);
+bool cuda_split_outliers(Backend *, const QTensor *, float *, const uint8_t *);
 #endif

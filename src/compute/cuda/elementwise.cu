@@ -201,11 +201,16 @@ void cuda_group_range_grad(Backend *b, float *dx, const float *x, const float *l
     range_grad_kernel<<<cuda_blocks(rows * ng, 128), 128, 0, STREAM(b)>>>(dx, x, lo, hi, d_lo, d_hi, rows, cols, group, ng);
     LAUNCHED(b, "group_range_grad");
 }
+/* 块 (列段, 行)。 */
 __global__ static void scale_kernel(float *y, const float *x, const float *row, const float *col, int64_t rows, int64_t cols) {
-    EACH(i, rows * cols) y[i] = __fmul_rn(row ? __fmul_rn(x[i], row[i / cols]) : x[i], col[i % cols]);
+    int64_t step = (int64_t)gridDim.x * blockDim.x;
+    for (int64_t r = blockIdx.y; r < rows; r += gridDim.y)
+        for (int64_t c = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; c < cols; c += step)
+            y[r * cols + c] = __fmul_rn(row ? __fmul_rn(x[r * cols + c], row[r]) : x[r * cols + c], col[c]);
 }
 void cuda_scale(Backend *b, float *y, const float *x, const float *row, const float *col, int64_t rows, int64_t cols) {
-    scale_kernel<<<cuda_blocks(rows * cols, 256), 256, 0, STREAM(b)>>>(y, x, row, col, rows, cols);
+    dim3 grid((unsigned)((cols + 255) / 256 < 4096 ? (cols + 255) / 256 : 4096), (unsigned)(rows < 65535 ? rows : 65535));
+    scale_kernel<<<grid, 256, 0, STREAM(b)>>>(y, x, row, col, rows, cols);
     LAUNCHED(b, "scale");
 }
 __global__ static void scale_row_kernel(float *d_row, const float *dy, const float *x, const float *col, int64_t cols) {

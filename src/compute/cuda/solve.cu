@@ -10,6 +10,7 @@ __global__ static void to_bf16_kernel(__nv_bfloat16 *dst, int64_t ld, const floa
     }
 }
 
+enum { GRAM_STRIPS = 8, GRAM_MIN = 1024 }; /* 只算上三角的若干条 */
 void cuda_gram(Backend *b, float *g, const float *x, int64_t n, int64_t d) {
     bool bf16 = b->compute == COMPUTE_BF16;
     const void *xd = x;
@@ -17,13 +18,20 @@ void cuda_gram(Backend *b, float *g, const float *x, int64_t n, int64_t d) {
     if (bf16) {
         xd = cuda_slot(b, SLOT_X, (size_t)(n * ld) * 2);
         if (!xd) return;
-        to_bf16_kernel<<<cuda_blocks(n * ld, 256), 256, 0, STREAM(b)>>>((__nv_bfloat16 *)xd, ld, x, n, d    );
+        to_bf16_kernel<<<cuda_blocks(n * ld, 256), 256, 0, STREAM(b)>>>((__nv_bfloat16 *)xd, ld, x, n, d);
     }
     const float one = 1;
     cudaDataType_t t = bf16 ? CUDA_R_16BF : CUDA_R_32F;
-    cuda_blas_ok(b, cublasGemmEx(cuda_of(b)->blas, CUBLAS_OP_N, CUBLAS_OP_T, (int)d, (int)d, (int)n, &one, xd, t,
-                            (int)ld, xd, t, (int)ld, &one, g, CUDA_R_32F, (int)d,
-                            bf16 ? CUBLAS_COMPUTE_32F : CUBLAS_COMPUTE_32F_PEDANTIC, CUBLAS_GEMM_DEFAULT), "gram");
+    int64_t item = bf16 ? 2 : 4, strip = (d / GRAM_STRIPS + 127) / 128 * 128;
+    if (strip < GRAM_MIN) strip = GRAM_MIN;
+    for (int64_t i = 0; i < d; i += strip) { /* 行 [i, i+strip) 的上三角部分：列从 i 起；列主序看是 d−i 行 */
+        int64_t rows = d - i < strip ? d - i : strip;
+        const char *from = (const char *)xd + i * item;
+        if (!cuda_blas_ok(b, cublasGemmEx(cuda_of(b)->blas, CUBLAS_OP_N, CUBLAS_OP_T, (int)(d - i), (int)rows, (int)n, &one, from, t,
+                                          (int)ld, from, t, (int)ld, &one, g + i * d + i, CUDA_R_32F, (int)d,
+                                          bf16 ? CUBLAS_COMPUTE_32F : CUBLAS_COMPUTE_32F_PEDANTIC, CUBLAS_GEMM_DEFAULT), "gram"))
+            return;
+    }
 }
 
 void cuda_update_rest(Backend *b, float *w, const float *err, const float *u, int64_t rows, int64_t n, int64_t i1,

@@ -607,6 +607,42 @@ static void s_linear_grad(Backend *b, const LinearGrad *job) {
     CUDA(linear_grad, &j);
 }
 
+static void s_sparse(Backend *b, const SparseJob *job) {
+    SparseJob j = *job;
+    int64_t ng = j.rows * j.n_groups, grids = 2 * ((j.rows - 1) / j.stat_rows + 1) * j.n_groups;
+    j.u = floats(b, j.u, j.cols * j.cols, IN);
+    j.w = floats(b, j.w, j.rows * j.cols, BOTH), j.err = floats(b, j.err, j.rows * (j.i2 - j.i1), OUT);
+    j.outlier = stage(b, j.outlier, (size_t)(j.rows * j.cols), BOTH);
+    j.scale = floats(b, j.scale, ng, BOTH), j.zero = floats(b, j.zero, ng, BOTH);
+    j.scale_code = stage(b, j.scale_code, (size_t)ng, BOTH), j.zero_code = stage(b, j.zero_code, (size_t)ng, BOTH);
+    j.scale_grid = floats(b, j.scale_grid, grids, BOTH), j.zero_grid = floats(b, j.zero_grid, grids, BOTH);
+    CUDA(sparse, &j);
+}
+static void s_column_variance(Backend *b, double *var, const float *x, int64_t rows, int64_t cols) {
+    x = floats(b, x, rows * cols, IN);
+    CUDA(column_variance, var, x, rows, cols);
+}
+static int64_t s_count_outliers(Backend *b, uint32_t *start, const uint8_t *mask, int64_t rows, int64_t cols) {
+    Backend *cuda = staged_of(b)->gpu;
+    int64_t all = ((rows - 1) / QT_PANEL + 1) * ((cols - 1) / QT_KBLOCK + 1);
+    mask = stage(b, mask, (size_t)(rows * cols), IN), start = stage(b, start, (size_t)(all + 1) * sizeof *start, OUT);
+    int64_t n = cuda->ops->count_outliers(cuda, start, mask, rows, cols);
+    done(b);
+    return n;
+}
+static bool s_split_outliers(Backend *b, const QTensor *q, float *w, const uint8_t *mask) {
+    Backend *cuda = staged_of(b)->gpu;
+    QTensor d = *q;
+    int64_t all = ((q->rows - 1) / QT_PANEL + 1) * ((q->cols - 1) / QT_KBLOCK + 1);
+    size_t item = q->spec.scale_dtype == DT_F32 ? 4 : 2, n = (size_t)q->outliers.n;
+    mask = stage(b, mask, (size_t)(q->rows * q->cols), IN), w = floats(b, w, q->rows * q->cols, BOTH);
+    d.outliers.start = stage(b, q->outliers.start, (size_t)(all + 1) * 4, IN);
+    d.outliers.at = stage(b, q->outliers.at, n * 2, OUT), d.outliers.value = stage(b, q->outliers.value, n * item, OUT);
+    bool fits = cuda->ops->split_outliers(cuda, &d, w, mask);
+    done(b);
+    return fits;
+}
+
 #define OP(name) .name = s_##name
 static const BackendOps STAGED_OPS = {
     OP(read), OP(write), OP(copy), OP(copy_2d), OP(parallel), OP(linear), OP(linear_exact), OP(linear_int8),
@@ -617,7 +653,7 @@ static const BackendOps STAGED_OPS = {
     OP(update_rest), OP(all_finite), OP(decode), OP(watch), OP(watched), OP(factor), OP(adamw), OP(mse_grad), OP(matmul), OP(rmsnorm_grad), OP(silu_mul_grad),
     OP(attention_grad), OP(round_act_grad), OP(score_grad), OP(group_range), OP(group_range_grad), OP(scale),
     OP(scale_grad), OP(fake_quant), OP(fake_quant_grad), OP(divide_rows), OP(quadratic), OP(clip), OP(clamp_grid),
-    OP(clamp_grid_grad), OP(fake_pack), OP(linear_grad)};
+    OP(clamp_grid_grad), OP(fake_pack), OP(linear_grad), OP(sparse), OP(column_variance), OP(count_outliers), OP(split_outliers)};
 
 static void staged_close(Backend *b) {
     Staged *s = staged_of(b);

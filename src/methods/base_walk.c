@@ -41,6 +41,7 @@ typedef struct Walk {
     StatSet shared;               /* 存下的；n 为 0 则没有，算出后存 */
     char shared_key[HASH_HEX];
     Arena arena;                  /* 本块：稠密权重、统计 */
+    BlockSave *saving;            /* 正在写盘的一块，NULL 为没有 */
     /* 以下在本块的 host 内存，各块重来 */
     Arena host;
     InputStats *stats;    /* (block_n_groups) */
@@ -254,16 +255,26 @@ static bool quantize_block(Walk *k, int64_t layer, Err *e) {
     return ok;
 }
 
-/* 存下量化好的块。存不下（磁盘满等）只警告：结果不受影响，只是中断后要重做。 */
+/* 等正在写的块写完。存不下（磁盘满等）只警告：结果不受影响，只是中断后要重做。 */
+static void finish_save(Walk *k, bool ok, Err *e) {
+    QuantJob *job = k->job;
+    ok = blockfile_saved(k->saving, e) && ok;
+    k->saving = NULL;
+    if (!ok && !job->save_failed) log_line(LOG_WARN, "量化好的块没有存下（%s）：中断后将从头做", e->msg);
+    job->save_failed |= !ok;
+}
+
+/* 存下量化好的块；上一块须先写完。 */
 static void save_block(Walk *k, int64_t layer) {
     QuantJob *job = k->job;
     Err e = {0};
     Str notes = {0};
+    finish_save(k, true, &e);
     for (size_t i = 0; i < job->n_fallbacks; i++) str_addf(&notes, "%s\n", job->fallbacks[i]);
-    bool ok = !notes.failed && blockfile_save(job->model, layer, job->block_dir, job->block_key,
-                                              notes.data ? notes.data : "", &e);
-    if (!ok && !job->save_failed) log_line(LOG_WARN, "量化好的块没有存下（%s）：中断后将从头做", e.msg);
-    job->save_failed |= !ok;
+    if (!notes.failed)
+        k->saving = blockfile_save(job->model, layer, job->block_dir, job->block_key,
+                                   notes.data ? notes.data : "", &e);
+    if (!k->saving || !job->model->backend->separate) finish_save(k, k->saving != NULL, &e);
     str_free(&notes);
 }
 
@@ -325,6 +336,8 @@ static bool walk_blocks(Walk *k, Err *e) {
         progress_step(&p, i + 1);
     }
     progress_end(&p);
+    Err late = {0};
+    finish_save(k, true, &late);
     arena_free(&k->host);
     statset_close(&k->shared);
     calib_stream_close(&k->original);

@@ -1,7 +1,9 @@
 /* blockfile — 量化好的一个块存成文件 */
 #include "model/blockfile.h"
 
+#include <pthread.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "io/hash.h"
@@ -55,48 +57,99 @@ static const char *block_path(char *buf, size_t cap, const char *dir, int64_t la
     return buf;
 }
 
-bool blockfile_save(const Model *m, int64_t layer, const char *dir, const char *key,
-                    const char *notes, Err *e) {
-    static const char zeros[ALIGN];
-    Block b = m->blocks[layer];
-    Parts p;
-    size_t n = 1, linears = (size_t)b.n_linears * sizeof *b.linears;
-    Head h = {.head_bytes = sizeof h, .block_bytes = sizeof b, .layer = layer,
-              .notes_bytes = strlen(notes) + 1};
-    memcpy(h.magic, MAGIC, sizeof h.magic);
-    memcpy(h.key, key, HASH_HEX);
-    if (!list_parts(&p, m, layer, &b, e)) return false;
-    FilePart *out = ARENA_ARRAY(&p.arena, FilePart, 2 * p.n + 7, e);
-    if (!out) {
-        arena_free(&p.arena);
-        return false;
-    }
-    HostView v = host_view(m->backend);
-    out[n++] = (FilePart){&b, sizeof b};
-    out[n++] = (FilePart){b.linears, linears};
-    out[n++] = (FilePart){zeros, padding(sizeof h + sizeof b + linears)};
-    for (size_t i = 0; i < p.n; i++) {
-        out[n++] = (FilePart){host_map(&v, *p.part[i].data, p.part[i].bytes, HOST_READ),
-                              p.part[i].bytes};
-        out[n++] = (FilePart){zeros, padding(p.part[i].bytes)};
-    }
-    out[n++] = (FilePart){notes, h.notes_bytes};
-    out[n++] = (FilePart){zeros, ALIGN}; /* 末段之后仍可读 */
-    Hash *hash = backend_check(m->backend, e) ? hash_new() : NULL;
-    if (!hash) {
-        host_end(&v);
-        arena_free(&p.arena);
-        return e->code != ERR_NONE ? false : err_set(e, ERR_MEMORY, "内存不足");
-    }
-    for (size_t i = 1; i < n; i++)
-        if (out[i].len) hash_add(hash, out[i].data, out[i].len);
-    hash_end(hash, h.sha256);
-    out[0] = (FilePart){&h, sizeof h};
+struct BlockSave {
+    Head head;
+    Block block;
+    Parts parts;
+    HostView view;  /* 各段在主机上的样子 */
+    FilePart *out;
+    size_t n;
+    const char *dir;
     char path[4096];
-    bool ok = file_mkdirs(dir, e) &&
-              file_write_parts(block_path(path, sizeof path, dir, layer), out, n, e);
-    host_end(&v);
-    arena_free(&p.arena);
+    pthread_t thread;
+    bool threaded, ok;
+    Err err;
+};
+
+static const char ZEROS[ALIGN];
+
+/* 列出文件的各段；out[0] 留给头。 */
+static bool lay_out(BlockSave *s, const Model *m, int64_t layer, const char *key, const char *notes, Err *e) {
+    Block *b = &s->block;
+    size_t linears = (size_t)b->n_linears * sizeof *b->linears, n = 1;
+    s->head = (Head){.head_bytes = sizeof s->head, .block_bytes = sizeof *b, .layer = layer,
+                     .notes_bytes = strlen(notes) + 1};
+    memcpy(s->head.magic, MAGIC, sizeof s->head.magic);
+    memcpy(s->head.key, key, HASH_HEX);
+    if (!list_parts(&s->parts, m, layer, b, e)) return false;
+    Arena *a = &s->parts.arena;
+    FilePart *out = s->out = ARENA_ARRAY(a, FilePart, 2 * s->parts.n + 7, e);
+    void *copy = arena_alloc(a, linears, e), *text = arena_alloc(a, s->head.notes_bytes, e);
+    if (!out || !copy || !text) return false;
+    memcpy(copy, b->linears, linears);
+    memcpy(text, notes, s->head.notes_bytes);
+    out[n++] = (FilePart){b, sizeof *b};
+    out[n++] = (FilePart){copy, linears};
+    out[n++] = (FilePart){ZEROS, padding(sizeof s->head + sizeof *b + linears)};
+    for (size_t i = 0; i < s->parts.n; i++) {
+        QtPart *p = &s->parts.part[i];
+        out[n++] = (FilePart){host_map(&s->view, *p->data, p->bytes, HOST_READ), p->bytes};
+        out[n++] = (FilePart){ZEROS, padding(p->bytes)};
+    }
+    out[n++] = (FilePart){text, s->head.notes_bytes};
+    out[n++] = (FilePart){ZEROS, ALIGN}; /* 末段之后仍可读 */
+    s->n = n;
+    return backend_check(m->backend, e);
+}
+
+/* 只碰主机上的副本：可以在另一个线程里做。 */
+static void *write_block(void *ctx) {
+    BlockSave *s = ctx;
+    Hash *hash = hash_new();
+    if (!hash) {
+        err_set(&s->err, ERR_MEMORY, "内存不足");
+        return NULL;
+    }
+    for (size_t i = 1; i < s->n; i++)
+        if (s->out[i].len) hash_add(hash, s->out[i].data, s->out[i].len);
+    hash_end(hash, s->head.sha256);
+    s->out[0] = (FilePart){&s->head, sizeof s->head};
+    s->ok = file_mkdirs(s->dir, &s->err) && file_write_parts(s->path, s->out, s->n, &s->err);
+    return NULL;
+}
+
+static void free_save(BlockSave *s) {
+    host_end(&s->view);
+    arena_free(&s->parts.arena);
+    free(s);
+}
+
+BlockSave *blockfile_save(const Model *m, int64_t layer, const char *dir, const char *key,
+                          const char *notes, Err *e) {
+    BlockSave *s = calloc(1, sizeof *s);
+    if (!s) {
+        err_set(e, ERR_MEMORY, "内存不足");
+        return NULL;
+    }
+    s->block = m->blocks[layer];
+    s->view = host_view(m->backend);
+    s->dir = dir;
+    block_path(s->path, sizeof s->path, dir, layer);
+    if (!lay_out(s, m, layer, key, notes, e)) {
+        free_save(s);
+        return NULL;
+    }
+    s->threaded = m->backend->separate && pthread_create(&s->thread, NULL, write_block, s) == 0;
+    if (!s->threaded) write_block(s);
+    return s;
+}
+
+bool blockfile_saved(BlockSave *s, Err *e) {
+    if (!s) return true;
+    if (s->threaded) pthread_join(s->thread, NULL);
+    bool ok = s->ok;
+    if (!ok) *e = s->err;
+    free_save(s);
     return ok;
 }
 

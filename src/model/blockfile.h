@@ -5,9 +5,13 @@
 #define PTQ_MODEL_BLOCKFILE_H
 #include "model/model.h"
 
-/* 原子地写出第 layer 块（线性层、偏置、归一化）到 dir（自动建立）。notes 是随块保存的文字（退让的记录）。 */
-bool blockfile_save(const Model *m, int64_t layer, const char *dir, const char *key,
-                    const char *notes, Err *e);
+typedef struct BlockSave BlockSave; /* 正在写的一块 */
+/* 原子地写出第 layer 块（线性层、偏置、归一化）到 dir（自动建立；到 blockfile_saved 为止有效）。notes 是随块保存的文字（退让的记录）。
+ * 内存分开的后端：返回时各段已复制到主机，哈希与写盘在另一个线程里，与后面的计算同时。返回: 内存不足、设备错误为 NULL。 */
+BlockSave *blockfile_save(const Model *m, int64_t layer, const char *dir, const char *key,
+                          const char *notes, Err *e);
+/* 等它写完，释放；s 为 NULL 时为真。返回: 写成了。 */
+bool blockfile_saved(BlockSave *s, Err *e);
 /* 装入第 layer 块，数据留在只读映射里（model_close 解除）。*notes 指向映射之内。
  * 返回: 没有文件、文件不完整或 key 不同时为假（模型不变）。 */
 bool blockfile_load(Model *m, int64_t layer, const char *dir, const char *key, const char **notes);

@@ -7,28 +7,11 @@
 #include <string.h>
 
 #include "compute/ops.h"
-
-enum { MAX_PIECES = 96, SLACK = 8 /* 两级统计的段之后须可读的字节 */ };
-enum { IN = 1, OUT = 2, BOTH = 3 };
-
-typedef struct Piece {
-    char *host, *dev;
-    size_t bytes;
-    int mode;
-} Piece;
+#include "tests/ops/staged_parts.h"
 
 /* 显卡只打开一次（每种精度一个），各测试反复打开的是外壳。 */
 static Backend opened[2];
 
-typedef struct Staged {
-    Backend *gpu, cpu;
-    Piece piece[MAX_PIECES];
-    int n;
-} Staged;
-
-static Staged *staged_of(Backend *b) {
-    return b->impl;
-}
 
 static void *device_alloc(Backend *cuda, size_t bytes) {
     void *p = cuda->memory->alloc(cuda->memory, bytes ? bytes : 1);
@@ -45,7 +28,7 @@ static void fill(Backend *cuda, void *dev, int byte, size_t bytes) {
 }
 
 /* host 的 bytes 字节在显存里的副本；已在某一块里的就用那一块。先登记输入，再登记输出。 */
-static void *stage(Backend *b, const void *host, size_t bytes, int mode) {
+void *staged_bytes(Backend *b, const void *host, size_t bytes, int mode) {
     Staged *s = staged_of(b);
     char *h = (char *)host;
     if (!h || !bytes) return NULL;
@@ -64,12 +47,12 @@ static void *stage(Backend *b, const void *host, size_t bytes, int mode) {
     s->piece[s->n++] = (Piece){h, dev, bytes, mode};
     return dev;
 }
-static float *floats(Backend *b, const float *host, int64_t n, int mode) {
-    return stage(b, host, (size_t)n * sizeof *host, mode);
+float *staged_floats(Backend *b, const float *host, int64_t n, int mode) {
+    return staged_bytes(b, host, (size_t)n * sizeof *host, mode);
 }
 
 /* 输出复制回来，全部归还；CUDA 的错误交给外壳。 */
-static Backend *done(Backend *b) {
+Backend *staged_done(Backend *b) {
     Staged *s = staged_of(b);
     for (int i = 0; i < s->n; i++) {
         Piece *p = &s->piece[i];
@@ -83,7 +66,7 @@ static Backend *done(Backend *b) {
 }
 
 /* 权重在显存里的样子。 */
-static QTensor weight(Backend *b, const QTensor *q, int mode) {
+QTensor staged_weight(Backend *b, const QTensor *q, int mode) {
     Staged *s = staged_of(b);
     QTensor out = *q;
     if (q->dense == DT_NONE) {
@@ -92,7 +75,7 @@ static QTensor weight(Backend *b, const QTensor *q, int mode) {
         for (int i = 0; i < QT_PARTS; i++) {
             if (!*part[i].data || !part[i].bytes) continue;
             size_t slack = q->two.scale_bits || q->two.zero_bits ? SLACK : 0;
-            *part[i].data = stage(b, *part[i].data, part[i].bytes + slack, mode);
+            *part[i].data = staged_bytes(b, *part[i].data, part[i].bytes + slack, mode);
         }
         return out;
     }
@@ -100,8 +83,8 @@ static QTensor weight(Backend *b, const QTensor *q, int mode) {
     float *w = malloc((size_t)n * sizeof *w);
     CHECK(w);
     for (int64_t i = 0; i < n; i++) w[i] = qtensor_at(q, i / q->cols, i % q->cols);
-    out.data = stage(b, q->data, q->data_bytes, IN);
-    out.perm = stage(b, q->perm, q->perm_bytes, IN);
+    out.data = staged_bytes(b, q->data, q->data_bytes, IN);
+    out.perm = staged_bytes(b, q->perm, q->perm_bytes, IN);
     float *dw = device_alloc(s->gpu, (size_t)n * sizeof *w);
     s->gpu->ops->write(s->gpu, dw, w, (size_t)n * sizeof *w);
     fill(s->gpu, out.data, 0xFF, q->data_bytes);
@@ -122,46 +105,39 @@ static KvStore kv(Backend *b, const KvStore *h, int mode) {
     KvStore s = *h;
     size_t item = kvstore_item(h), width = (size_t)(h->heads * h->dim), cap = (size_t)h->capacity;
     bool dense = h->f.form == KV_DENSE;
-    s.data = stage(b, h->data, cap * (dense ? width * item : (size_t)kvstore_code_words(h) * 2), mode);
-    s.params = stage(b, h->params, (size_t)kv_params(h) * item, mode);
-    s.sink_rows = stage(b, h->sink_rows, (size_t)h->f.sink * width * item, mode);
-    s.row_end = stage(b, h->row_end, h->row_end ? cap * 4 : 0, mode);
-    s.columns = stage(b, h->columns, (size_t)h->cap_outliers * 2, IN);
-    s.values = stage(b, h->values, (size_t)h->cap_outliers * item, IN);
-    s.f.lower = floats(b, h->f.lower, (int64_t)width, IN);
-    s.f.upper = floats(b, h->f.upper, (int64_t)width, IN);
-    s.f.bias = floats(b, h->f.bias, (int64_t)width, IN);
+    s.data = staged_bytes(b, h->data, cap * (dense ? width * item : (size_t)kvstore_code_words(h) * 2), mode);
+    s.params = staged_bytes(b, h->params, (size_t)kv_params(h) * item, mode);
+    s.sink_rows = staged_bytes(b, h->sink_rows, (size_t)h->f.sink * width * item, mode);
+    s.row_end = staged_bytes(b, h->row_end, h->row_end ? cap * 4 : 0, mode);
+    s.columns = staged_bytes(b, h->columns, (size_t)h->cap_outliers * 2, IN);
+    s.values = staged_bytes(b, h->values, (size_t)h->cap_outliers * item, IN);
+    s.f.lower = staged_floats(b, h->f.lower, (int64_t)width, IN);
+    s.f.upper = staged_floats(b, h->f.upper, (int64_t)width, IN);
+    s.f.bias = staged_floats(b, h->f.bias, (int64_t)width, IN);
     s.memory = staged_of(b)->gpu->memory;
     return s;
 }
 
-#define CUDA(op, ...)                                                                              \
-    do {                                                                                           \
-        Backend *cuda_ = staged_of(b)->gpu;                                                      \
-        cuda_->ops->op(cuda_, __VA_ARGS__);                                                        \
-        done(b);                                                                                   \
-    } while (0)
-
 /* ---- 内存 ---- */
 static void s_read(Backend *b, void *host, const void *src, size_t bytes) {
-    const void *d = stage(b, src, bytes, IN);
+    const void *d = staged_bytes(b, src, bytes, IN);
     CUDA(read, host, d, bytes);
 }
 static void s_write(Backend *b, void *dst, const void *host, size_t bytes) {
-    void *d = stage(b, dst, bytes, OUT);
+    void *d = staged_bytes(b, dst, bytes, OUT);
     CUDA(write, d, host, bytes);
 }
 static void s_copy(Backend *b, void *dst, const void *src, size_t bytes) {
     char *x = dst;
     const char *y = src, *lo = x < y ? x : y, *hi = x < y ? y + bytes : x + bytes;
-    if (x < y + bytes && y < x + bytes) stage(b, lo, (size_t)(hi - lo), BOTH);
-    const void *s = stage(b, src, bytes, IN);
-    void *d = stage(b, dst, bytes, OUT);
+    if (x < y + bytes && y < x + bytes) staged_bytes(b, lo, (size_t)(hi - lo), BOTH);
+    const void *s = staged_bytes(b, src, bytes, IN);
+    void *d = staged_bytes(b, dst, bytes, OUT);
     CUDA(copy, d, s, bytes);
 }
 static void s_copy_2d(Backend *b, void *dst, size_t ds, const void *src, size_t ss, int64_t n, size_t bytes) {
-    const void *s = stage(b, src, (size_t)(n - 1) * ss + bytes, IN);
-    void *d = stage(b, dst, (size_t)(n - 1) * ds + bytes, BOTH);
+    const void *s = staged_bytes(b, src, (size_t)(n - 1) * ss + bytes, IN);
+    void *d = staged_bytes(b, dst, (size_t)(n - 1) * ds + bytes, BOTH);
     CUDA(copy_2d, d, ds, s, ss, n, bytes);
 }
 static void s_parallel(Backend *b, int64_t n, void (*fn)(void *, int64_t), void *ctx) {
@@ -172,20 +148,20 @@ static void s_parallel(Backend *b, int64_t n, void (*fn)(void *, int64_t), void 
 /* 各层的权重、偏置与输出换成显存里的副本。 */
 static void stage_outs(Backend *b, LinearOut *to, QTensor *q, const LinearOut *out, int n_out, int64_t n) {
     for (int i = 0; i < n_out; i++) {
-        q[i] = weight(b, out[i].w, IN);
+        q[i] = staged_weight(b, out[i].w, IN);
         int64_t size = n * out[i].w->rows;
-        to[i] = (LinearOut){.y = floats(b, out[i].y, size, out[i].sum ? BOTH : OUT), .w = &q[i],
-                            .bias = floats(b, out[i].bias, out[i].w->rows, IN),
-                            .sum = floats(b, out[i].sum, size, OUT), .opaque = out[i].opaque, .f = out[i].f};
+        to[i] = (LinearOut){.y = staged_floats(b, out[i].y, size, out[i].sum ? BOTH : OUT), .w = &q[i],
+                            .bias = staged_floats(b, out[i].bias, out[i].w->rows, IN),
+                            .sum = staged_floats(b, out[i].sum, size, OUT), .opaque = out[i].opaque, .f = out[i].f};
     }
 }
 /* 输入的各段。 */
 static LinearIn stage_in(Backend *b, const LinearIn *in, int64_t n, int64_t cols) {
     LinearIn to = *in;
-    to.x = floats(b, in->x, n * cols, IN), to.up = floats(b, in->up, n * cols, IN);
-    to.norm.weight = floats(b, in->norm.weight, in->norm.period * cols, IN);
-    to.norm.bias = floats(b, in->norm.bias, in->norm.period * cols, IN);
-    to.tmp = floats(b, in->tmp, n * cols, OUT);
+    to.x = staged_floats(b, in->x, n * cols, IN), to.up = staged_floats(b, in->up, n * cols, IN);
+    to.norm.weight = staged_floats(b, in->norm.weight, in->norm.period * cols, IN);
+    to.norm.bias = staged_floats(b, in->norm.bias, in->norm.period * cols, IN);
+    to.tmp = staged_floats(b, in->tmp, n * cols, OUT);
     return to;
 }
 static void s_linear(Backend *b, const LinearOut *out, int n_out, const LinearIn *in, int64_t n) {
@@ -196,8 +172,8 @@ static void s_linear(Backend *b, const LinearOut *out, int n_out, const LinearIn
     CUDA(linear, to, n_out, &from, n);
 }
 static void s_linear_exact(Backend *b, float *y, const float *x, int64_t n, const QTensor *w) {
-    QTensor q = weight(b, w, IN);
-    x = floats(b, x, n * w->cols, IN), y = floats(b, y, n * w->rows, OUT);
+    QTensor q = staged_weight(b, w, IN);
+    x = staged_floats(b, x, n * w->cols, IN), y = staged_floats(b, y, n * w->rows, OUT);
     CUDA(linear_exact, y, x, n, &q);
 }
 static void s_linear_int8(Backend *b, const LinearOut *out, int n_out, const LinearIn *in, int64_t n,
@@ -209,17 +185,17 @@ static void s_linear_int8(Backend *b, const LinearOut *out, int n_out, const Lin
     CUDA(linear_int8, to, n_out, &from, n, act);
 }
 static void s_round_act(Backend *b, float *x, int64_t n, int64_t d, const ActQuant *act) {
-    x = floats(b, x, n * d, BOTH);
+    x = staged_floats(b, x, n * d, BOTH);
     CUDA(round_act, x, n, d, act);
 }
 static void s_embed(Backend *b, float *y, const QTensor *table, const int32_t *ids, int64_t n) {
-    QTensor q = weight(b, table, IN);
-    y = floats(b, y, n * table->cols, OUT);
+    QTensor q = staged_weight(b, table, IN);
+    y = staged_floats(b, y, n * table->cols, OUT);
     CUDA(embed, y, &q, ids, n);
 }
 static void s_dequantize(Backend *b, float *w, const QTensor *q) {
-    QTensor d = weight(b, q, IN);
-    w = floats(b, w, q->rows * q->cols, OUT);
+    QTensor d = staged_weight(b, q, IN);
+    w = staged_floats(b, w, q->rows * q->cols, OUT);
     CUDA(dequantize, w, &d);
 }
 static void s_pack_dense(Backend *b, QTensor *q, const float *w) {
@@ -228,42 +204,39 @@ static void s_pack_dense(Backend *b, QTensor *q, const float *w) {
     float *back = malloc((size_t)n * sizeof *back);
     CHECK(back);
     QTensor d = *q;
-    const float *dw = floats(b, w, n, IN);
-    float *dback = floats(b, back, n, OUT);
-    d.data = stage(b, q->data, q->data_bytes, IN);
+    const float *dw = staged_floats(b, w, n, IN);
+    float *dback = staged_floats(b, back, n, OUT);
+    d.data = staged_bytes(b, q->data, q->data_bytes, IN);
     s->gpu->ops->pack_dense(s->gpu, &d, dw);
     CUDA(dequantize, dback, &d);
     op_pack_dense(&s->cpu, q, tensor_f32(back, q->rows, q->cols));
     free(back);
 }
-static int64_t groups_of(const QSpec *spec, int64_t cols) {
-    return (cols - 1) / qspec_group_size(spec, cols) + 1;
-}
 static void s_qparams(Backend *b, float *scale, float *zero, const float *w, int64_t rows, int64_t cols,
                       const QSpec *spec) {
     int64_t n = rows * groups_of(spec, cols);
-    w = floats(b, w, rows * cols, IN);
-    scale = floats(b, scale, n, OUT), zero = floats(b, zero, n, OUT);
+    w = staged_floats(b, w, rows * cols, IN);
+    scale = staged_floats(b, scale, n, OUT), zero = staged_floats(b, zero, n, OUT);
     CUDA(qparams, scale, zero, w, rows, cols, spec);
 }
 static void s_quantize(Backend *b, QTensor *q, const float *w, const float *scale, const float *zero) {
-    QTensor d = weight(b, q, BOTH);
-    w = floats(b, w, q->rows * q->cols, IN);
-    scale = floats(b, scale, q->rows * q->n_groups, IN), zero = floats(b, zero, q->rows * q->n_groups, IN);
+    QTensor d = staged_weight(b, q, BOTH);
+    w = staged_floats(b, w, q->rows * q->cols, IN);
+    scale = staged_floats(b, scale, q->rows * q->n_groups, IN), zero = staged_floats(b, zero, q->rows * q->n_groups, IN);
     CUDA(quantize, &d, w, scale, zero);
 }
 
 /* ---- 前向 ---- */
 static void s_norm(Backend *b, float *y, const float *x, const NormSpec *spec, int64_t n, int64_t d) {
     NormSpec s = *spec;
-    s.weight = floats(b, s.weight, s.period * d, IN), s.bias = floats(b, s.bias, s.period * d, IN);
-    x = floats(b, x, n * d, IN), y = floats(b, y, n * d, OUT);
+    s.weight = staged_floats(b, s.weight, s.period * d, IN), s.bias = staged_floats(b, s.bias, s.period * d, IN);
+    x = staged_floats(b, x, n * d, IN), y = staged_floats(b, y, n * d, OUT);
     CUDA(norm, y, x, &s, n, d);
 }
 static void s_rope(Backend *b, float *x, int64_t n, int64_t heads, int64_t dim, int64_t half, const float *c,
                    const float *s, int64_t first, bool interleaved) {
-    x = floats(b, x, n * heads * dim, BOTH);
-    c = floats(b, c, (first + n) * half, IN), s = floats(b, s, (first + n) * half, IN);
+    x = staged_floats(b, x, n * heads * dim, BOTH);
+    c = staged_floats(b, c, (first + n) * half, IN), s = staged_floats(b, s, (first + n) * half, IN);
     CUDA(rope, x, n, heads, dim, half, c, s, first, interleaved);
 }
 typedef struct Side {
@@ -278,22 +251,22 @@ static void side(Backend *b, Side *d, const AttnSide *h, int64_t positions) {
         d->far = kv(b, h->far, IN);
         d->side.far = &d->far;
     }
-    d->side.cos_table = floats(b, h->cos_table, positions * h->half, IN);
-    d->side.sin_table = floats(b, h->sin_table, positions * h->half, IN);
+    d->side.cos_table = staged_floats(b, h->cos_table, positions * h->half, IN);
+    d->side.sin_table = staged_floats(b, h->sin_table, positions * h->half, IN);
 }
 static void s_attention(Backend *b, float *out, const float *q, const AttnSide *k, const AttnSide *v, int64_t n,
                         const AttnSpec *spec) {
     Side dk, dv;
     AttnSpec copy = *spec, *s = &copy;
-    s->bias = floats(b, s->bias, s->n_heads * s->bias_stride, IN);
+    s->bias = staged_floats(b, s->bias, s->n_heads * s->bias_stride, IN);
     int64_t width = n * s->n_heads * s->head_dim;
     side(b, &dk, k, s->first + n), side(b, &dv, v, s->first + n);
-    q = floats(b, q, width, IN), out = floats(b, out, width, OUT);
+    q = staged_floats(b, q, width, IN), out = staged_floats(b, out, width, OUT);
     CUDA(attention, out, q, &dk.side, &dv.side, n, s);
 }
 static void s_kv_write(Backend *b, KvStore *s, const float *x, int64_t n) {
     KvStore d = kv(b, s, BOTH);
-    x = floats(b, x, n * s->heads * s->dim, IN);
+    x = staged_floats(b, x, n * s->heads * s->dim, IN);
     CUDA(kv_write, &d, x, n);
     s->length = d.length;
 }
@@ -308,10 +281,10 @@ static void s_attend_step(Backend *b, const StepJob *job) {
         if (rows[i].pos > last) last = rows[i].pos;
     }
     j.rows = rows;
-    j.q = floats(b, j.q, j.n * wide, BOTH), j.k = floats(b, j.k, j.n * narrow, BOTH), j.v = floats(b, j.v, j.n * narrow, IN);
-    j.cos_table = floats(b, j.cos_table, (last + 1) * j.half, IN), j.sin_table = floats(b, j.sin_table, (last + 1) * j.half, IN);
-    j.spec.bias = floats(b, j.spec.bias, j.spec.n_heads * j.spec.bias_stride, IN);
-    j.out = floats(b, j.out, j.n * wide, OUT);
+    j.q = staged_floats(b, j.q, j.n * wide, BOTH), j.k = staged_floats(b, j.k, j.n * narrow, BOTH), j.v = staged_floats(b, j.v, j.n * narrow, IN);
+    j.cos_table = staged_floats(b, j.cos_table, (last + 1) * j.half, IN), j.sin_table = staged_floats(b, j.sin_table, (last + 1) * j.half, IN);
+    j.spec.bias = staged_floats(b, j.spec.bias, j.spec.n_heads * j.spec.bias_stride, IN);
+    j.out = staged_floats(b, j.out, j.n * wide, OUT);
     CUDA(attend_step, &j);
     for (int64_t i = 0; i < j.n; i++) job->rows[i].k->length++, job->rows[i].v->length++;
 }
@@ -335,312 +308,215 @@ static void s_kv_quantize(Backend *b, KvStore *s, const KvStore *near, int64_t p
         cuda->memory->release(cuda->memory, d.columns, (size_t)d.cap_outliers * 2);
         cuda->memory->release(cuda->memory, d.values, (size_t)d.cap_outliers * kvstore_item(s));
     }
-    done(b);
+    staged_done(b);
 }
 static void s_activate(Backend *b, float *y, const float *g, const float *u, int64_t n, Activation f) {
-    g = floats(b, g, n, IN), u = floats(b, u, n, IN), y = floats(b, y, n, OUT);
+    g = staged_floats(b, g, n, IN), u = staged_floats(b, u, n, IN), y = staged_floats(b, y, n, OUT);
     CUDA(activate, y, g, u, n, f);
 }
 static void s_multiply(Backend *b, float *y, const float *x, float a, int64_t n) {
-    x = floats(b, x, n, IN), y = floats(b, y, n, OUT);
+    x = staged_floats(b, x, n, IN), y = staged_floats(b, y, n, OUT);
     CUDA(multiply, y, x, a, n);
 }
 static void s_gather_rows(Backend *b, float *dst, const float *src, const int32_t *index, int64_t n, int64_t d) {
     int64_t rows = 0;
     for (int64_t i = 0; i < n; i++) rows = index[i] >= rows ? index[i] + 1 : rows;
-    src = floats(b, src, rows * d, IN), dst = floats(b, dst, n * d, OUT);
+    src = staged_floats(b, src, rows * d, IN), dst = staged_floats(b, dst, n * d, OUT);
     CUDA(gather_rows, dst, src, index, n, d);
 }
 static void s_scatter_rows(Backend *b, float *dst, const float *src, const int32_t *index, const float *weight,
                            int64_t n, int64_t d) {
     int64_t rows = 0;
     for (int64_t i = 0; i < n; i++) rows = index[i] >= rows ? index[i] + 1 : rows;
-    src = floats(b, src, n * d, IN), dst = floats(b, dst, rows * d, BOTH);
+    src = staged_floats(b, src, n * d, IN), dst = staged_floats(b, dst, rows * d, BOTH);
     CUDA(scatter_rows, dst, src, index, weight, n, d);
 }
 static void s_add(Backend *b, float *y, const float *x, int64_t n) {
-    x = floats(b, x, n, IN), y = floats(b, y, n, BOTH);
+    x = staged_floats(b, x, n, IN), y = staged_floats(b, y, n, BOTH);
     CUDA(add, y, x, n);
 }
 static void s_score(Backend *b, const ScoreJob *job) {
     ScoreJob j = *job;
-    QTensor head = weight(b, job->head, IN), ref = {0};
+    QTensor head = staged_weight(b, job->head, IN), ref = {0};
     j.head = &head;
-    j.x = floats(b, job->x, job->n * job->head->cols, IN);
+    j.x = staged_floats(b, job->x, job->n * job->head->cols, IN);
     if (job->ref_x) {
-        ref = weight(b, job->ref_head, IN);
+        ref = staged_weight(b, job->ref_head, IN);
         j.ref_head = &ref;
-        j.ref_x = floats(b, job->ref_x, job->n * job->ref_head->cols, IN);
+        j.ref_x = staged_floats(b, job->ref_x, job->n * job->ref_head->cols, IN);
     }
     CUDA(score, &j);
 }
 
 /* ---- 求解与统计 ---- */
 static void s_gram(Backend *b, float *g, const float *x, int64_t n, int64_t d) {
-    x = floats(b, x, n * d, IN), g = floats(b, g, d * d, BOTH);
+    x = staged_floats(b, x, n * d, IN), g = staged_floats(b, g, d * d, BOTH);
     CUDA(gram, g, x, n, d);
 }
 static void s_feedback(Backend *b, const FeedbackJob *job) {
     FeedbackJob j = *job;
-    j.u = floats(b, job->u, job->cols * job->cols, IN);
-    j.scale = floats(b, job->scale, job->rows * job->n_groups, IN);
-    j.zero = floats(b, job->zero, job->rows * job->n_groups, IN);
-    j.w = floats(b, job->w, job->rows * job->cols, BOTH);
-    j.err = floats(b, job->err, job->rows * (job->i2 - job->i1), OUT);
+    j.u = staged_floats(b, job->u, job->cols * job->cols, IN);
+    j.scale = staged_floats(b, job->scale, job->rows * job->n_groups, IN);
+    j.zero = staged_floats(b, job->zero, job->rows * job->n_groups, IN);
+    j.w = staged_floats(b, job->w, job->rows * job->cols, BOTH);
+    j.err = staged_floats(b, job->err, job->rows * (job->i2 - job->i1), OUT);
     CUDA(feedback, &j);
 }
 static void s_symmetrize(Backend *b, float *g, int64_t d) {
-    g = floats(b, g, d * d, BOTH);
+    g = staged_floats(b, g, d * d, BOTH);
     CUDA(symmetrize, g, d);
 }
 static void s_column_stats(Backend *b, float *max, double *sum, const float *x, int64_t n, int64_t cols) {
-    x = floats(b, x, n * cols, IN);
-    max = floats(b, max, cols, BOTH), sum = stage(b, sum, (size_t)cols * sizeof *sum, BOTH);
+    x = staged_floats(b, x, n * cols, IN);
+    max = staged_floats(b, max, cols, BOTH), sum = staged_bytes(b, sum, (size_t)cols * sizeof *sum, BOTH);
     CUDA(column_stats, max, sum, x, n, cols);
 }
 static void s_column_sum(Backend *b, float *y, const float *x, int64_t n, int64_t cols) {
-    x = floats(b, x, n * cols, IN), y = floats(b, y, cols, OUT);
+    x = staged_floats(b, x, n * cols, IN), y = staged_floats(b, y, cols, OUT);
     CUDA(column_sum, y, x, n, cols);
 }
 static void s_row_errors(Backend *b, double *out, const float *x, const float *y, int64_t ldy, int64_t rows,
                          int64_t cols) {
-    x = floats(b, x, rows * cols, IN), y = floats(b, y, (rows - 1) * ldy + cols, IN);
+    x = staged_floats(b, x, rows * cols, IN), y = staged_floats(b, y, (rows - 1) * ldy + cols, IN);
     CUDA(row_errors, out, x, y, ldy, rows, cols);
 }
 static void s_divide(Backend *b, float *y, const float *x, int64_t ldx, const float *s, int64_t n, int64_t rows,
                      int64_t cols) {
-    x = floats(b, x, (rows - 1) * ldx + cols, IN), s = floats(b, s, n, IN);
-    y = floats(b, y, rows * cols, OUT);
+    x = staged_floats(b, x, (rows - 1) * ldx + cols, IN), s = staged_floats(b, s, n, IN);
+    y = staged_floats(b, y, rows * cols, OUT);
     CUDA(divide, y, x, ldx, s, n, rows, cols);
 }
 static void s_gather_columns(Backend *b, float *dst, const float *src, const int32_t *index, int64_t rows, int64_t n) {
-    src = floats(b, src, rows * n, IN), dst = floats(b, dst, rows * n, OUT);
+    src = staged_floats(b, src, rows * n, IN), dst = staged_floats(b, dst, rows * n, OUT);
     CUDA(gather_columns, dst, src, index, rows, n);
 }
 static void s_update_rest(Backend *b, float *w, const float *err, const float *u, int64_t rows, int64_t n,
                           int64_t i1, int64_t i2) {
-    err = floats(b, err, rows * (i2 - i1), IN), u = floats(b, u, n * n, IN), w = floats(b, w, rows * n, BOTH);
+    err = staged_floats(b, err, rows * (i2 - i1), IN), u = staged_floats(b, u, n * n, IN), w = staged_floats(b, w, rows * n, BOTH);
     CUDA(update_rest, w, err, u, rows, n, i1, i2);
 }
 static bool s_all_finite(Backend *b, const float *x, int64_t n) {
     Backend *cuda = staged_of(b)->gpu;
-    bool yes = cuda->ops->all_finite(cuda, floats(b, x, n, IN), n);
-    done(b);
+    bool yes = cuda->ops->all_finite(cuda, staged_floats(b, x, n, IN), n);
+    staged_done(b);
     return yes;
 }
 static void s_decode(Backend *b, float *dst, const void *host, DType t, DType rounded, int64_t n) {
-    dst = floats(b, dst, n, OUT);
+    dst = staged_floats(b, dst, n, OUT);
     CUDA(decode, dst, host, t, rounded, n);
 }
 static void s_watch(Backend *b, const float *x, int64_t n, int tag) {
-    x = floats(b, x, n, IN);
+    x = staged_floats(b, x, n, IN);
     CUDA(watch, x, n, tag);
 }
 static int s_watched(Backend *b) {
     Backend *cuda = staged_of(b)->gpu;
     int tag = cuda->ops->watched(cuda);
-    done(b);
+    staged_done(b);
     return tag;
 }
 static bool s_factor(Backend *b, const FactorJob *job) {
     Backend *cuda = staged_of(b)->gpu;
     FactorJob j = *job;
-    j.gram = floats(b, j.gram, j.n * j.n, IN), j.u = floats(b, j.u, j.n * j.n, OUT);
+    j.gram = staged_floats(b, j.gram, j.n * j.n, IN), j.u = staged_floats(b, j.u, j.n * j.n, OUT);
     bool ok = cuda->ops->factor(cuda, &j);
-    done(b);
+    staged_done(b);
     return ok;
 }
 static void s_adamw(Backend *b, const AdamStep *step) {
     AdamStep s = *step;
-    s.grad = floats(b, s.grad, s.n, IN), s.param = floats(b, s.param, s.n, BOTH);
-    s.m = floats(b, s.m, s.n, BOTH), s.v = floats(b, s.v, s.n, BOTH);
+    s.grad = staged_floats(b, s.grad, s.n, IN), s.param = staged_floats(b, s.param, s.n, BOTH);
+    s.m = staged_floats(b, s.m, s.n, BOTH), s.v = staged_floats(b, s.v, s.n, BOTH);
     CUDA(adamw, &s);
 }
 static double s_mse_grad(Backend *b, float *d, const float *x, const float *y, float scale, int64_t rows,
                          int64_t cols) {
     Backend *cuda = staged_of(b)->gpu;
-    x = floats(b, x, rows * cols, IN), y = floats(b, y, rows * cols, IN), d = floats(b, d, rows * cols, OUT);
+    x = staged_floats(b, x, rows * cols, IN), y = staged_floats(b, y, rows * cols, IN), d = staged_floats(b, d, rows * cols, OUT);
     double sum = cuda->ops->mse_grad(cuda, d, x, y, scale, rows, cols);
-    done(b);
+    staged_done(b);
     return sum;
 }
 
 /* ---- 反向与学习 ---- */
 static void s_matmul(Backend *b, float *y, const float *a, const float *c, int64_t m, int64_t k, int64_t n,
                      bool transpose_a) {
-    a = floats(b, a, m * k, IN), c = floats(b, c, k * n, IN), y = floats(b, y, m * n, OUT);
+    a = staged_floats(b, a, m * k, IN), c = staged_floats(b, c, k * n, IN), y = staged_floats(b, y, m * n, OUT);
     CUDA(matmul, y, a, c, m, k, n, transpose_a);
 }
 static void s_rmsnorm_grad(Backend *b, float *dx, float *dw, const float *dy, const float *x, const float *w,
                            int64_t n, int64_t d, float eps) {
-    dy = floats(b, dy, n * d, IN), x = floats(b, x, n * d, IN), w = floats(b, w, d, IN);
-    dx = floats(b, dx, n * d, OUT), dw = floats(b, dw, d, OUT);
+    dy = staged_floats(b, dy, n * d, IN), x = staged_floats(b, x, n * d, IN), w = staged_floats(b, w, d, IN);
+    dx = staged_floats(b, dx, n * d, OUT), dw = staged_floats(b, dw, d, OUT);
     CUDA(rmsnorm_grad, dx, dw, dy, x, w, n, d, eps);
 }
 static void s_silu_mul_grad(Backend *b, float *dg, float *du, const float *dy, const float *g, const float *u,
                             int64_t n) {
-    dy = floats(b, dy, n, IN), g = floats(b, g, n, IN), u = floats(b, u, n, IN);
-    dg = floats(b, dg, n, OUT), du = floats(b, du, n, OUT);
+    dy = staged_floats(b, dy, n, IN), g = staged_floats(b, g, n, IN), u = staged_floats(b, u, n, IN);
+    dg = staged_floats(b, dg, n, OUT), du = staged_floats(b, du, n, OUT);
     CUDA(silu_mul_grad, dg, du, dy, g, u, n);
 }
 static void s_attention_grad(Backend *b, float *dq, float *dk, float *dv, const float *d_out, const float *q,
                              const float *k, const float *v, int64_t n, const AttnSpec *s) {
     int64_t wide = n * s->n_heads * s->head_dim, narrow = n * s->n_kv_heads * s->head_dim;
-    d_out = floats(b, d_out, wide, IN), q = floats(b, q, wide, IN);
-    k = floats(b, k, narrow, IN), v = floats(b, v, narrow, IN);
-    dq = floats(b, dq, wide, OUT), dk = floats(b, dk, narrow, OUT), dv = floats(b, dv, narrow, OUT);
+    d_out = staged_floats(b, d_out, wide, IN), q = staged_floats(b, q, wide, IN);
+    k = staged_floats(b, k, narrow, IN), v = staged_floats(b, v, narrow, IN);
+    dq = staged_floats(b, dq, wide, OUT), dk = staged_floats(b, dk, narrow, OUT), dv = staged_floats(b, dv, narrow, OUT);
     CUDA(attention_grad, dq, dk, dv, d_out, q, k, v, n, s);
 }
 static void s_round_act_grad(Backend *b, float *d, const float *x, int64_t n, int64_t cols, int bits) {
-    x = floats(b, x, n * cols, IN), d = floats(b, d, n * cols, BOTH);
+    x = staged_floats(b, x, n * cols, IN), d = staged_floats(b, d, n * cols, BOTH);
     CUDA(round_act_grad, d, x, n, cols, bits);
 }
 static void s_score_grad(Backend *b, const ScoreGradJob *job) {
     ScoreGradJob j = *job;
-    QTensor head = weight(b, job->head, IN);
+    QTensor head = staged_weight(b, job->head, IN);
     j.head = &head;
-    j.x = floats(b, job->x, job->n * job->head->cols, IN);
-    j.dx = floats(b, job->dx, job->n * job->head->cols, OUT);
+    j.x = staged_floats(b, job->x, job->n * job->head->cols, IN);
+    j.dx = staged_floats(b, job->dx, job->n * job->head->cols, OUT);
     CUDA(score_grad, &j);
 }
 static void s_group_range(Backend *b, float *lo, float *hi, const float *x, int64_t rows, int64_t cols,
                           int64_t group) {
     int64_t n = rows * ((cols - 1) / group + 1);
-    x = floats(b, x, rows * cols, IN), lo = floats(b, lo, n, OUT), hi = floats(b, hi, n, OUT);
+    x = staged_floats(b, x, rows * cols, IN), lo = staged_floats(b, lo, n, OUT), hi = staged_floats(b, hi, n, OUT);
     CUDA(group_range, lo, hi, x, rows, cols, group);
 }
 static void s_group_range_grad(Backend *b, float *dx, const float *x, const float *lo, const float *hi,
                                const float *d_lo, const float *d_hi, int64_t rows, int64_t cols, int64_t group) {
     int64_t n = rows * ((cols - 1) / group + 1);
-    x = floats(b, x, rows * cols, IN), lo = floats(b, lo, n, IN), hi = floats(b, hi, n, IN);
-    d_lo = floats(b, d_lo, n, IN), d_hi = floats(b, d_hi, n, IN), dx = floats(b, dx, rows * cols, BOTH);
+    x = staged_floats(b, x, rows * cols, IN), lo = staged_floats(b, lo, n, IN), hi = staged_floats(b, hi, n, IN);
+    d_lo = staged_floats(b, d_lo, n, IN), d_hi = staged_floats(b, d_hi, n, IN), dx = staged_floats(b, dx, rows * cols, BOTH);
     CUDA(group_range_grad, dx, x, lo, hi, d_lo, d_hi, rows, cols, group);
 }
 static void s_scale(Backend *b, float *y, const float *x, const float *row, const float *col, int64_t rows,
                     int64_t cols) {
-    x = floats(b, x, rows * cols, IN), row = floats(b, row, rows, IN), col = floats(b, col, cols, IN);
-    y = floats(b, y, rows * cols, OUT);
+    x = staged_floats(b, x, rows * cols, IN), row = staged_floats(b, row, rows, IN), col = staged_floats(b, col, cols, IN);
+    y = staged_floats(b, y, rows * cols, OUT);
     CUDA(scale, y, x, row, col, rows, cols);
 }
 static void s_scale_grad(Backend *b, float *d_row, float *d_col, const float *dy, const float *x, const float *row,
                          const float *col, int64_t rows, int64_t cols) {
-    dy = floats(b, dy, rows * cols, IN), x = floats(b, x, rows * cols, IN);
-    row = floats(b, row, rows, IN), col = floats(b, col, cols, IN);
-    d_row = floats(b, d_row, rows, OUT), d_col = floats(b, d_col, cols, OUT);
+    dy = staged_floats(b, dy, rows * cols, IN), x = staged_floats(b, x, rows * cols, IN);
+    row = staged_floats(b, row, rows, IN), col = staged_floats(b, col, cols, IN);
+    d_row = staged_floats(b, d_row, rows, OUT), d_col = staged_floats(b, d_col, cols, OUT);
     CUDA(scale_grad, d_row, d_col, dy, x, row, col, rows, cols);
 }
 static void s_fake_quant(Backend *b, float *y, const float *x, const float *scale, const float *zero, int64_t rows,
                          int64_t cols, const QSpec *spec) {
     int64_t n = rows * groups_of(spec, cols);
-    x = floats(b, x, rows * cols, IN), scale = floats(b, scale, n, IN), zero = floats(b, zero, n, IN);
-    y = floats(b, y, rows * cols, OUT);
+    x = staged_floats(b, x, rows * cols, IN), scale = staged_floats(b, scale, n, IN), zero = staged_floats(b, zero, n, IN);
+    y = staged_floats(b, y, rows * cols, OUT);
     CUDA(fake_quant, y, x, scale, zero, rows, cols, spec);
 }
 static void s_fake_quant_grad(Backend *b, float *dx, float *dscale, const float *dy, const float *x,
                               const float *scale, const float *zero, int64_t rows, int64_t cols,
                               const QSpec *spec) {
     int64_t n = rows * groups_of(spec, cols);
-    dy = floats(b, dy, rows * cols, IN), x = floats(b, x, rows * cols, IN);
-    scale = floats(b, scale, n, IN), zero = floats(b, zero, n, IN);
-    dx = floats(b, dx, rows * cols, OUT), dscale = floats(b, dscale, n, OUT);
+    dy = staged_floats(b, dy, rows * cols, IN), x = staged_floats(b, x, rows * cols, IN);
+    scale = staged_floats(b, scale, n, IN), zero = staged_floats(b, zero, n, IN);
+    dx = staged_floats(b, dx, rows * cols, OUT), dscale = staged_floats(b, dscale, n, OUT);
     CUDA(fake_quant_grad, dx, dscale, dy, x, scale, zero, rows, cols, spec);
-}
-
-/* ---- 方法的内层循环 ---- */
-static void s_divide_rows(Backend *b, float *w, const float *s, int64_t rows, int64_t cols) {
-    s = floats(b, s, rows, IN), w = floats(b, w, rows * cols, BOTH);
-    CUDA(divide_rows, w, s, rows, cols);
-}
-static double s_quadratic(Backend *b, const float *d, const QTensor *g, float *tmp, int64_t rows, int64_t cols) {
-    Backend *cuda = staged_of(b)->gpu;
-    QTensor q = weight(b, g, IN);
-    d = floats(b, d, rows * cols, IN), tmp = floats(b, tmp, rows * cols, OUT);
-    double sum = cuda->ops->quadratic(cuda, d, &q, tmp, rows, cols);
-    done(b);
-    return sum;
-}
-static void s_clip(Backend *b, const ClipJob *job) {
-    ClipJob j = *job;
-    QTensor g = weight(b, job->gram, IN);
-    j.gram = &g;
-    j.w = floats(b, j.w, (j.rows - 1) * j.ld + j.width, BOTH);
-    CUDA(clip, &j);
-}
-static ClampJob stage_clamp(Backend *b, const ClampJob *job, bool back) {
-    ClampJob j = *job;
-    float **in[] = {(float **)&j.lo, (float **)&j.hi, (float **)&j.low, (float **)&j.high};
-    float **out[] = {&j.d_low, &j.d_high, &j.d_lo, &j.d_hi};
-    for (int i = 0; i < 4; i++) *in[i] = floats(b, *in[i], j.n, IN);
-    j.scale = floats(b, j.scale, j.n, back ? IN : OUT), j.zero = floats(b, j.zero, j.n, back ? IN : OUT);
-    j.d_scale = floats(b, j.d_scale, back ? j.n : 0, IN);
-    for (int i = 0; i < 4; i++) *out[i] = floats(b, *out[i], back ? j.n : 0, OUT);
-    return j;
-}
-static void s_clamp_grid(Backend *b, const ClampJob *job) {
-    ClampJob j = stage_clamp(b, job, false);
-    CUDA(clamp_grid, &j);
-}
-static void s_clamp_grid_grad(Backend *b, const ClampJob *job) {
-    ClampJob j = stage_clamp(b, job, true);
-    CUDA(clamp_grid_grad, &j);
-}
-static void s_fake_pack(Backend *b, QTensor *q, float *y, const float *x, const float *scale, const float *zero,
-                        const QSpec *spec) {
-    Staged *s = staged_of(b);
-    int64_t n = q->rows * q->cols, groups = q->rows * groups_of(spec, q->cols);
-    QTensor d = *q;
-    x = floats(b, x, n, IN), scale = floats(b, scale, groups, IN), zero = floats(b, zero, groups, IN);
-    float *back = floats(b, y, n, OUT);
-    d.data = stage(b, q->data, q->data_bytes, IN);
-    s->gpu->ops->fake_pack(s->gpu, &d, NULL, x, scale, zero, spec);
-    CUDA(dequantize, back, &d);
-    op_pack_dense(&s->cpu, q, tensor_f32(y, q->rows, q->cols));
-}
-static void s_linear_grad(Backend *b, const LinearGrad *job) {
-    LinearGrad j = *job;
-    QTensor w = weight(b, job->w, IN);
-    int64_t rows = w.rows, cols = w.cols;
-    j.w = &w;
-    j.dy = floats(b, j.dy, j.n * rows, IN), j.x = floats(b, j.x, j.n * cols, IN);
-    j.dense = floats(b, j.dense, rows * cols, j.ready ? IN : OUT);
-    j.dx = floats(b, j.dx, j.n * cols, OUT), j.dw = floats(b, j.dw, rows * cols, OUT);
-    CUDA(linear_grad, &j);
-}
-
-static void s_sparse(Backend *b, const SparseJob *job) {
-    SparseJob j = *job;
-    int64_t ng = j.rows * j.n_groups, grids = 2 * ((j.rows - 1) / j.stat_rows + 1) * j.n_groups;
-    j.u = floats(b, j.u, j.cols * j.cols, IN);
-    j.w = floats(b, j.w, j.rows * j.cols, BOTH), j.err = floats(b, j.err, j.rows * (j.i2 - j.i1), OUT);
-    j.outlier = stage(b, j.outlier, (size_t)(j.rows * j.cols), BOTH);
-    j.scale = floats(b, j.scale, ng, BOTH), j.zero = floats(b, j.zero, ng, BOTH);
-    j.scale_code = stage(b, j.scale_code, (size_t)ng, BOTH), j.zero_code = stage(b, j.zero_code, (size_t)ng, BOTH);
-    j.scale_grid = floats(b, j.scale_grid, grids, BOTH), j.zero_grid = floats(b, j.zero_grid, grids, BOTH);
-    CUDA(sparse, &j);
-}
-static void s_column_variance(Backend *b, double *var, const float *x, int64_t rows, int64_t cols) {
-    x = floats(b, x, rows * cols, IN);
-    CUDA(column_variance, var, x, rows, cols);
-}
-static int64_t s_count_outliers(Backend *b, uint32_t *start, const uint8_t *mask, int64_t rows, int64_t cols) {
-    Backend *cuda = staged_of(b)->gpu;
-    int64_t all = ((rows - 1) / QT_PANEL + 1) * ((cols - 1) / QT_KBLOCK + 1);
-    mask = stage(b, mask, (size_t)(rows * cols), IN), start = stage(b, start, (size_t)(all + 1) * sizeof *start, OUT);
-    int64_t n = cuda->ops->count_outliers(cuda, start, mask, rows, cols);
-    done(b);
-    return n;
-}
-static bool s_split_outliers(Backend *b, const QTensor *q, float *w, const uint8_t *mask) {
-    Backend *cuda = staged_of(b)->gpu;
-    QTensor d = *q;
-    int64_t all = ((q->rows - 1) / QT_PANEL + 1) * ((q->cols - 1) / QT_KBLOCK + 1);
-    size_t item = q->spec.scale_dtype == DT_F32 ? 4 : 2, n = (size_t)q->outliers.n;
-    mask = stage(b, mask, (size_t)(q->rows * q->cols), IN), w = floats(b, w, q->rows * q->cols, BOTH);
-    d.outliers.start = stage(b, q->outliers.start, (size_t)(all + 1) * 4, IN);
-    d.outliers.at = stage(b, q->outliers.at, n * 2, OUT), d.outliers.value = stage(b, q->outliers.value, n * item, OUT);
-    bool fits = cuda->ops->split_outliers(cuda, &d, w, mask);
-    done(b);
-    return fits;
 }
 
 #define OP(name) .name = s_##name

@@ -127,7 +127,7 @@ static bool take_stats(Walk *k, int64_t layer, int group, Err *e) {
     Model *m = k->job->model;
     int n_groups = block_n_groups(&m->config, layer);
     if (layer < k->shared.n)
-        return calib_stats_alloc(m, layer, k->kinds, group, 0, k->stats, &k->arena, &k->arena, e) &&
+        return calib_stats_alloc(m, layer, k->kinds, group, k->stats, &k->arena, e) &&
                stats_restore_block(&k->shared, layer, m->backend, k->stats, n_groups, e);
     if (!calib_stream_pass(&k->stream, layer, k->kinds, group, k->stats, &k->arena,
                            k->flow == FLOW_ORIGINAL, e))

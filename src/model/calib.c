@@ -65,15 +65,13 @@ void calib_stream_close(CalibStream *s) {
     *s = (CalibStream){0};
 }
 
-static bool alloc_stats(InputStats *s, Arena *a, Arena *inputs, unsigned kinds, int64_t n, int64_t cols,
-                        Err *e) {
+static bool alloc_stats(InputStats *s, Arena *a, unsigned kinds, int64_t cols, Err *e) {
     *s = (InputStats){.cols = cols};
     if (kinds & STAT_GRAM) s->gram = ARENA_ARRAY(a, float, cols * cols, e);
     if (kinds & STAT_ABSMAX) s->absmax = ARENA_ARRAY(a, float, cols, e);
     if (kinds & STAT_ABSMEAN) s->absmean = ARENA_ARRAY(a, double, cols, e);
-    if (kinds & STAT_INPUTS) s->inputs = ARENA_ARRAY(inputs, float, n * cols, e);
     return !((kinds & STAT_GRAM && !s->gram) || (kinds & STAT_ABSMAX && !s->absmax) ||
-             (kinds & STAT_ABSMEAN && !s->absmean) || (kinds & STAT_INPUTS && !s->inputs));
+             (kinds & STAT_ABSMEAN && !s->absmean));
 }
 
 typedef struct Collector {
@@ -107,21 +105,40 @@ static void finish_stats(Backend *b, InputStats *s) {
 }
 
 /* 要收的各组备好内存；一组的列数由它的线性层定。 */
-static bool alloc_groups(const Block *b, int group, InputStats *stats, Arena *a, Arena *inputs,
-                         unsigned kinds, int64_t n, Err *e) {
+static bool alloc_groups(const Block *b, int group, InputStats *stats, Arena *a, unsigned kinds, Err *e) {
     for (int64_t i = 0; i < b->n_linears; i++) {
         const Linear *l = &b->linears[i];
         if (!l->rows || (group >= 0 && l->group != group) || stats[l->group].cols) continue;
-        if (!alloc_stats(&stats[l->group], a, inputs, kinds, n, l->cols, e)) return false;
+        if (!alloc_stats(&stats[l->group], a, kinds, l->cols, e)) return false;
     }
     return true;
 }
 
-bool calib_stats_alloc(const Model *m, int64_t layer, unsigned kinds, int group, int64_t n,
-                       InputStats *stats, Arena *a, Arena *inputs, Err *e) {
+bool calib_stats_alloc(const Model *m, int64_t layer, unsigned kinds, int group, InputStats *stats, Arena *a,
+                       Err *e) {
     for (int g = 0; g < block_n_groups(&m->config, layer); g++)
         if (group < 0 || g == group) stats[g] = (InputStats){0};
-    return alloc_groups(&m->blocks[layer], group, stats, a, inputs, kinds, n, e);
+    return alloc_groups(&m->blocks[layer], group, stats, a, kinds, e);
+}
+
+/* 存下的输入：各组依次排在一块里。够大就一直用这一块（显存的大块反复归还、再要，会碎）。 */
+static bool place_inputs(CalibStream *s, InputStats *stats, int n_groups, int group, Err *e) {
+    int64_t n = s->set->n_samples * s->set->length, total = 0, at = 0;
+    for (int g = 0; g < n_groups; g++)
+        if (group < 0 || g == group) total += (n * stats[g].cols + 15) / 16 * 16;
+    if (total > s->room) {
+        arena_free(&s->inputs);
+        s->inputs = model_big_arena(s->model);
+        s->saved = ARENA_ARRAY(&s->inputs, float, total, e);
+        s->room = s->saved ? total : 0;
+        if (!s->saved) return false;
+    }
+    for (int g = 0; g < n_groups; g++) {
+        if ((group >= 0 && g != group) || !stats[g].cols) continue;
+        stats[g].inputs = s->saved + at;
+        at += (n * stats[g].cols + 15) / 16 * 16;
+    }
+    return true;
 }
 
 bool calib_stream_pass(CalibStream *s, int64_t layer, unsigned kinds, int group, InputStats *stats,
@@ -129,10 +146,8 @@ bool calib_stream_pass(CalibStream *s, int64_t layer, unsigned kinds, int group,
     Model *m = s->model;
     int64_t len = s->set->length, d = m->config.hidden;
     int n_groups = block_n_groups(&m->config, layer);
-    if (kinds) arena_free(&s->inputs);
-    s->inputs = kinds ? model_big_arena(m) : s->inputs;
-    if (kinds && !calib_stats_alloc(m, layer, kinds, group, s->set->n_samples * len, stats, a, &s->inputs, e))
-        return false;
+    if (kinds && !calib_stats_alloc(m, layer, kinds, group, stats, a, e)) return false;
+    if (kinds & STAT_INPUTS && !place_inputs(s, stats, n_groups, group, e)) return false;
     Collector c = {m->backend, stats, &s->inputs, group};
     bool experts = arch_has_experts(&m->config, layer);
     int last = group >= 0 ? group : experts ? -1 : INPUT_DOWN;

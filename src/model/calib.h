@@ -41,7 +41,9 @@ typedef struct CalibStream {
     Model *model;
     const CalibSet *set;
     Arena arena;   /* x */
-    Arena inputs;  /* STAT_INPUTS 的数组，只到下一次 calib_stream_pass */
+    Arena inputs;  /* STAT_INPUTS 的数组 saved (room)，内容只到下一次 calib_stream_pass */
+    float *saved;
+    int64_t room;
     Workspace own, *work; /* work 是自己的，或借别的流的 */
     int64_t batch; /* 一批的样本数 */
     float *x;      /* (n_samples·length, hidden) 下一块的输入，在后端内存 */
@@ -51,9 +53,9 @@ typedef struct CalibStream {
 bool calib_stream_open(CalibStream *s, Model *m, const CalibSet *set, const CalibStream *borrow, Err *e);
 void calib_stream_close(CalibStream *s);
 enum { CALIB_ALL_GROUPS = -1 };
-/* 第 layer 块的第 group 组（或全部）的统计的内存，清零；STAT_INPUTS 的（至多 n 个 token）在 inputs。 */
-bool calib_stats_alloc(const Model *m, int64_t layer, unsigned kinds, int group, int64_t n,
-                       InputStats *stats, Arena *a, Arena *inputs, Err *e);
+/* 第 layer 块的第 group 组（或全部）的统计的内存，清零；STAT_INPUTS 的不在内。 */
+bool calib_stats_alloc(const Model *m, int64_t layer, unsigned kinds, int group, InputStats *stats, Arena *a,
+                       Err *e);
 /* 让全部样本过第 layer 块。参数: kinds 与 stats（block_n_groups 个，内存来自 a，后端内存）收集统计，只收第 group 组（或全部），
  * STAT_INPUTS 的只到下一次，kinds 为 0 时不收；advance 为真则 x 变为该块的输出。专家的统计只含路由到它的 token（n 即其个数）。 */
 bool calib_stream_pass(CalibStream *s, int64_t layer, unsigned kinds, int group, InputStats *stats,

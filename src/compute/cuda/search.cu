@@ -3,7 +3,7 @@
 #include "compute/cuda/cuda_ops.h"
 #include "compute/cuda/grid.h"
 
-enum { ROW_WARPS = 8, DOT_PARTS = 1024 };
+enum { ROW_WARPS = 8, DOT_PARTS = 1024, DOT_STRIPS = 8, DOT_STRIP_MIN = 64 };
 static const int64_t CLIP_CELLS = (int64_t)1 << 25; /* 一批候选的元素数 */
 
 __global__ static void divide_rows_kernel(float *w, const float *s, int64_t rows, int64_t cols) {
@@ -22,18 +22,28 @@ __global__ static void dot_kernel(double *part, const float *x, const float *y, 
     sum = block_sum(sum, sh);
     if (threadIdx.x == 0) part[blockIdx.x] = sum;
 }
+/* y 的列 [j0, j0+n) (+)= alpha·d[:, i0:i0+k]·G[i0:i0+k, j0:j0+n]；G 对称，行主序。 */
+static bool quadratic_part(Backend *b, float *y, const float *d, const float *g, int64_t rows, int64_t cols, int64_t i0, int64_t k,
+                           int64_t j0, int64_t n, float alpha, float beta) {
+    return cuda_blas_ok(b, cublasGemmEx(cuda_of(b)->blas, CUBLAS_OP_N, CUBLAS_OP_N, (int)n, (int)rows, (int)k, &alpha,
+                                        g + i0 * cols + j0, CUDA_R_32F, (int)cols, d + i0, CUDA_R_32F, (int)cols, &beta, y + j0,
+                                        CUDA_R_32F, (int)cols,
+                                        b->compute == COMPUTE_BF16 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F_PEDANTIC,
+                                        CUBLAS_GEMM_DEFAULT),
+                        "二次型");
+}
+/* 只乘上三角：一条列里，对角块之上的算两倍。 */
 double cuda_quadratic(Backend *b, const float *d, const QTensor *g, float *tmp, int64_t rows, int64_t cols) {
-    const float one = 1, zero = 0;
     double *part = (double *)cuda_slot(b, SLOT_Z, DOT_PARTS * sizeof *part), host[DOT_PARTS], sum = 0;
-    /* G 对称：列主序看，tmpᵀ = G·dᵀ */
-    if (!part || !cuda_blas_ok(b, cublasGemmEx(cuda_of(b)->blas, CUBLAS_OP_N, CUBLAS_OP_N, (int)cols, (int)rows, (int)cols, &one,
-                                              g->data, CUDA_R_32F, (int)cols, d, CUDA_R_32F, (int)cols, &zero, tmp,
-                                              CUDA_R_32F, (int)cols,
-                                              b->compute == COMPUTE_BF16 ? CUBLAS_COMPUTE_32F_FAST_TF32
-                                                                         : CUBLAS_COMPUTE_32F_PEDANTIC,
-                                              CUBLAS_GEMM_DEFAULT),
-                               "二次型"))
-        return NAN;
+    int64_t strip = (cols / DOT_STRIPS + 127) / 128 * 128;
+    if (!part) return NAN;
+    if (strip < DOT_STRIP_MIN) strip = DOT_STRIP_MIN;
+    for (int64_t j = 0; j < cols; j += strip) {
+        int64_t n = cols - j < strip ? cols - j : strip;
+        const float *gd = (const float *)g->data;
+        if (j && !quadratic_part(b, tmp, d, gd, rows, cols, 0, j, j, n, 2, 0)) return NAN;
+        if (!quadratic_part(b, tmp, d, gd, rows, cols, j, n, j, n, 1, j ? 1 : 0)) return NAN;
+    }
     dot_kernel<<<DOT_PARTS, 256, 0, STREAM(b)>>>(part, tmp, d, rows * cols);
     if (!LAUNCHED(b, "二次型的和")) return NAN;
     b->ops->read(b, host, part, sizeof host);

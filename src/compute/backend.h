@@ -88,6 +88,22 @@ typedef struct StepJob {
 } StepJob;
 enum { STEP_MAX_ROWS = 32 };
 
+/* 预填的注意力：各段自成一条时间线，从位置 0 起，看得见的都在段内。等于逐段就地旋转 q、k，再算注意力。 */
+typedef struct PrefillSegment {
+    int64_t row0, n;
+} PrefillSegment;
+typedef struct PrefillJob {
+    int64_t n;                      /* 段数 */
+    const PrefillSegment *segments; /* 在主机，互不重叠 */
+    void *q, *k, *v, *out;          /* (行, heads·dim)、(行, kv_heads·dim)；f32，或 bf16；q、k、v 之后内容不定 */
+    bool half_in, half_out;         /* q、k、v（out）是 bf16；以下三项只在 prefill_accepts 为真时可用 */
+    bool f16;                       /* 旋转之后的 k、v 先舍入到 f16（缓存的类型） */
+    AttnSpec spec;                  /* first 不用 */
+    const float *cos_table, *sin_table; /* 同 op_rope；NULL 不转 */
+    int64_t half;
+    bool interleaved;
+} PrefillJob;
+
 /* 语言模型头 + log-softmax + 打分，一趟完成，不存整块 logits。
  * ref_x/ref_head 非空时同时对照基线：KL(基线‖当前) 与首位是否相同。 */
 typedef struct ScoreJob {
@@ -117,6 +133,7 @@ typedef struct LinearIn {
     const float *up;  /* ACTIVATE：f(gate)·up；NULL 即 f(gate) */
     Activation f;
     bool opaque;      /* ACTIVATE：gate、up 是 LinearOut.opaque 的输出 */
+    bool half;        /* PLAIN：x 是 bf16（PrefillJob.half_out 的输出）；激活的量化不是 ACT_TENSOR */
     float *tmp;       /* NORM、ACTIVATE：(n, in) 的暂存，之后内容不定；可以就是 x（ACTIVATE）*/
 } LinearIn;
 
@@ -127,6 +144,7 @@ typedef struct LinearOut {
     const float *bias; /* (w->rows) 或 NULL */
     float *sum;        /* 非 NULL：y 加上结果，而不是写成结果；sum 是 (n, w->rows) 的暂存，之后内容不定 */
     bool opaque;       /* y 可以用后端自己的形式存（CUDA 的 bf16 计算存 bf16），只能再作 IN_ACTIVATE 的输入；sum 须为 NULL */
+    bool half;         /* y 存成 bf16，供 PrefillJob.half_in（prefill_accepts 为真时）；sum 须为 NULL */
     Activation f;      /* opaque：那个 IN_ACTIVATE 的 f（后端可以当场就算） */
 } LinearOut;
 
@@ -199,6 +217,9 @@ typedef struct BackendOps {
                       int64_t n, const AttnSpec *s);
     /* 见 StepJob；与分开调用 rope、kv_write、attention 相同（CUDA 上一趟做完） */
     void (*attend_step)(Backend *b, const StepJob *job);
+    /* 见 PrefillJob；prefill_accepts：这样的一批（共 rows 行）能不能用 bf16 的 q、k、v、out 与 f16（CPU 恒为假） */
+    void (*attend_prefill)(Backend *b, const PrefillJob *job);
+    bool (*prefill_accepts)(Backend *b, const PrefillJob *job, int64_t rows);
     /* DENSE、TILES 的末尾添 n 行 x(n, heads·dim) */
     void (*kv_write)(Backend *b, KvStore *s, const float *x, int64_t n);
     /* 把 near（DENSE）的位置 [pos, pos+n) 量化进 s，之后 s->length = pos+n。参数逐通道时 pos 是组宽的倍数 */

@@ -24,7 +24,8 @@ static void check_outs(const LinearOut *out, int n_out, const LinearIn *in) {
     CHECK(in->kind != IN_NORM || (in->norm.period >= 1 && (in->norm.center || !in->norm.bias)));
     for (int i = 0; i < n_out; i++) {
         check_weight(out[i].w);
-        CHECK(out[i].w->cols == out[0].w->cols && out[i].y && !(out[i].sum && out[i].opaque));
+        CHECK(out[i].w->cols == out[0].w->cols && out[i].y && !(out[i].sum && (out[i].opaque || out[i].half)));
+        CHECK(!(out[i].opaque && out[i].half) && !(in->half && in->kind != IN_PLAIN));
     }
 }
 
@@ -190,6 +191,24 @@ void op_attend_step(Backend *b, const StepJob *j) {
         check_step_side(j->rows[i].v, j, j->rows[i].pos);
     }
     CALL(b, attend_step, j);
+}
+
+bool op_prefill_accepts(Backend *b, const PrefillJob *j, int64_t rows) {
+    return !failed(b) && b->ops->prefill_accepts(b, j, rows);
+}
+
+void op_attend_prefill(Backend *b, const PrefillJob *j) {
+    const AttnSpec *s = &j->spec;
+    CHECK(s->n_heads >= 1 && s->n_kv_heads >= 1 && s->n_heads % s->n_kv_heads == 0 && s->head_dim >= 1);
+    CHECK(!j->cos_table == !j->sin_table && j->half >= 0 && 2 * j->half <= s->head_dim);
+    if (failed(b) || j->n == 0) return;
+    CHECK(j->q && j->k && j->v && j->out && s->window >= 0);
+    for (int64_t i = 0; i < j->n; i++) {
+        CHECK(j->segments[i].n >= 1 && j->segments[i].row0 >= 0);
+        CHECK(!s->bias || (s->bias_stride >= j->segments[i].n && s->bias_stride % ATTN_BIAS_STEP == 0));
+    }
+    CHECK(!(j->half_in || j->half_out || j->f16) || b->ops->prefill_accepts(b, j, INT64_MAX));
+    CALL(b, attend_prefill, j);
 }
 
 void op_kv_write(Backend *b, KvStore *s, Tensor x) {

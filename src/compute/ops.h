@@ -50,6 +50,10 @@ void op_attention_kv(Backend *b, Tensor out, Tensor q, const AttnSide *k, const 
                      const AttnSpec *s);
 /* 逐 token 解码的注意力，见 StepJob。 */
 void op_attend_step(Backend *b, const StepJob *job);
+/* 预填的注意力，见 PrefillJob。 */
+void op_attend_prefill(Backend *b, const PrefillJob *job);
+/* job（只看 spec 与旋转）能否用 bf16 的 q、k、v、out 与 f16；rows 是这一批的总行数。 */
+bool op_prefill_accepts(Backend *b, const PrefillJob *job, int64_t rows);
 /* DENSE 的末尾添上 x(n, heads·dim)；容量须够。 */
 void op_kv_write(Backend *b, KvStore *s, Tensor x);
 /* DENSE：丢掉位置 before 之前的行，余下的挪到开头。 */

@@ -73,7 +73,7 @@ static void norm(Model *m, float *y, const float *x, const float *weight, const 
     forward_norm(m, y, x, weight, bias, n, m->config.hidden, 1, m->config.norm_eps);
 }
 
-static void count_kv(Workspace *w, KvBytes b) {
+void forward_count_kv(Workspace *w, KvBytes b) {
     w->kv_bytes.codes += b.codes;
     w->kv_bytes.params += b.params;
     w->kv_bytes.outliers += b.outliers;
@@ -149,7 +149,7 @@ static bool is_alone(const Model *m, const Workspace *w, const Segment *s) {
     return !s->kv && !m->kv && m->kv_dtype != DT_F16 && s->first == 0 && !w->forks;
 }
 
-static AttnSpec attention_spec(const Model *m, int64_t layer, int64_t first) {
+AttnSpec forward_attn_spec(const Model *m, int64_t layer, int64_t first) {
     const ModelConfig *c = &m->config;
     double scale = c->attn_scale / (c->attn_scale_by_layer ? (double)(layer + 1) : 1);
     return (AttnSpec){.n_heads = c->n_heads, .n_kv_heads = c->n_kv_heads, .head_dim = c->head_dim,
@@ -179,11 +179,11 @@ static void attend(Model *m, int64_t layer, Workspace *w, const Segment *s) {
     rotate(m, layer, qs, s->n, c->n_heads, s->first);
     if (!kv_pre_rope(m, layer)) rotate(m, layer, ks, s->n, c->n_kv_heads, s->first);
     if (w->record) record_past(m, layer, w, s);
-    AttnSpec spec = attention_spec(m, layer, s->first);
+    AttnSpec spec = forward_attn_spec(m, layer, s->first);
     if (layer == 0) w->kv_tokens += s->kv ? 0 : s->n;
     if (is_alone(m, w, s)) {
         size_t item = kv_near_dtype(m) == DT_F32 ? sizeof(float) : sizeof(uint16_t);
-        count_kv(w, (KvBytes){.dense = (size_t)(2 * s->n * kv) * item});
+        forward_count_kv(w, (KvBytes){.dense = (size_t)(2 * s->n * kv) * item});
         op_attention(m->backend, out_t, q_t, tensor_f32_3d(ks, s->n, c->n_kv_heads, c->head_dim),
                      tensor_f32_3d(vs, s->n, c->n_kv_heads, c->head_dim), &spec);
         return;
@@ -194,7 +194,7 @@ static void attend(Model *m, int64_t layer, Workspace *w, const Segment *s) {
     kv_layer_append(m, layer, cache, ks, vs, s->first, s->n);
     kv_layer_sides(m, layer, cache, s->first, &k_side, &v_side);
     op_attention_kv(m->backend, out_t, q_t, &k_side, &v_side, &spec);
-    if (!s->kv) count_kv(w, kv_layer_bytes(m, cache, s->first + s->n));
+    if (!s->kv) forward_count_kv(w, kv_layer_bytes(m, cache, s->first + s->n));
 }
 
 /* 各段都是一条时间线的一个 token、缓存不量化、都还放得下：可以一趟做完。 */
@@ -212,7 +212,7 @@ static void attend_step(Model *m, int64_t layer, Workspace *w, const Segment *se
     const ModelConfig *c = &m->config;
     int64_t q = c->n_heads * c->head_dim, kv = c->n_kv_heads * c->head_dim;
     StepRow rows[STEP_MAX_ROWS];
-    StepJob job = {.rows = rows, .spec = attention_spec(m, layer, 0), .interleaved = c->rope.pairs};
+    StepJob job = {.rows = rows, .spec = forward_attn_spec(m, layer, 0), .interleaved = c->rope.pairs};
     if (model_rope(m, layer, &job.cos_table, &job.sin_table)) job.half = c->rope.rotary_dim / 2;
     for (size_t at = 0; at < n; at += STEP_MAX_ROWS) {
         const Segment *s = segments + at;
@@ -252,12 +252,15 @@ static void attention_half(Model *m, int64_t layer, Workspace *w, int64_t n, con
     const ModelConfig *c = &m->config;
     const Block *b = &m->blocks[layer];
     const Linear *l = b->linears, *o = &l[ROLE_O];
+    PrefillJob job;
+    bool prefill = prefill_plan(m, layer, w, n, segments, n_segments, tap, &job), half = prefill && job.half_in;
     if (!forward_show(tap, INPUT_QKV, w->h, n, c->hidden)) return;
     if (c->arch->mla) {
         if (!mla_project(m, layer, w, n, tap)) return;
     } else {
         forward_linears(m, (const Linear *[]){&l[ROLE_Q], &l[ROLE_K], &l[ROLE_V]},
-                (LinearOut[]){{.y = w->q}, {.y = w->k}, {.y = w->v}}, 3, in, n, w);
+                (LinearOut[]){{.y = w->q, .half = half}, {.y = w->k, .half = half}, {.y = w->v, .half = half}},
+                3, in, n, w);
     }
     norm_heads(m, w->q, b->q_norm, n, c->n_heads);
     norm_heads(m, w->k, b->k_norm, n, c->n_kv_heads);
@@ -266,11 +269,13 @@ static void attention_half(Model *m, int64_t layer, Workspace *w, int64_t n, con
     for (size_t i = 0; i < n_segments; i++) w->forks |= segments[i].parent != NULL;
     if (is_step(m, w, segments, n_segments))
         attend_step(m, layer, w, segments, n_segments);
+    else if (prefill)
+        prefill_attend(m, layer, w, segments, n_segments, &job);
     else
         for (size_t i = 0; i < n_segments; i++) attend(m, layer, w, &segments[i]);
     const float *att = c->arch->mla ? mla_values(m, w, n) : w->att;
     if (!forward_show(tap, INPUT_O, att, n, o->cols)) return;
-    forward_linears(m, &o, &out, 1, &(LinearIn){.x = att}, n, w);
+    forward_linears(m, &o, &out, 1, &(LinearIn){.x = att, .half = prefill && job.half_out}, n, w);
 }
 
 void attention_forward(Model *m, int64_t layer, Workspace *w, int64_t n, const Segment *segments,

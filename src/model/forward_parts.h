@@ -19,6 +19,17 @@ bool forward_show(BlockTap *tap, int group, const float *x, int64_t n, int64_t c
 bool forward_mlp(Model *m, const Linear *gate, const Linear *up, const Linear *down, float *y,
                  const float *x, int64_t n, int group, Workspace *w, BlockTap *tap);
 
+AttnSpec forward_attn_spec(const Model *m, int64_t layer, int64_t first);
+/* 记下没有缓存的段存了多少。 */
+void forward_count_kv(Workspace *w, KvBytes b);
+/* 这一批的注意力能不能一趟做完：各段都自成一条时间线、从头开始，缓存不量化，过去不必留下；能就填好 *job（除了 q、k、v、out 与
+ * 各段）。job->half_in、half_out：q、k、v 与输出用 bf16。 */
+bool prefill_plan(Model *m, int64_t layer, const Workspace *w, int64_t n, const Segment *segments, size_t n_segments,
+                  const BlockTap *tap, PrefillJob *job);
+/* w->q、w->k、w->v（旋转之前）→ w->att。 */
+void prefill_attend(Model *m, int64_t layer, Workspace *w, const Segment *segments, size_t n,
+                    const PrefillJob *plan);
+
 /* 混合专家的 MLP：w->h → w->h。 */
 void experts_forward(Model *m, int64_t layer, Workspace *w, int64_t n, BlockTap *tap);
 typedef struct Routing Routing;

@@ -152,7 +152,8 @@ static void stage_outs(Backend *b, LinearOut *to, QTensor *q, const LinearOut *o
         int64_t size = n * out[i].w->rows;
         to[i] = (LinearOut){.y = staged_floats(b, out[i].y, size, out[i].sum ? BOTH : OUT), .w = &q[i],
                             .bias = staged_floats(b, out[i].bias, out[i].w->rows, IN),
-                            .sum = staged_floats(b, out[i].sum, size, OUT), .opaque = out[i].opaque, .f = out[i].f};
+                            .sum = staged_floats(b, out[i].sum, size, OUT), .opaque = out[i].opaque, .f = out[i].f,
+                            .half = out[i].half};
     }
 }
 /* 输入的各段。 */
@@ -287,6 +288,23 @@ static void s_attend_step(Backend *b, const StepJob *job) {
     j.out = staged_floats(b, j.out, j.n * wide, OUT);
     CUDA(attend_step, &j);
     for (int64_t i = 0; i < j.n; i++) job->rows[i].k->length++, job->rows[i].v->length++;
+}
+static bool s_prefill_accepts(Backend *b, const PrefillJob *job, int64_t rows) {
+    Backend *cuda = staged_of(b)->gpu;
+    return cuda->ops->prefill_accepts(cuda, job, rows);
+}
+static void s_attend_prefill(Backend *b, const PrefillJob *job) {
+    PrefillJob j = *job;
+    int64_t wide = j.spec.n_heads * j.spec.head_dim, narrow = j.spec.n_kv_heads * j.spec.head_dim, rows = 0, most = 0;
+    for (int64_t i = 0; i < j.n; i++) {
+        const PrefillSegment *s = &j.segments[i];
+        rows = s->row0 + s->n > rows ? s->row0 + s->n : rows, most = s->n > most ? s->n : most;
+    }
+    j.q = floats(b, j.q, rows * wide, BOTH), j.k = floats(b, j.k, rows * narrow, BOTH), j.v = floats(b, j.v, rows * narrow, BOTH);
+    j.cos_table = floats(b, j.cos_table, most * j.half, IN), j.sin_table = floats(b, j.sin_table, most * j.half, IN);
+    j.spec.bias = floats(b, j.spec.bias, j.spec.n_heads * j.spec.bias_stride, IN);
+    j.out = floats(b, j.out, rows * wide, OUT);
+    CUDA(attend_prefill, &j);
 }
 static void s_kv_quantize(Backend *b, KvStore *s, const KvStore *near, int64_t pos, int64_t n) {
     Staged *st = staged_of(b);
@@ -523,7 +541,7 @@ static void s_fake_quant_grad(Backend *b, float *dx, float *dscale, const float 
 static const BackendOps STAGED_OPS = {
     OP(read), OP(write), OP(copy), OP(copy_2d), OP(parallel), OP(linear), OP(linear_exact), OP(linear_int8),
     OP(round_act), OP(embed), OP(dequantize), OP(pack_dense), OP(qparams), OP(quantize), OP(norm), OP(rope),
-    OP(attention), OP(kv_write), OP(attend_step), OP(kv_quantize), OP(activate), OP(add), OP(multiply), OP(gather_rows),
+    OP(attention), OP(kv_write), OP(attend_step), OP(attend_prefill), OP(prefill_accepts), OP(kv_quantize), OP(activate), OP(add), OP(multiply), OP(gather_rows),
     OP(scatter_rows), OP(score), OP(gram), OP(feedback),
     OP(symmetrize), OP(column_stats), OP(column_sum), OP(row_errors), OP(divide), OP(gather_columns),
     OP(update_rest), OP(all_finite), OP(decode), OP(watch), OP(watched), OP(factor), OP(adamw), OP(mse_grad), OP(matmul), OP(rmsnorm_grad), OP(silu_mul_grad),

@@ -284,12 +284,95 @@ static void test_step(void **state) {
     }
 }
 
+enum { PIECES = 4, PIECE_ROWS = 1 + 65 + 33 + 200 };
+static const PrefillSegment SEGMENTS[PIECES] = {{0, 1}, {1, 65}, {66, 33}, {99, 200}};
+
+/* f32 的数就地换成 bf16；换回来在 unpack。 */
+static void pack_half(float *x, int64_t n) {
+    uint16_t *to = (uint16_t *)(void *)x;
+    for (int64_t i = 0; i < n; i++) {
+        float v;
+        memcpy(&v, (char *)x + i * (int64_t)sizeof v, sizeof v);
+        uint16_t u = f32_to_bf16(v);
+        memcpy(to + i, &u, sizeof u);
+    }
+}
+static void unpack_half(float *x, int64_t n) {
+    for (int64_t i = n - 1; i >= 0; i--) {
+        uint16_t u;
+        memcpy(&u, (char *)x + i * (int64_t)sizeof u, sizeof u);
+        float v = bf16_to_f32(u);
+        memcpy((char *)x + i * (int64_t)sizeof v, &v, sizeof v);
+    }
+}
+typedef struct Prefill {
+    int64_t dim, heads, kv, half;
+    bool pairs, half_in, half_out, f16;
+} Prefill;
+
+/* 各段一趟 = 逐段旋转再算注意力：CPU 上逐位相同；bf16、f16 的几种存法对照双精度参考。 */
+static void prefill_case(const RefTarget *t, const Prefill *p) {
+    int64_t wide = p->heads * p->dim, narrow = p->kv * p->dim;
+    Backend b = ref_open(t, 2);
+    float *cos_t = ref_random(PIECE_ROWS * p->half, 81, 0.7), *sin_t = ref_random(PIECE_ROWS * p->half, 82, 0.7);
+    float *q[2], *k[2], *v[2], *out = ref_zeros(PIECE_ROWS * wide), *want = ref_zeros(PIECE_ROWS * wide);
+    for (int c = 0; c < 2; c++) {
+        q[c] = ref_random(PIECE_ROWS * wide, 83, 1), k[c] = ref_random(PIECE_ROWS * narrow, 84, 1);
+        v[c] = ref_random(PIECE_ROWS * narrow, 85, 1);
+    }
+    PrefillJob job = {.n = PIECES, .segments = SEGMENTS, .q = q[0], .k = k[0], .v = v[0], .out = out, .half = p->half,
+                      .cos_table = p->half ? cos_t : NULL, .sin_table = p->half ? sin_t : NULL, .interleaved = p->pairs, .half_in = p->half_in,
+                      .half_out = p->half_out, .f16 = p->f16,
+                      .spec = {.n_heads = p->heads, .n_kv_heads = p->kv, .head_dim = p->dim, .scale = 1 / sqrtf((float)p->dim)}};
+    bool special = p->half_in || p->half_out || p->f16;
+    if (!special || op_prefill_accepts(&b, &job, PIECE_ROWS)) {
+        for (int64_t i = 0; p->half_in && i < PIECE_ROWS * wide; i++) q[1][i] = ref_bf16(q[1][i]);
+        for (int64_t i = 0; p->half_in && i < PIECE_ROWS * narrow; i++)
+            k[1][i] = ref_bf16(k[1][i]), v[1][i] = ref_bf16(v[1][i]);
+        if (p->half_in) pack_half(q[0], PIECE_ROWS * wide), pack_half(k[0], PIECE_ROWS * narrow), pack_half(v[0], PIECE_ROWS * narrow);
+        op_attend_prefill(&b, &job);
+        ref_check(&b);
+        if (p->half_out) unpack_half(out, PIECE_ROWS * wide);
+        for (int i = 0; i < PIECES; i++) {
+            int64_t row = SEGMENTS[i].row0, n = SEGMENTS[i].n;
+            Tensor tq = tensor_f32_3d(q[1] + row * wide, n, p->heads, p->dim), tk = tensor_f32_3d(k[1] + row * narrow, n, p->kv, p->dim);
+            Tensor co = tensor_f32(cos_t, PIECE_ROWS, p->half), si = tensor_f32(sin_t, PIECE_ROWS, p->half);
+            if (p->half) (p->pairs ? op_rope_pairs : op_rope)(&b, tq, co, si, 0), (p->pairs ? op_rope_pairs : op_rope)(&b, tk, co, si, 0);
+            for (int64_t e = row * narrow; p->f16 && e < (row + n) * narrow; e++)
+                k[1][e] = f16_to_f32(f32_to_f16(k[1][e])), v[1][e] = f16_to_f32(f32_to_f16(v[1][e]));
+            Case c = {.n = n, .dim = p->dim, .heads = p->heads, .kv_heads = p->kv, .q = q[1] + row * wide,
+                      .k = k[1] + row * narrow, .v = v[1] + row * narrow};
+            attend(&b, &c, want + row * wide, 0, n);
+            if (!p->half_out) compare(t, &c, out + row * wide);
+        }
+        if (!special && !ref_on_cuda()) ref_same(out, want, PIECE_ROWS * wide, t->name, "预填");
+        for (int64_t i = 0; i < PIECE_ROWS * wide; i++)
+            ref_near((double)out[i], (double)want[i], 0x1p-7 * (1 + fabs((double)want[i])), t->name, "预填与逐段");
+    }
+    for (int c = 0; c < 2; c++) free(q[c]), free(k[c]), free(v[c]);
+    free(cos_t), free(sin_t), free(out), free(want);
+    backend_close(&b);
+}
+
+static void test_prefill(void **state) {
+    (void)state;
+    static const Prefill CASES[] = {
+        {64, 4, 2, 32, false, false, false, false}, {128, 4, 1, 64, false, true, true, true},
+        {64, 3, 1, 16, false, true, false, false},  {64, 4, 4, 32, true, false, true, true},
+        {128, 2, 1, 32, true, true, true, false},   {128, 2, 2, 0, false, false, false, true},
+        {80, 2, 1, 20, true, false, false, false}};
+    RefTarget targets[REF_MAX_TARGETS];
+    int n = ref_targets(targets);
+    for (int t = 0; t < n; t++)
+        for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) prefill_case(&targets[t], &CASES[i]);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_shapes),
         cmocka_unit_test(test_bit_equality),
         cmocka_unit_test(test_isolation),
-        cmocka_unit_test(test_extremes), cmocka_unit_test(test_step),
+        cmocka_unit_test(test_extremes), cmocka_unit_test(test_step), cmocka_unit_test(test_prefill),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -45,6 +45,8 @@ void cpu_linear_from(Backend *b, const LinearOut *out, int n_out, const LinearIn
 void cpu_linear_int8_from(Backend *b, const LinearOut *out, int n_out, const LinearIn *in, int64_t n,
                           const ActQuant *act);
 void cpu_attend_step(Backend *b, const StepJob *job);
+void cpu_attend_prefill(Backend *b, const PrefillJob *job);
+bool cpu_prefill_accepts(Backend *b, const PrefillJob *job, int64_t rows);
 bool cpu_factor(Backend *b, const FactorJob *job);
 void cpu_linear_int8(Backend *b, const LinearOut *out, int n_out, const float *x, int64_t n,
                      const ActQuant *act);

@@ -14,6 +14,7 @@ static const float *input_of(Backend *b, const LinearIn *in, int64_t n, int64_t 
 /* 各输出真正写到哪里。 */
 static void targets(LinearOut *to, const LinearOut *out, int n_out) {
     for (int i = 0; i < n_out; i++) {
+        CHECK(!out[i].half); /* 见 cpu_prefill_accepts */
         to[i] = out[i];
         if (out[i].sum) to[i].y = out[i].sum;
     }

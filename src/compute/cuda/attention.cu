@@ -1,9 +1,10 @@
-/* attention — 因果注意力的三条路：查询很少的走 decode.cu，bf16 计算走 flash.cu，其余一个线程束一个（查询, 头），沿键在线 softmax
+/* attention — 因果注意力的三条路：查询很少的走 decode.cu，bf16 计算走 flash_wgmma.cu 或 flash.cu，其余一个线程束一个（查询, 头），沿键在线 softmax
  * 后两条先把键值由存放形式展开成行主序（bf16 或 f32）。bf16 计算时 q、k、v 都先舍入到 bf16。 */
 #include <math.h>
 
 #include "compute/cuda/attention.h"
 #include "compute/cuda/kvstore.h"
+#include "compute/cuda/tiled.h"
 
 /* 值里的 NaN、Inf：换成 0，同一位置的键换成 NaN。看得见它的查询因而仍得 NaN，看不见的（概率为 0）不受影响。 */
 __device__ static float keep_finite(float v, __nv_bfloat16 *key) {
@@ -143,7 +144,11 @@ static void flash(Backend *b, float *out, const float *q, const AttnSide *k, con
     a.out = out, a.q = q, a.n = n, a.s = *s, a.dim = s->head_dim, a.width = s->n_kv_heads * s->head_dim, a.hi = s->first + n;
     a.k = expand_bf16(b, k, a.hi, SLOT_X, &a.lo, NULL);
     if (a.k) a.v = expand_bf16(b, v, a.hi, SLOT_W, &a.lo, (__nv_bfloat16 *)a.k);
-    if (a.k && a.v) cuda_flash(b, &a);
+    if (!a.k || !a.v) return;
+    if (a.lo == 0 && tiled_accepts(b, s))
+        cuda_tiled_rows(b, out, q, a.k, a.v, n, s);
+    else
+        cuda_flash(b, &a);
 }
 void cuda_attention(Backend *b, float *out, const float *q, const AttnSide *k, const AttnSide *v, int64_t n, const AttnSpec *s) {
     Rows kr, vr;

@@ -343,7 +343,9 @@ static BackendOps table(void) {
     t.dequantize = cuda_dequantize, t.qparams = cuda_qparams, t.gram = cuda_gram, t.feedback = cuda_feedback;
     t.matmul = cuda_matmul, t.norm = cuda_norm, t.rope = cuda_rope, t.activate = cuda_activate, t.add = cuda_add;
     t.multiply = cuda_multiply, t.gather_rows = cuda_gather_rows, t.scatter_rows = cuda_scatter_rows;
-    t.attention = cuda_attention, t.kv_write = cuda_kv_write, t.attend_step = cuda_attend_step, t.kv_quantize = cuda_kv_quantize, t.score = cuda_score;
+    t.attention = cuda_attention, t.kv_write = cuda_kv_write, t.attend_step = cuda_attend_step;
+    t.attend_prefill = cuda_attend_prefill, t.prefill_accepts = cuda_prefill_accepts, t.kv_quantize = cuda_kv_quantize;
+    t.score = cuda_score;
     t.rmsnorm_grad = cuda_rmsnorm_grad, t.silu_mul_grad = cuda_silu_mul_grad, t.attention_grad = cuda_attention_grad;
     t.round_act_grad = cuda_round_act_grad, t.score_grad = cuda_score_grad, t.group_range = cuda_group_range;
     t.group_range_grad = cuda_group_range_grad, t.scale = cuda_scale, t.scale_grad = cuda_scale_grad;

@@ -11,6 +11,8 @@ void cuda_scatter_rows(Backend *, float *, const float *, const int32_t *, const
 void cuda_add(Backend *, float *, const float *, int64_t);
 void cuda_attention(Backend *, float *, const float *, const AttnSide *, const AttnSide *, int64_t, const AttnSpec *);
 void cuda_attend_step(Backend *, const StepJob *);
+void cuda_attend_prefill(Backend *, const PrefillJob *);
+bool cuda_prefill_accepts(Backend *, const PrefillJob *, int64_t);
 void cuda_kv_write(Backend *, KvStore *, const float *, int64_t);
 void cuda_kv_quantize(Backend *, KvStore *, const KvStore *, int64_t, int64_t);
 void cuda_score(Backend *, const ScoreJob *);

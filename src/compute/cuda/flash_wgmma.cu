@@ -7,7 +7,7 @@
 
 #include "compute/cuda/tiled.h"
 
-enum { STAGES = 2, GROUP = 128 /* 一个消费者的线程数 */, PLANE = 64 /* 一面的维数 */ };
+enum { STAGES = 2, GROUP = 128 /* 一个消费者的线程数 */, WGS_64 = 3, WGS_128 = 2 /* 消费者的个数 */ };
 
 #define REGS4(d, i) "+f"(d[i]), "+f"(d[(i) + 1]), "+f"(d[(i) + 2]), "+f"(d[(i) + 3])
 #define REGS16(d, i) REGS4(d, i), REGS4(d, (i) + 4), REGS4(d, (i) + 8), REGS4(d, (i) + 12)
@@ -56,8 +56,8 @@ __device__ static void turn_pass(int id) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 /* ---- wgmma ---- */
 /* 共享内存里一个操作数：128 字节交错，8 行一组相距 1024 字节；lead 是相邻两面的距离（只用于转置的）。 */
-__device__ static uint64_t operand(uint32_t at, uint32_t lead, uint32_t step = 1024) {
-    return (uint64_t)(at >> 4) | (uint64_t)(lead >> 4) << 16 | (uint64_t)(step >> 4) << 32 | (uint64_t)1 << 62;
+__device__ static uint64_t operand(uint32_t at, uint32_t lead) {
+    return (uint64_t)(at >> 4) | (uint64_t)(lead >> 4) << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
 }
 __device__ static void mma_fence() {
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
@@ -157,11 +157,11 @@ template <int D> __device__ static void start_qk(float (&s)[64], uint32_t q, uin
     mma_commit();
     touch(s);
 }
-template <int N, bool SWAP> __device__ static void start_pv(float (&o)[N], const uint32_t (&p)[8][4], uint32_t v) {
+template <int N> __device__ static void start_pv(float (&o)[N], const uint32_t (&p)[8][4], uint32_t v) {
     touch(o);
     mma_fence();
 #pragma unroll
-    for (int j = 0; j < TILE_KEYS / 16; j++) mma_pv(o, p[j], SWAP ? operand(v + j * 16 * 128, 1024, TILE_KEYS * 128) : operand(v + j * 16 * 128, TILE_KEYS * 128));
+    for (int j = 0; j < TILE_KEYS / 16; j++) mma_pv(o, p[j], operand(v + j * 16 * 128, TILE_KEYS * 128));
     mma_commit();
     touch(o);
 }
@@ -241,20 +241,20 @@ template <int D, int WGS> __device__ static void produce(const TiledArgs &a, uin
 }
 
 /* 一个消费者的一块键：这一块的 q·k 与上一块的 p·v 同时跑。c 是这一块的序号。 */
-template <int D, int WGS, int MODE, bool MASK>
+template <int D, int WGS, bool MASK>
 __device__ static void step(uint32_t base, uint32_t q, int wg, uint32_t c, float scale, const int *limit, float (&s)[64],
                             float (&o)[D / 2], uint32_t (&p)[8][4], Online *m) {
     typedef Layout<D, WGS> L;
     uint32_t stage = c % STAGES, before = (c - 1) % STAGES;
     bool leader = threadIdx.x % 32 == 0;
     barrier_wait(base + L::K_FULL + 8 * stage, c / STAGES & 1);
-    if (MODE & 1) turn_wait(1 + wg);
+    turn_wait(1 + wg);
     start_qk<D>(s, q, base + L::K + stage * L::TILE);
     barrier_wait(base + L::V_FULL + 8 * before, (c - 1) / STAGES & 1);
     touch(o);
-    if (!(MODE & 2) || __any_sync(0xFFFFFFFFu, m->shrink[0] != 1 || m->shrink[1] != 1)) rescale(o, *m);
-    start_pv<D / 2, (MODE & 4) != 0>(o, p, base + L::V + before * L::TILE);
-    if (MODE & 1) turn_pass(1 + (wg + 1) % WGS);
+    if (__any_sync(0xFFFFFFFFu, m->shrink[0] != 1 || m->shrink[1] != 1)) rescale(o, *m); /* 最大值常常不变 */
+    start_pv(o, p, base + L::V + before * L::TILE);
+    turn_pass(1 + (wg + 1) % WGS);
     mma_wait<1>();
     touch(s);
     softmax<MASK>(s, m, scale, limit);
@@ -265,13 +265,13 @@ __device__ static void step(uint32_t base, uint32_t q, int wg, uint32_t c, float
     if (leader) barrier_arrive(base + L::V_EMPTY + 8 * before);
     round_scores(p, s);
 }
-template <int D, int WGS, int MODE> __device__ static void consume(const TiledArgs &a, uint32_t base, const int *work_slot, int wg) {
+template <int D, int WGS> __device__ static void consume(const TiledArgs &a, uint32_t base, const int *work_slot, int wg) {
     typedef Layout<D, WGS> L;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, row = wg * TILE_ROWS + warp * 16 + lane / 4;
     uint32_t c = 0, q = base + wg * L::Q_BLOCK;
     float scale = a.scale * 1.44269504f;
     bool leader = lane == 0;
-    if ((MODE & 1) && wg == WGS - 1) turn_pass(1);
+    if (wg == WGS - 1) turn_pass(1);
     for (uint32_t phase = 0;; phase ^= 1) {
         barrier_wait(base + L::Q_FULL, phase);
         int work = *(const volatile int *)work_slot;
@@ -295,14 +295,14 @@ template <int D, int WGS, int MODE> __device__ static void consume(const TiledAr
         round_scores(p, s);
         for (n--, c++; n >= clear; n--, c++) {
             limit[0] = see - n * TILE_KEYS, limit[1] = limit[0] + 8;
-            step<D, WGS, MODE, true>(base, q, wg, c, scale, limit, s, o, p, &m);
+            step<D, WGS, true>(base, q, wg, c, scale, limit, s, o, p, &m);
         }
-        for (; n >= 0; n--, c++) step<D, WGS, MODE, false>(base, q, wg, c, scale, limit, s, o, p, &m);
+        for (; n >= 0; n--, c++) step<D, WGS, false>(base, q, wg, c, scale, limit, s, o, p, &m);
         if (leader) barrier_arrive(base + L::Q_EMPTY);
         uint32_t last = (c - 1) % STAGES;
         rescale(o, m);
         barrier_wait(base + L::V_FULL + 8 * last, (c - 1) / STAGES & 1);
-        start_pv<D / 2, (MODE & 4) != 0>(o, p, base + L::V + last * L::TILE);
+        start_pv(o, p, base + L::V + last * L::TILE);
         mma_wait<0>();
         touch(o);
         if (leader) barrier_arrive(base + L::V_EMPTY + 8 * last);
@@ -311,8 +311,7 @@ template <int D, int WGS, int MODE> __device__ static void consume(const TiledAr
 }
 #endif
 
-/* MODE：1 消费者轮流占用张量核；2 最大值没有变的线程束不缩小累加器。 */
-template <int D, int WGS, int MODE>
+template <int D, int WGS>
 __global__ __launch_bounds__((WGS + 1) * GROUP, 1) static void tiled_kernel(const __grid_constant__ TiledArgs a) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     typedef Layout<D, WGS> L;
@@ -334,16 +333,27 @@ __global__ __launch_bounds__((WGS + 1) * GROUP, 1) static void tiled_kernel(cons
         if (threadIdx.x == 0) produce<D, WGS>(a, base, work_slot);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(WGS == 2 ? 240 : 160));
-        consume<D, WGS, MODE>(a, base, work_slot, (int)threadIdx.x / GROUP - 1);
+        consume<D, WGS>(a, base, work_slot, (int)threadIdx.x / GROUP - 1);
     }
 #endif
 }
 
-template <int D, int WGS, int MODE> static bool launch(Backend *b, const TiledArgs &a) {
+template <int D, int WGS> static bool launch(Backend *b, const TiledArgs &a) {
     int bytes = Layout<D, WGS>::BYTES + Layout<D, WGS>::ALIGN, processors = 0, work = a.n_items * a.heads;
-    if (!cuda_ok(b, cudaFuncSetAttribute(tiled_kernel<D, WGS, MODE>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "共享内存") ||
+    if (!cuda_ok(b, cudaFuncSetAttribute(tiled_kernel<D, WGS>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "共享内存") ||
         !cuda_ok(b, cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, 0), "cudaDeviceGetAttribute"))
         return false;
-    tiled_kernel<D, WGS, MODE><<<work < processors ? work : processors, (WGS + 1) * GROUP, bytes, STREAM(b)>>>(a);
+    tiled_kernel<D, WGS><<<work < processors ? work : processors, (WGS + 1) * GROUP, bytes, STREAM(b)>>>(a);
     return LAUNCHED(b, "attention");
+}
+
+bool tiled_accepts(Backend *b, const AttnSpec *s) {
+    return b->compute == COMPUTE_BF16 && strcmp(b->isa, "sm_90") == 0 && (s->head_dim == 64 || s->head_dim == 128) &&
+           s->window == 0 && s->softcap == 0 && !s->bias && s->scale > 0;
+}
+int tiled_rows(int64_t dim) {
+    return TILE_ROWS * (dim == 64 ? WGS_64 : WGS_128);
+}
+bool cuda_tiled(Backend *b, const TiledArgs *a, int64_t dim) {
+    return dim == 64 ? launch<64, WGS_64>(b, *a) : launch<128, WGS_128>(b, *a);
 }

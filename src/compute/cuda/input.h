@@ -76,6 +76,7 @@ struct Source {
 static inline Source source_of(Backend *b, const LinearIn *in, int64_t n, int64_t cols, int64_t ld, const int32_t *perm) {
     Source s = {};
     s.kind = in->kind, s.x = in->x, s.norm = in->norm, s.act = gated_of(b, in, n), s.perm = perm, s.cols = cols, s.ld = ld;
+    if (in->half) s.kind = IN_ACTIVATE, s.act.half = s.act.product = true; /* 与算好了的激活同样地取 */
     return s;
 }
 /* 一块 ROW_THREADS 个线程管一行、整行在寄存器里，一个线程几个 4 列（1、2、4 或 8）；这样取不了的为 0。 */

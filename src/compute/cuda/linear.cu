@@ -167,7 +167,7 @@ bool cuda_linear_part(Backend *b, float *y, const float *x, int64_t n, const QTe
     return operands(b, &c, &w, row0) && multiply(b, &c);
 }
 
-/* 列序相同的几个（不多于 GEMM_OUT_MAX）。 */
+/* 列序、存法相同的几个（不多于 GEMM_OUT_MAX）。 */
 static bool linear_many(Backend *b, const LinearOut *out, int n_out, const __nv_bfloat16 *x, int64_t ldx, int64_t n) {
     const QTensor *w[GEMM_OUT_MAX];
     GemmCall c = {};
@@ -178,6 +178,7 @@ static bool linear_many(Backend *b, const LinearOut *out, int n_out, const __nv_
     }
     if (!operands(b, &c, w, 0)) return false;
     gemm_choose(b, &c, out[0].opaque && cuda_opaque(b, n), true);
+    if (out[0].half) c.form = GEMM_BF16;
     return multiply(b, &c);
 }
 static void linear_bf16(Backend *b, const LinearOut *out, int n_out, const LinearIn *in, int64_t n) {
@@ -193,7 +194,7 @@ static void linear_bf16(Backend *b, const LinearOut *out, int n_out, const Linea
             continue;
         }
         if (!x || perm || out[i - 1].w->perm) x = cuda_input_bf16(b, in, n, cols, ldx, perm);
-        while (k < n_out && k - i < GEMM_OUT_MAX && out[k].w->perm == perm && out[k].opaque == out[i].opaque) k++;
+        while (k < n_out && k - i < GEMM_OUT_MAX && out[k].w->perm == perm && same_form(&out[k], &out[i])) k++;
         if (!x || !linear_many(b, out + i, k - i, x, ldx, n)) return;
     }
 }

@@ -113,6 +113,11 @@ bool cuda_expand_bf16(Backend *b, __nv_bfloat16 *dst, int64_t ld, const QTensor 
 /* 同上，f32，行距 cols；original 为真是原来的列序。 */
 bool cuda_expand_f32(Backend *b, float *dst, const QTensor *w, int64_t row0, int64_t rows, bool original);
 
+/* 输出存成同一种样子。 */
+static inline bool same_form(const LinearOut *a, const LinearOut *b) {
+    return a->opaque == b->opaque && a->half == b->half;
+}
+
 enum { GEMV_MAX_ROWS = 32 };
 /* 这个权重、这么多行归不归 cuda_gemv。 */
 bool gemv_accepts(const QTensor *w, int64_t n);

@@ -249,6 +249,7 @@ static bool int8_many(Backend *b, const LinearOut *out, int n_out, int64_t n, in
     }
     if (!codes_of(b, &c, out)) return false;
     gemm_choose(b, &c, out[0].opaque && cuda_opaque(b, n), symmetric);
+    if (out[0].half) c.form = GEMM_BF16;
     if (symmetric && gemm_accepts(b, &c)) return gemm_run(b, &c);
     for (int i = 0; ok && i < n_out; i++) ok = int8_one(b, &out[i], &c, (const int8_t *)c.out[i].w);
     return ok;
@@ -258,7 +259,7 @@ void cuda_linear_int8(Backend *b, const LinearOut *out, int n_out, const LinearI
     if (out[0].opaque) cuda_of(b)->product = false;
     for (int i = 0, k; i < n_out; i = k) {
         const int32_t *perm = out[i].w->perm;
-        for (k = i + 1; k < n_out && k - i < GEMM_OUT_MAX && out[k].w->perm == perm && out[k].opaque == out[i].opaque;) k++;
+        for (k = i + 1; k < n_out && k - i < GEMM_OUT_MAX && out[k].w->perm == perm && same_form(&out[k], &out[i]);) k++;
         if ((i == 0 || perm || out[i - 1].w->perm) && !code_input(b, in, n, cols, ld, perm, act)) return;
         if (!int8_many(b, out + i, k - i, n, ld)) return;
     }

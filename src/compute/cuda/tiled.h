@@ -25,9 +25,12 @@ struct TiledArgs {
     int *counters;            /* 显存：2 个 0，用完归零 */
     TiledItem item[TILED_ITEMS]; /* 每个至多 tiled_rows 行 */
 };
-/* 这块 GPU 与这样的注意力能不能用：sm_90，维数 64 或 128，没有窗口、软截断与偏置。 */
-bool tiled_accepts(const Backend *b, const AttnSpec *s);
+/* 这块 GPU 与这样的注意力能不能用：bf16 计算、sm_90，维数 64 或 128，没有窗口、软截断与偏置。 */
+bool tiled_accepts(Backend *b, const AttnSpec *s);
 /* 一批至多几个查询。 */
 int tiled_rows(int64_t dim);
 bool cuda_tiled(Backend *b, const TiledArgs *a, int64_t dim);
+/* 一条时间线上接在 s->first 个键之后的 n 个查询：q、out 是 f32，k、v 是 bf16 的行（行号即位置），都旋转过。 */
+bool cuda_tiled_rows(Backend *b, float *out, const float *q, const __nv_bfloat16 *k, const __nv_bfloat16 *v, int64_t n,
+                     const AttnSpec *s);
 #endif

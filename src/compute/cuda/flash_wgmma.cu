@@ -5,9 +5,10 @@
 #include <math.h>
 #include <string.h>
 
+#include "compute/cuda/hopper.h"
 #include "compute/cuda/tiled.h"
 
-enum { STAGES = 2, GROUP = 128 /* 一个消费者的线程数 */, WGS_64 = 3, WGS_128 = 2 /* 消费者的个数 */ };
+enum { STAGES = 2, WGS_64 = 3, WGS_128 = 2 /* 消费者的个数 */ };
 
 #define REGS4(d, i) "+f"(d[i]), "+f"(d[(i) + 1]), "+f"(d[(i) + 2]), "+f"(d[(i) + 3])
 #define REGS16(d, i) REGS4(d, i), REGS4(d, (i) + 4), REGS4(d, (i) + 8), REGS4(d, (i) + 12)
@@ -20,21 +21,13 @@ enum { STAGES = 2, GROUP = 128 /* 一个消费者的线程数 */, WGS_64 = 3, WG
     LIST32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52," \
            "%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
 
-__device__ static uint32_t shared_at(const void *p) {
-    return (uint32_t)__cvta_generic_to_shared(p);
-}
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 /* ---- mbarrier 与整段复制 ---- */
-__device__ static void barrier_init(uint32_t bar, int count) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(count));
-}
 __device__ static void barrier_arrive(uint32_t bar) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
 }
-__device__ static void barrier_expect(uint32_t bar, int bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
-}
-/* 等到第 parity（奇偶）次完成。 */
-__device__ static void barrier_wait(uint32_t bar, uint32_t parity) {
+/* 等到第 parity（奇偶）次完成。循环写在 C 里：整个写成一段汇编（barrier_wait）时寄存器会不够。 */
+__device__ static void barrier_await(uint32_t bar, uint32_t parity) {
     uint32_t done;
     do {
         asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
@@ -47,26 +40,16 @@ __device__ static void bulk_copy(uint32_t to, const void *from, int bytes, uint3
 }
 /* 命名的栅栏：两个消费者之间的轮换。 */
 __device__ static void turn_wait(int id) {
-    asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(2 * GROUP) : "memory");
+    asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(2 * WG) : "memory");
 }
 __device__ static void turn_pass(int id) {
-    asm volatile("bar.arrive %0, %1;" ::"r"(id), "n"(2 * GROUP) : "memory");
+    asm volatile("bar.arrive %0, %1;" ::"r"(id), "n"(2 * WG) : "memory");
 }
 
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 /* ---- wgmma ---- */
-/* 共享内存里一个操作数：128 字节交错，8 行一组相距 1024 字节；lead 是相邻两面的距离（只用于转置的）。 */
+/* 共享内存里的一个操作数；lead 是相邻两面的距离（只用于转置的）。地址不到 2^18，不必截断。 */
 __device__ static uint64_t operand(uint32_t at, uint32_t lead) {
-    return (uint64_t)(at >> 4) | (uint64_t)(lead >> 4) << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
-}
-__device__ static void mma_fence() {
-    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-}
-__device__ static void mma_commit() {
-    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-template <int N> __device__ static void mma_wait() {
-    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+    return (uint64_t)(at >> 4) | (uint64_t)(lead >> 4) << 16 | (uint64_t)(8 * ROW >> 4) << 32 | (uint64_t)1 << 62;
 }
 /* 累加器此后（此前）才可读写。 */
 template <int N> __device__ static void touch(float (&d)[N]) {
@@ -150,19 +133,19 @@ __device__ static void round_scores(uint32_t (&p)[8][4], const float (&s)[64]) {
 }
 template <int D> __device__ static void start_qk(float (&s)[64], uint32_t q, uint32_t k) {
     touch(s);
-    mma_fence();
+    multiply_begin();
 #pragma unroll
     for (int c = 0; c < D / 16; c++)
-        mma_qk(s, operand(q + c / 4 * (TILE_ROWS * 128) + c % 4 * 32, 0), operand(k + c / 4 * (TILE_KEYS * 128) + c % 4 * 32, 0), c);
-    mma_commit();
+        mma_qk(s, operand(q + c / 4 * (TILE_ROWS * ROW) + c % 4 * 32, 0), operand(k + c / 4 * (TILE_KEYS * ROW) + c % 4 * 32, 0), c);
+    multiply_commit();
     touch(s);
 }
 template <int N> __device__ static void start_pv(float (&o)[N], const uint32_t (&p)[8][4], uint32_t v) {
     touch(o);
-    mma_fence();
+    multiply_begin();
 #pragma unroll
-    for (int j = 0; j < TILE_KEYS / 16; j++) mma_pv(o, p[j], operand(v + j * 16 * 128, TILE_KEYS * 128));
-    mma_commit();
+    for (int j = 0; j < TILE_KEYS / 16; j++) mma_pv(o, p[j], operand(v + j * 16 * ROW, TILE_KEYS * ROW));
+    multiply_commit();
     touch(o);
 }
 template <int N> __device__ static void rescale(float (&o)[N], const Online &m) {
@@ -212,7 +195,7 @@ template <int D, int WGS> __device__ static void produce(const TiledArgs &a, uin
     int all = a.n_items * a.heads, group = a.heads / a.kv_heads;
     uint32_t c = 0, phase = 0; /* 已送的键块数，已送的批数的奇偶 */
     for (int work = blockIdx.x;; phase ^= 1) {
-        barrier_wait(base + L::Q_EMPTY, phase ^ 1);
+        barrier_await(base + L::Q_EMPTY, phase ^ 1);
         if (work >= all) {
             *work_slot = -1;
             barrier_arrive(base + L::Q_FULL);
@@ -229,10 +212,10 @@ template <int D, int WGS> __device__ static void produce(const TiledArgs &a, uin
         for (int n = tiles - 1; n >= 0; n--, c++) {
             uint32_t s = c % STAGES, turn = c / STAGES & 1;
             int64_t at = ((int64_t)(it.tile + n) * a.kv_heads + head / group) * (L::TILE / 2);
-            barrier_wait(base + L::K_EMPTY + 8 * s, turn ^ 1);
+            barrier_await(base + L::K_EMPTY + 8 * s, turn ^ 1);
             barrier_expect(base + L::K_FULL + 8 * s, L::TILE);
             bulk_copy(base + L::K + s * L::TILE, a.k + at, L::TILE, base + L::K_FULL + 8 * s);
-            barrier_wait(base + L::V_EMPTY + 8 * s, turn ^ 1);
+            barrier_await(base + L::V_EMPTY + 8 * s, turn ^ 1);
             barrier_expect(base + L::V_FULL + 8 * s, L::TILE);
             bulk_copy(base + L::V + s * L::TILE, a.v + at, L::TILE, base + L::V_FULL + 8 * s);
         }
@@ -247,20 +230,20 @@ __device__ static void step(uint32_t base, uint32_t q, int wg, uint32_t c, float
     typedef Layout<D, WGS> L;
     uint32_t stage = c % STAGES, before = (c - 1) % STAGES;
     bool leader = threadIdx.x % 32 == 0;
-    barrier_wait(base + L::K_FULL + 8 * stage, c / STAGES & 1);
+    barrier_await(base + L::K_FULL + 8 * stage, c / STAGES & 1);
     turn_wait(1 + wg);
     start_qk<D>(s, q, base + L::K + stage * L::TILE);
-    barrier_wait(base + L::V_FULL + 8 * before, (c - 1) / STAGES & 1);
+    barrier_await(base + L::V_FULL + 8 * before, (c - 1) / STAGES & 1);
     touch(o);
     if (__any_sync(0xFFFFFFFFu, m->shrink[0] != 1 || m->shrink[1] != 1)) rescale(o, *m); /* 最大值常常不变 */
     start_pv(o, p, base + L::V + before * L::TILE);
     turn_pass(1 + (wg + 1) % WGS);
-    mma_wait<1>();
+    multiply_wait<1>();
     touch(s);
     softmax<MASK>(s, m, scale, limit);
     /* 和总不是负的：这一句只为让概率都在下一个等待之前算完（编译器会把它们挪到后面，就不与 p·v 重叠了） */
     if (leader && !(m->sum[0] + m->sum[1] < 0)) barrier_arrive(base + L::K_EMPTY + 8 * stage);
-    mma_wait<0>();
+    multiply_wait<0>();
     touch(o);
     if (leader) barrier_arrive(base + L::V_EMPTY + 8 * before);
     round_scores(p, s);
@@ -273,7 +256,7 @@ template <int D, int WGS> __device__ static void consume(const TiledArgs &a, uin
     bool leader = lane == 0;
     if (wg == WGS - 1) turn_pass(1);
     for (uint32_t phase = 0;; phase ^= 1) {
-        barrier_wait(base + L::Q_FULL, phase);
+        barrier_await(base + L::Q_FULL, phase);
         int work = *(const volatile int *)work_slot;
         if (work < 0) break;
         const TiledItem &it = a.item[work / a.heads];
@@ -286,9 +269,9 @@ template <int D, int WGS> __device__ static void consume(const TiledArgs &a, uin
 #pragma unroll
         for (int i = 0; i < D / 2; i++) o[i] = 0;
         limit[0] = see - n * TILE_KEYS, limit[1] = limit[0] + 8;
-        barrier_wait(base + L::K_FULL + 8 * (c % STAGES), c / STAGES & 1);
+        barrier_await(base + L::K_FULL + 8 * (c % STAGES), c / STAGES & 1);
         start_qk<D>(s, q, base + L::K + c % STAGES * L::TILE);
-        mma_wait<0>();
+        multiply_wait<0>();
         touch(s);
         if (leader) barrier_arrive(base + L::K_EMPTY + 8 * (c % STAGES));
         softmax<true>(s, &m, scale, limit);
@@ -301,9 +284,9 @@ template <int D, int WGS> __device__ static void consume(const TiledArgs &a, uin
         if (leader) barrier_arrive(base + L::Q_EMPTY);
         uint32_t last = (c - 1) % STAGES;
         rescale(o, m);
-        barrier_wait(base + L::V_FULL + 8 * last, (c - 1) / STAGES & 1);
+        barrier_await(base + L::V_FULL + 8 * last, (c - 1) / STAGES & 1);
         start_pv(o, p, base + L::V + last * L::TILE);
-        mma_wait<0>();
+        multiply_wait<0>();
         touch(o);
         if (leader) barrier_arrive(base + L::V_EMPTY + 8 * last);
         put_rows<D>(a, it, work % a.heads, row, o, m);
@@ -312,7 +295,7 @@ template <int D, int WGS> __device__ static void consume(const TiledArgs &a, uin
 #endif
 
 template <int D, int WGS>
-__global__ __launch_bounds__((WGS + 1) * GROUP, 1) static void tiled_kernel(const __grid_constant__ TiledArgs a) {
+__global__ __launch_bounds__((WGS + 1) * WG, 1) static void tiled_kernel(const __grid_constant__ TiledArgs a) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     typedef Layout<D, WGS> L;
     extern __shared__ char smem[];
@@ -328,12 +311,12 @@ __global__ __launch_bounds__((WGS + 1) * GROUP, 1) static void tiled_kernel(cons
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     __syncthreads();
-    if (threadIdx.x < GROUP) {
+    if (threadIdx.x < WG) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(WGS == 2 ? 24 : 32));
         if (threadIdx.x == 0) produce<D, WGS>(a, base, work_slot);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(WGS == 2 ? 240 : 160));
-        consume<D, WGS>(a, base, work_slot, (int)threadIdx.x / GROUP - 1);
+        consume<D, WGS>(a, base, work_slot, (int)threadIdx.x / WG - 1);
     }
 #endif
 }
@@ -343,7 +326,7 @@ template <int D, int WGS> static bool launch(Backend *b, const TiledArgs &a) {
     if (!cuda_ok(b, cudaFuncSetAttribute(tiled_kernel<D, WGS>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "共享内存") ||
         !cuda_ok(b, cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, 0), "cudaDeviceGetAttribute"))
         return false;
-    tiled_kernel<D, WGS><<<work < processors ? work : processors, (WGS + 1) * GROUP, bytes, STREAM(b)>>>(a);
+    tiled_kernel<D, WGS><<<work < processors ? work : processors, (WGS + 1) * WG, bytes, STREAM(b)>>>(a);
     return LAUNCHED(b, "attention");
 }
 

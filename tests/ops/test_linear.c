@@ -417,6 +417,41 @@ static void test_opaque(void **state) {
     }
 }
 
+/* 存成 bf16 的输出与输入（CUDA 的预填用），与 f32 的相近；bf16 计算的 CPU 没有。 */
+static void test_half(void **state) {
+    (void)state;
+    enum { N = 150, D = 96, OUT = 128 };
+    Backend b;
+    PrefillJob job = {.spec = {.n_heads = 1, .n_kv_heads = 1, .head_dim = 64, .scale = 1}};
+    if (!open_backend(&b, "avx512_bf16", COMPUTE_BF16, 2)) return;
+    if (op_prefill_accepts(&b, &job, N)) {
+        ArenaMark mark = arena_mark(&arena);
+        QTensor q[3];
+        LinearOut out[3] = {0};
+        float *x = random_floats(N * D, 60, 1), *want = random_floats(N * OUT, 61, 1), *got = random_floats(N * OUT, 62, 1);
+        uint16_t *half = arena_alloc(&arena, N * D * sizeof(float), NULL);
+        for (int64_t i = 0; i < N * D; i++) half[i] = f32_to_bf16(x[i]), x[i] = bf16_to_f32(half[i]);
+        for (int k = 0; k < 3; k++) {
+            assert_true(qtensor_new_dense(&q[k], &arena, DT_BF16, OUT, D, NULL));
+            op_pack_dense(&b, &q[k], tensor_f32(random_floats(OUT * D, 63 + (uint64_t)k, 0.1), OUT, D));
+            out[k] = (LinearOut){.y = random_floats(N * OUT, 66, 1), .w = &q[k], .half = true};
+        }
+        op_linear_from(&b, out, 3, &(LinearIn){.x = (const float *)(void *)half, .half = true}, N);
+        for (int k = 0; k < 3; k++) {
+            op_linear(&b, tensor_f32(want, N, OUT), tensor_f32(x, N, D), &q[k], (Tensor){0});
+            for (int64_t i = 0; i < N * OUT; i++) {
+                uint16_t u;
+                memcpy(&u, (char *)out[k].y + i * (int64_t)sizeof u, sizeof u);
+                got[i] = bf16_to_f32(u);
+            }
+            no_error(&b);
+            ref_same_row(got, want, N * OUT, "bf16", "bf16 的输出与输入");
+        }
+        arena_rewind(&arena, mark);
+    }
+    backend_close(&b);
+}
+
 static void test_pack_round_trip(void **state) {
     (void)state;
     static const DType TYPES[] = {DT_F32, DT_F16, DT_BF16};
@@ -517,7 +552,7 @@ int main(void) {
         cmocka_unit_test(test_linear_dense),    cmocka_unit_test(test_linear_large),
         cmocka_unit_test(test_linear_int),      cmocka_unit_test(test_linear_many),
         cmocka_unit_test(test_linear_from),
-        cmocka_unit_test(test_opaque),
+        cmocka_unit_test(test_opaque), cmocka_unit_test(test_half),
         cmocka_unit_test(test_pack_round_trip),
         cmocka_unit_test(test_nan_propagates),  cmocka_unit_test(test_bad_requests),
     };

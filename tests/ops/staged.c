@@ -300,10 +300,12 @@ static void s_attend_prefill(Backend *b, const PrefillJob *job) {
         const PrefillSegment *s = &j.segments[i];
         rows = s->row0 + s->n > rows ? s->row0 + s->n : rows, most = s->n > most ? s->n : most;
     }
-    j.q = floats(b, j.q, rows * wide, BOTH), j.k = floats(b, j.k, rows * narrow, BOTH), j.v = floats(b, j.v, rows * narrow, BOTH);
-    j.cos_table = floats(b, j.cos_table, most * j.half, IN), j.sin_table = floats(b, j.sin_table, most * j.half, IN);
-    j.spec.bias = floats(b, j.spec.bias, j.spec.n_heads * j.spec.bias_stride, IN);
-    j.out = floats(b, j.out, rows * wide, OUT);
+    j.q = staged_floats(b, j.q, rows * wide, BOTH);
+    j.k = staged_floats(b, j.k, rows * narrow, BOTH), j.v = staged_floats(b, j.v, rows * narrow, BOTH);
+    j.cos_table = staged_floats(b, j.cos_table, most * j.half, IN);
+    j.sin_table = staged_floats(b, j.sin_table, most * j.half, IN);
+    j.spec.bias = staged_floats(b, j.spec.bias, j.spec.n_heads * j.spec.bias_stride, IN);
+    j.out = staged_floats(b, j.out, rows * wide, OUT);
     CUDA(attend_prefill, &j);
 }
 static void s_kv_quantize(Backend *b, KvStore *s, const KvStore *near, int64_t pos, int64_t n) {

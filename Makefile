@@ -142,7 +142,7 @@ $(BUILD)/gen/methods.txt: FORCE
 # 注入分配失败：把本项目代码里的 malloc 一族换成测试里的
 $(BUILD)/tests/unit/test_alloc_failure: LIBS += -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc
 # 打开的 CPU 后端换成严格模式的
-$(BUILD)/tests/unit/test_strict: LIBS += -Wl,--wrap=backend_open_cpu
+$(BUILD)/tests/unit/test_strict $(BUILD)/tests/unit/test_retreat: LIBS += -Wl,--wrap=backend_open_cpu
 
 # tests/{unit,ops,golden}/test_*.c 各是一个 cmocka 程序，tests/tools/*.c 是脚本的帮手，tests/bench/*.c 是微基准；tests/fuzz/fuzz_*.c 各是一个 libFuzzer 程序
 $(BUILD)/tests/%: tests/%.c $(BUILD)/libptq.a

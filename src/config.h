@@ -109,6 +109,8 @@ char *config_canonical(const Config *c, Arena *a, Err *e);
 /* 合并后全部生效的设置 → JSON 对象：点号键 → {"value": 值, "from": "文件:行" | "命令行 --override" | "默认值"}，
  * 供结果与 --dry_run。只含设置，不含 name、library 之类的说明。内存不足返回 NULL；返回值须 json_decref。 */
 json_t *config_merged_json(const Config *c);
+/* 合并好的设置（上面的 JSON）→ 权重的存放规格；方法不改权重位宽时返回 false。 */
+bool config_weight_spec(const json_t *merged, QSpec *spec);
 /* 所有选项表（run、model），供 list/--help/文档；以 OPT_END 结尾。 */
 extern const Option RUN_OPTIONS[], MODEL_OPTIONS[], CALIB_OPTIONS[];
 #endif

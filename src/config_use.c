@@ -147,6 +147,28 @@ json_t *config_merged_json(const Config *c) {
     return NULL;
 }
 
+static const json_t *setting(const json_t *merged, const char *key) {
+    return json_object_get(json_object_get(merged, key), "value");
+}
+static bool setting_is(const json_t *merged, const char *key, const char *want) {
+    const char *s = json_string_value(setting(merged, key));
+    return s && strcmp(s, want) == 0;
+}
+
+bool config_weight_spec(const json_t *merged, QSpec *spec) {
+    const json_t *bits = setting(merged, "weight.w_bits");
+    if (!json_is_integer(bits)) return false;
+    bool channel = setting_is(merged, "weight.granularity", "per_channel");
+    const json_t *group = setting(merged, "weight.group_size");
+    *spec = (QSpec){.bits = (int)json_integer_value(bits)};
+    spec->group_size = channel || !group ? -1 : json_integer_value(group);
+    spec->zero = !setting_is(merged, "weight.scheme", "asymmetric")   ? ZERO_SYM
+                 : setting_is(merged, "weight.zero_point", "float") ? ZERO_FLOAT
+                                                                    : ZERO_INT;
+    spec->scale_dtype = setting_is(merged, "weight.scale_dtype", "float16") ? DT_F16 : DT_F32;
+    return true;
+}
+
 /* adapter 指明了家族；auto 则由模型文件决定。 */
 static bool names_family(const char *adapter) {
     return adapter && strcmp(adapter, "auto") != 0;

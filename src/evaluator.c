@@ -29,6 +29,9 @@ static void warn(const Evaluation *v, const char *fmt, ...) {
     va_start(ap, fmt);
     vsnprintf(text, sizeof text, fmt, ap);
     va_end(ap);
+    size_t i;
+    json_t *old;
+    json_array_foreach(v->warnings, i, old) if (strcmp(json_string_value(old), text) == 0) return; /* 退让后重做 */
     log_line(LOG_WARN, "%s", text);
     json_array_append_new(v->warnings, json_string(text));
 }

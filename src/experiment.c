@@ -10,6 +10,7 @@
 #include "io/file.h"
 #include "model/checkpoint.h"
 #include "pretrained.h"
+#include "retreat.h"
 #include "tasks/protocol.h"
 
 bool experiment_is_baseline(const Experiment *x) {
@@ -26,7 +27,12 @@ Evaluation experiment_evaluation(const Experiment *x) {
                         .warnings = x->warnings, .fallbacks = x->fallbacks};
 }
 
-static void fall_back(Experiment *x, const char *text) {
+void experiment_fall_back(Experiment *x, const char *fmt, ...) {
+    char text[1200];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof text, fmt, ap);
+    va_end(ap);
     log_line(LOG_WARN, "%s", text);
     json_array_append_new(x->fallbacks, json_string(text));
 }
@@ -39,9 +45,7 @@ static bool open_cuda(Experiment *x, Err *e) {
     x->backend_open = backend_open_cuda(&x->backend, (int)o->threads, x->compute, &why);
     if (x->backend_open) return true;
     if (o->device == DEVICE_AUTO) {
-        char text[1200];
-        snprintf(text, sizeof text, "GPU 打不开，退回 CPU：%s", why.msg);
-        fall_back(x, text);
+        experiment_fall_back(x, "GPU 打不开，退回 CPU：%s", why.msg);
         return true;
     }
     *e = why;
@@ -54,7 +58,7 @@ static bool open_backend(Experiment *x, Err *e) {
     if (!open_cuda(x, e)) return false;
     if (x->backend_open) return true;
     if (x->compute == COMPUTE_BF16 && !cpu_has_bf16()) {
-        fall_back(x, "CPU 没有 AVX512-BF16，compute=bfloat16 退回 float32");
+        experiment_fall_back(x, "%s", "CPU 没有 AVX512-BF16，compute=bfloat16 退回 float32");
         x->compute = COMPUTE_F32;
     }
     x->backend_open = backend_open_cpu(&x->backend, (int)o->threads, x->compute, NULL, e);
@@ -88,26 +92,6 @@ static bool open_model(Experiment *x, Err *e) {
         return err_set(e, ERR_FORMAT, "%s: 分词器有 %lld 个 token，多于模型词表的 %lld 个", x->model_path,
                        (long long)vocab, (long long)x->model.config.vocab);
     return eos_open(&x->eos, x->model_path, x->tokenizer, x->model.config.vocab, e);
-}
-
-/* 全部权重都以稠密形式留在内存里、加上评测的工作区，超过 max_memory 就逐块载入未量化的线性层。 */
-static bool limit_memory(Experiment *x, Err *e) {
-    enum { MARGIN = 100 << 20, ROWS = 2048 }; /* 程序、缓冲、文件映射 */
-    Model *m = &x->model;
-    size_t limit = x->config.run.max_memory_bytes, total;
-    if (!limit) return true;
-    if (!model_measure_weights(m, NULL, &total, e)) return false;
-    total += MARGIN + workspace_bytes(&m->config, ROWS);
-    if (total <= limit) return true;
-    m->stream = true;
-    const char *dir = arena_printf(&x->arena, e, "%s/processed", x->data_dir);
-    if (!dir || !file_mkdirs(dir, e)) return false;
-    m->spill = spill_allocator(dir);
-    char text[200], need[32], have[32];
-    snprintf(text, sizeof text, "估计要 %s，超过 max_memory 的 %s：未量化的线性层逐块载入，校准的大数组放在磁盘上",
-             str_bytes(need, sizeof need, (double)total), str_bytes(have, sizeof have, (double)limit));
-    fall_back(x, text);
-    return true;
 }
 
 static bool open_texts(Experiment *x, Err *e) {
@@ -253,12 +237,13 @@ bool experiment_open(Experiment *x, const ConfigRequest *r, Err *e) {
     x->results_dir = file_join(&x->arena, x->config.root, o->results_dir, e);
     if (!x->data_dir || !x->results_dir) return false;
     x->reference_dir = arena_printf(&x->arena, e, "%s/processed/reference", x->data_dir);
-    return x->reference_dir && open_backend(x, e) && open_model(x, e) && limit_memory(x, e) &&
+    return x->reference_dir && open_backend(x, e) && open_model(x, e) && retreat_plan(x, e) &&
            open_texts(x, e) && open_tasks(x, e) &&
            open_calib(x, e) && identify(x, e);
 }
 
-bool experiment_quantize(Experiment *x, QuantJob *job, Err *e) {
+/* 量化一遍。job 由这里填，不论成败都要 job_close。 */
+static bool quantize_once(Experiment *x, QuantJob *job, Err *e) {
     *job = (QuantJob){.track = x->config.track, .block_key = x->run_key};
     job->block_dir = arena_printf(&x->arena, e, "%s/processed/blocks/%.16s", x->data_dir, x->run_key);
     if (!job->block_dir) return false;
@@ -268,8 +253,17 @@ bool experiment_quantize(Experiment *x, QuantJob *job, Err *e) {
         job->stats_limit = x->config.run.stats_cache_bytes;
         if (!job->stats_dir) return false;
     }
-    bool ok = job_run(job, x->config.method, x->config.method_options, &x->model,
-                      x->has_calib ? &x->calib : NULL, e);
+    return job_run(job, x->config.method, x->config.method_options, &x->model,
+                   x->has_calib ? &x->calib : NULL, e);
+}
+
+bool experiment_quantize(Experiment *x, QuantJob *job, Err *e) {
+    bool ok = quantize_once(x, job, e);
+    while (!ok && e->code == ERR_MEMORY) {
+        job_close(job);
+        if (!retreat_reload(x, e)) return false;
+        ok = quantize_once(x, job, e);
+    }
     const char *note = ok ? checkpoint_note(&x->model) : NULL;
     if (note) {
         log_line(LOG_WARN, "%s", note);

@@ -33,6 +33,7 @@ typedef struct Experiment {
     const char *model_path, *data_dir, *results_dir, *reference_dir;
     ComputeMode compute;
     json_t *warnings, *fallbacks;
+    int64_t full_rows; /* 退让之前的 Backend.batch_rows */
     bool backend_open, model_open;
 } Experiment;
 
@@ -40,6 +41,8 @@ typedef struct Experiment {
 bool experiment_open(Experiment *x, const ConfigRequest *r, Err *e);
 /* 量化，并定好评测时键值缓存的方式；之后模型可以前向。job 由这里填，用完（不论成败）job_close。 */
 bool experiment_quantize(Experiment *x, QuantJob *job, Err *e);
+/* 记下一处退让，并打印。 */
+void experiment_fall_back(Experiment *x, const char *fmt, ...) PTQ_PRINTF(2, 3);
 /* 打印模型与计算方式。 */
 void experiment_describe(const Experiment *x);
 void experiment_close(Experiment *x);

@@ -15,29 +15,6 @@
 #include "tasks/perplexity.h"
 #include "tasks/protocol.h"
 
-static const json_t *setting(const json_t *merged, const char *key) {
-    return json_object_get(json_object_get(merged, key), "value");
-}
-static bool setting_is(const json_t *merged, const char *key, const char *want) {
-    const char *s = json_string_value(setting(merged, key));
-    return s && strcmp(s, want) == 0;
-}
-
-/* 方法设置 → 存放规格；方法不改权重位宽时返回 false。 */
-static bool weight_spec(const json_t *merged, QSpec *spec) {
-    const json_t *bits = setting(merged, "weight.w_bits");
-    if (!json_is_integer(bits)) return false;
-    bool channel = setting_is(merged, "weight.granularity", "per_channel");
-    const json_t *group = setting(merged, "weight.group_size");
-    *spec = (QSpec){.bits = (int)json_integer_value(bits)};
-    spec->group_size = channel || !group ? -1 : json_integer_value(group);
-    spec->zero = !setting_is(merged, "weight.scheme", "asymmetric")   ? ZERO_SYM
-                 : setting_is(merged, "weight.zero_point", "float") ? ZERO_FLOAT
-                                                                    : ZERO_INT;
-    spec->scale_dtype = setting_is(merged, "weight.scale_dtype", "float16") ? DT_F16 : DT_F32;
-    return true;
-}
-
 static void print_config(const json_t *merged) {
     const char *key;
     json_t *v;
@@ -202,7 +179,7 @@ bool run_plan(const RunRequest *r, Err *e) {
         QSpec spec;
         int64_t tokens = 0;
         json_t *merged = config_merged_json(&x.config);
-        bool quantized = x.config.track != 'C' && weight_spec(merged, &spec);
+        bool quantized = x.config.track != 'C' && config_weight_spec(merged, &spec);
         print_config(merged);
         json_decref(merged);
         print_files(&x);

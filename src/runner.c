@@ -17,6 +17,7 @@
 #include "model/blockfile.h"
 #include "model/checkpoint.h"
 #include "model/session.h"
+#include "retreat.h"
 
 static json_t *model_json(const Experiment *x) {
     const Model *m = &x->model;
@@ -150,10 +151,14 @@ static bool run_stages(Experiment *x, const RunRequest *r, json_t *result, Err *
                                       job.calib_seconds, "error_check", job.check_seconds,
                                       "shared_statistics", job.stats_shared));
         Evaluation v = experiment_evaluation(x);
-        ppl = evaluate_ppl(&v, e);
-        ok = ppl != NULL && (tasks = evaluate_tasks(&v, &cost, e)) != NULL &&
-             bridge_run(x, tasks, e);
-        if (ok && x->config.run.speed && x->n_texts) ok = evaluate_speed(&v, &speed, e);
+        do ppl = evaluate_ppl(&v, e);
+        while (!ppl && retreat(x, e));
+        ok = ppl != NULL;
+        if (ok) do tasks = evaluate_tasks(&v, &cost, e);
+            while (!tasks && retreat(x, e));
+        ok = ok && tasks && bridge_run(x, tasks, e);
+        if (ok && x->config.run.speed && x->n_texts) do ok = evaluate_speed(&v, &speed, e);
+            while (!ok && retreat(x, e));
         if (ok)
             json_object_set_new(result, "results",
                                 json_pack("{s:O, s:O, s:o}", "ppl", ppl, "lm_eval", tasks,

@@ -20,8 +20,9 @@ static void *default_alloc(Allocator *self, size_t bytes) {
     pthread_mutex_lock(&lock);
     bool inject = self->fail_at > 0 && self->n_allocs + 1 == self->fail_at;
     if (inject) self->fail_at = 0;
+    bool full = allocator_full(self, bytes);
     pthread_mutex_unlock(&lock);
-    if (inject) return NULL;
+    if (inject || full) return NULL;
     void *p = NULL;
     if (bytes >= MMAP_BYTES) {
         p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -80,26 +81,26 @@ static ArenaChunk *new_chunk(Allocator *from, size_t bytes) {
     return NULL;
 }
 
-void *arena_alloc(Arena *a, size_t bytes, Err *e) {
+bool arena_reserve(Arena *a, size_t bytes, Err *e) {
     if (!a->allocator) a->allocator = allocator_default();
+    if (bytes > SIZE_MAX / 2) return err_set(e, ERR_MEMORY, "请求的内存过大（%zu 字节）", bytes);
+    if (a->top && a->top->bytes - a->top->used >= bytes) return true;
+    size_t want = bytes + sizeof(ArenaChunk);
+    if (want < CHUNK_BYTES) want = CHUNK_BYTES;
+    ArenaChunk *c = new_chunk(a->allocator, want);
+    if (!c)
+        return err_set(e, ERR_MEMORY, "%s不足：无法分配 %zu 字节", a->allocator->name ? a->allocator->name : "内存", want);
+    c->below = a->top;
+    a->top = c;
+    return true;
+}
+
+void *arena_alloc(Arena *a, size_t bytes, Err *e) {
     if (bytes == 0) bytes = 1;
-    if (bytes > SIZE_MAX / 2) {
-        err_set(e, ERR_MEMORY, "请求的内存过大（%zu 字节）", bytes);
-        return NULL;
-    }
-    bytes = (bytes + ALIGN - 1) / ALIGN * ALIGN;
+    size_t most = SIZE_MAX / 2 - ALIGN, whole = bytes > most ? bytes : (bytes + ALIGN - 1) / ALIGN * ALIGN;
+    if (!arena_reserve(a, whole, e)) return NULL;
+    bytes = whole;
     ArenaChunk *c = a->top;
-    if (!c || c->bytes - c->used < bytes) {
-        size_t want = bytes + sizeof(ArenaChunk);
-        if (want < CHUNK_BYTES) want = CHUNK_BYTES;
-        c = new_chunk(a->allocator, want);
-        if (!c) {
-            err_set(e, ERR_MEMORY, "内存不足：无法分配 %zu 字节", want);
-            return NULL;
-        }
-        c->below = a->top;
-        a->top = c;
-    }
     void *p = c->base + c->used;
     c->used += bytes;
     a->used += bytes;

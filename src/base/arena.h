@@ -14,9 +14,11 @@ typedef struct Allocator {
     void (*release)(struct Allocator *self, void *p, size_t bytes);
     void (*clear)(struct Allocator *self, void *p, size_t bytes); /* 清零；NULL 即主机内存 */
     void *owner; /* 归分配器的实现 */
+    const char *name; /* 错误里叫什么，如 "显存"；NULL 即 "内存" */
     size_t used, peak; /* 字节 */
     long n_allocs;     /* 已成功分配的次数 */
     long fail_at;      /* 第 fail_at 次分配（从 1 数）起失败一次；0 为不注入（测试用） */
+    size_t limit;      /* used 的上限，超过的分配失败；0 为不限 */
 } Allocator;
 
 /* 进程默认分配器（大块用 mmap，立即归还系统）。 */
@@ -42,9 +44,16 @@ char *arena_strdup(Arena *a, const char *s, Err *e);
 char *arena_strndup(Arena *a, const char *s, size_t n, Err *e);
 /* 按格式生成字符串。 */
 char *arena_printf(Arena *a, Err *e, const char *fmt, ...) PTQ_PRINTF(3, 4);
+/* 先备好一块至少能装 bytes 字节的：其后的分配都在其中，回到此时的 arena_mark 也不归还它。 */
+bool arena_reserve(Arena *a, size_t bytes, Err *e);
 ArenaMark arena_mark(const Arena *a);
 void arena_rewind(Arena *a, ArenaMark m);
 void arena_free(Arena *a);
+
+/* 再分配 bytes 字节就超过 limit。 */
+static inline bool allocator_full(const Allocator *a, size_t bytes) {
+    return a->limit && (bytes > a->limit || a->used > a->limit - bytes);
+}
 
 #define ARENA_NEW(a, T, e) ((T *)arena_alloc((a), sizeof(T), (e)))
 #define ARENA_ARRAY(a, T, n, e) ((T *)arena_array((a), (size_t)(n), sizeof(T), (e)))

@@ -8,6 +8,8 @@
  * （CPU 上就是原来的指针，不复制；CUDA 上复制）。 */
 #ifndef PTQ_COMPUTE_BACKEND_H
 #define PTQ_COMPUTE_BACKEND_H
+#include <stdint.h>
+
 #include "base/arena.h"
 #include "compute/kvstore.h"
 #include "compute/qtensor.h"
@@ -350,6 +352,10 @@ typedef struct DeviceInfo {
     size_t memory;              /* 显存，字节 */
 } DeviceInfo;
 
+/* 预取：BEGIN 与 END 之间的装载（op_decode、op_write、装包、分配）在另一条流上，与已派发的计算并行；
+ * 它只碰上一次 JOIN 之前派发的计算用过的内存。JOIN：其后的计算等预取完。 */
+typedef enum { SIDE_BEGIN, SIDE_END, SIDE_JOIN } SideStep;
+
 struct Backend {
     const BackendOps *ops;
     const char *name;     /* "cpu" / "cuda" */
@@ -368,6 +374,10 @@ struct Backend {
     Backend *host;                     /* CUDA：主机上的 CPU 后端（parallel 用），随之关闭 */
     const DeviceInfo *device;          /* CUDA；CPU 为 NULL */
     size_t (*vram_peak)(Backend *b);   /* CUDA：驱动所见的显存峰值，字节；CPU 为 NULL */
+    Allocator *mapped; /* 在主机而算子也能直接读写的内存（锁页）；NULL 即没有。装得下显存放不下的大数组 */
+    void (*side)(Backend *b, SideStep step); /* 见 SideStep；NULL 即不能预取 */
+    size_t (*room)(Backend *b);        /* 还能分配多少字节的后端内存；NULL 即不知道 */
+    void (*recover)(Backend *b);       /* 分配失败之后：等计算做完，放掉缓存的工作区。设备已坏的话粘在 err */
 };
 
 /* 运行在哪里；次序同 config_schema.c 的 DEVICES。 */
@@ -385,6 +395,10 @@ bool backend_has_cuda(void);
  * 复制的，与 CUDA 相同。数值与普通的逐位相同。 */
 bool backend_make_strict(Backend *b, Err *e);
 void backend_close(Backend *b);
+/* 还能分配多少字节的后端内存；不知道为 SIZE_MAX。 */
+static inline size_t backend_room(Backend *b) {
+    return b->room ? b->room(b) : SIZE_MAX;
+}
 /* 一个空的、内存在后端的 Arena。 */
 static inline Arena backend_arena(const Backend *b) {
     return (Arena){.allocator = b->memory};

@@ -5,7 +5,7 @@
 #include "compute/backend.h"
 
 #define PTQ_CUDA_PLUGIN                                                                            \
-    ((int)(sizeof(Backend) + sizeof(DeviceInfo)) * 10000 + (int)sizeof(BackendOps) * 10 + 1)
+    ((int)(sizeof(Backend) + sizeof(DeviceInfo)) * 10000 + (int)sizeof(BackendOps) * 10 + 2)
 #define PTQ_CUDA_PLUGIN_OPEN "ptq_cuda_open"
 #define PTQ_CUDA_PLUGIN_VERSION "ptq_cuda_version"
 

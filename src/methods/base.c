@@ -24,7 +24,7 @@ Arena *job_host(QuantJob *job) {
     return &job->host;
 }
 Arena *job_model_arena(QuantJob *job) {
-    return &job->model->arena;
+    return job->block_arena ? job->block_arena : &job->model->arena;
 }
 Arena *job_model_host(QuantJob *job) {
     return &job->model->meta;
@@ -70,7 +70,7 @@ bool job_round_nearest(QuantJob *job, QTensor *q, Arena *a, Tensor w, const QSpe
 
 bool job_quantize_nearest(QuantJob *job, Linear *l, Tensor w, const QSpec *spec, Err *e) {
     QTensor q;
-    return job_round_nearest(job, &q, &job->model->arena, w, spec, e) &&
+    return job_round_nearest(job, &q, job_model_arena(job), w, spec, e) &&
            linear_set_quantized(l, &q);
 }
 
@@ -123,7 +123,7 @@ bool job_factor_hessian(QuantJob *job, const Linear *l, const InputStats *st, bo
 
 bool job_keep_dense(QuantJob *job, Linear *l, Tensor w, Err *e) {
     if (job->model->stream) return model_stream_linear(job->model, l, e);
-    return model_pack_linear(job->model, l, tensor_data_f32(w), &job->model->arena, e);
+    return model_pack_linear(job->model, l, tensor_data_f32(w), job_model_arena(job), e);
 }
 
 bool job_run(QuantJob *job, const Method *method, const void *options, Model *model,

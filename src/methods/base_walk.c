@@ -242,6 +242,7 @@ static bool quantize_block(Walk *k, int64_t layer, Err *e) {
     QuantBlock b = {.layer = layer, .linears = m->blocks[layer].linears, .model = m,
                     .calib = k->job->calib};
     bool last = layer + 1 == m->config.n_layers;
+    k->job->block_arena = &m->blocks[layer].arena;
     bool ok = load_block(k, &b, e);
     if (ok && (k->forward || k->kinds) && k->flow != FLOW_SEQUENTIAL)
         ok = collect_stats(k, &b, CALIB_ALL_GROUPS, e);
@@ -251,6 +252,7 @@ static bool quantize_block(Walk *k, int64_t layer, Err *e) {
         ok = calib_stream_pass(&k->stream, layer, 0, 0, NULL, NULL, true, e);
         k->job->calib_seconds += clock_seconds() - t;
     }
+    k->job->block_arena = NULL;
     arena_free(&k->arena);
     return ok;
 }
@@ -333,6 +335,7 @@ static bool walk_blocks(Walk *k, Err *e) {
         } else {
             n_resumed++;
         }
+        ok = ok && model_leave_block(m, i, e);
         progress_step(&p, i + 1);
     }
     progress_end(&p);

@@ -18,6 +18,7 @@ struct QuantJob {
     const char *stats_key; /* 决定这些统计的一切的哈希 */
     size_t stats_limit;    /* 存档总共至多多少字节 */
     bool stats_shared;     /* 用了存下的统计 */
+    Arena *block_arena;    /* 正在量化的块的量化矩阵的内存；NULL 即模型的 */
     Arena scratch, host;   /* 临时内存：后端的、主机的 */
     Arena notes;           /* fallbacks 的文字 */
     const char **fallbacks;

@@ -24,7 +24,7 @@ static const char MAGIC[8] = "ptqblk3";
 typedef struct Parts {
     Arena arena;
     QtPart *part;
-    size_t n;
+    size_t n, n_fixed; /* 前 n_fixed 段是归一化等向量与路由 */
 } Parts;
 
 static bool list_parts(Parts *p, const Model *m, int64_t layer, Block *b, Err *e) {
@@ -39,6 +39,7 @@ static bool list_parts(Parts *p, const Model *m, int64_t layer, Block *b, Err *e
                                    (size_t)(v[i].rows * (v[i].cols ? v[i].cols : 1)) * sizeof(float)};
     qtensor_parts(&b->router_q, p->part + p->n);
     p->n += QT_PARTS;
+    p->n_fixed = p->n;
     for (int64_t i = 0; i < b->n_linears; i++) {
         Linear *l = &b->linears[i];
         qtensor_parts(&l->q, p->part + p->n);
@@ -166,12 +167,13 @@ static bool check(const FileMap *f, int64_t layer, const char *key, Head *h) {
     return memcmp(sha256, h->sha256, HASH_HEX) == 0;
 }
 
-/* 内存分开的后端：各段搬进模型的内存，文件不再要。返回: 内存不足等为假（那就重做这一块）。 */
-static bool upload(Model *m, Parts *p) {
+/* 内存分开的后端：各段搬进模型的内存（线性层的矩阵在块的里），文件不再要。返回: 内存不足等为假（那就重做这一块）。 */
+static bool upload(Model *m, Parts *p, Arena *block) {
     enum { SLACK = 8 };
     for (size_t i = 0; i < p->n; i++) {
         if (!*p->part[i].data) continue;
-        void *to = arena_alloc(&m->arena, p->part[i].bytes + SLACK, NULL);
+        bool matrix = i >= p->n_fixed && (i - p->n_fixed) % (QT_PARTS + 1) < QT_PARTS;
+        void *to = arena_alloc(matrix ? block : &m->arena, p->part[i].bytes + SLACK, NULL);
         if (!to) return false;
         op_write(m->backend, to, *p->part[i].data, p->part[i].bytes);
         *p->part[i].data = to;
@@ -212,12 +214,15 @@ bool blockfile_load(Model *m, int64_t layer, const char *dir, const char *key,
     }
     for (int64_t i = 0; i < b.n_linears; i++) {
         b.linears[i].name = to->linears[i].name;
+        b.linears[i].home = NULL;
         if (b.linears[i].streamed) b.linears[i].q.data = NULL;
     }
+    b.arena = to->arena;
     *notes = arena_strdup(&m->meta, (const char *)f.data + at, NULL);
-    bool ok = *notes && (!m->backend->separate || upload(m, &p));
+    bool ok = *notes && (!m->backend->separate || upload(m, &p, &b.arena));
     arena_free(&p.arena);
     if (!ok) {
+        arena_free(&b.arena);
         file_unmap(&f);
         return false;
     }

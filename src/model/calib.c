@@ -152,6 +152,7 @@ bool calib_stream_pass(CalibStream *s, int64_t layer, unsigned kinds, int group,
     bool experts = arch_has_experts(&m->config, layer);
     int last = group >= 0 ? group : experts ? -1 : INPUT_DOWN;
     BlockTap tap = {collect, &c, kinds && !advance ? last : -1, false};
+    bool far = m->backend->mapped && s->arena.allocator == m->backend->mapped; /* 设备读写它要过总线：只搬两趟 */
     Arena tmp = {0};
     Segment *seg = ARENA_ARRAY(&tmp, Segment, s->batch, e);
     bool ok = seg != NULL;
@@ -159,13 +160,15 @@ bool calib_stream_pass(CalibStream *s, int64_t layer, unsigned kinds, int group,
     for (int64_t i = 0; ok && i < s->set->n_samples; i += s->batch) {
         int64_t n = s->set->n_samples - i < s->batch ? s->set->n_samples - i : s->batch;
         float *x = s->x + i * len * d, *own = s->work->x;
-        if (advance)
+        size_t bytes = (size_t)(n * len * d) * sizeof *x;
+        if (advance && !far)
             s->work->x = x; /* 就地推进 */
         else
-            op_copy(m->backend, own, x, (size_t)(n * len * d) * sizeof(float));
+            op_copy(m->backend, own, x, bytes);
         ok = interrupt_check(e) && block_forward(m, layer, s->work, n * len, seg, (size_t)n,
                                                  kinds ? &tap : NULL, e);
         s->work->x = own;
+        if (ok && advance && far) op_copy(m->backend, x, own, bytes);
         spill_drop(&s->arena, x, (size_t)(n * len * d) * sizeof *x);
     }
     arena_free(&tmp);

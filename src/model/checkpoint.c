@@ -221,7 +221,7 @@ static bool build(Model *m, Linear *l, const TensorSource *src, PackedModule *p,
     QTensor q;
     int32_t *perm;
     bool separate = m->backend->separate, joined = !src->block || l->rows <= src->block;
-    Arena *home = separate ? tmp : &m->arena;
+    Arena *home = separate ? tmp : model_linear_arena(m, l);
     float *scale = p->scale;
     if (p->spec.zero == ZERO_INT && is_symmetric(p, src->rows * p->n_groups)) p->spec.zero = ZERO_SYM;
     if (!sort_columns(l, p, tmp, &perm, e)) return false;
@@ -240,7 +240,7 @@ static bool build(Model *m, Linear *l, const TensorSource *src, PackedModule *p,
     Fill f = {&q, p, src, perm, scale, ARENA_ARRAY(tmp, uint8_t, panels * QT_PANEL * l->cols, e)};
     if (!f.rows) return false;
     m->backend->ops->parallel(m->backend, panels, fill_panel, &f);
-    return (!separate || qtensor_to_backend(m->backend, &q, &m->arena, e)) && linear_set_quantized(l, &q);
+    return (!separate || qtensor_to_backend(m->backend, &q, model_linear_arena(m, l), e)) && linear_set_quantized(l, &q);
 }
 
 bool checkpoint_load(Model *m, Linear *l, Err *e) {

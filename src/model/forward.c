@@ -393,8 +393,8 @@ static void run_block(Model *m, int64_t layer, Workspace *w, int64_t n, const Se
 }
 
 /* 前向的各块只记下有没有非有限值，全部算完再看：GPU 不必逐层等。 */
-static bool watched_block(Model *m, int64_t layer, Workspace *w, int64_t n, const Segment *segments,
-                          size_t n_segments, BlockTap *tap, Err *e) {
+bool forward_block(Model *m, int64_t layer, Workspace *w, int64_t n, const Segment *segments, size_t n_segments,
+                   BlockTap *tap, Err *e) {
     if (!model_need_block(m, layer, e)) return false;
     w->segments = segments;
     w->n_segments = n_segments;
@@ -405,7 +405,7 @@ static bool watched_block(Model *m, int64_t layer, Workspace *w, int64_t n, cons
     return true;
 }
 
-static bool all_blocks_finite(Model *m, Err *e) {
+bool forward_finite(Model *m, Err *e) {
     int layer = op_watched(m->backend);
     if (layer >= 0)
         return err_set(e, ERR_NUMERIC, "第 %d 层（从 0 数）的输出出现 NaN 或 Inf", layer);
@@ -414,17 +414,18 @@ static bool all_blocks_finite(Model *m, Err *e) {
 
 bool block_forward(Model *m, int64_t layer, Workspace *w, int64_t n, const Segment *segments,
                    size_t n_segments, BlockTap *tap, Err *e) {
-    return watched_block(m, layer, w, n, segments, n_segments, tap, e) && all_blocks_finite(m, e);
+    return forward_block(m, layer, w, n, segments, n_segments, tap, e) && forward_finite(m, e);
 }
 
 bool forward_blocks(Model *m, Workspace *w, int64_t n, Segment *segments, size_t n_segments,
                     KvLayer *const *kv, Err *e) {
     for (int64_t l = 0; l < m->config.n_layers; l++) {
         for (size_t i = 0; kv && i < n_segments; i++) segments[i].kv = &kv[i][l];
-        if (!interrupt_check(e) || !watched_block(m, l, w, n, segments, n_segments, NULL, e))
+        if (!interrupt_check(e) || !forward_block(m, l, w, n, segments, n_segments, NULL, e))
             return false;
+        model_prefetch_next(m, l);
     }
-    return all_blocks_finite(m, e);
+    return forward_finite(m, e);
 }
 
 void forward_embed(Model *m, Workspace *w, const int32_t *ids, int64_t n, const Segment *segments,

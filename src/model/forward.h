@@ -88,6 +88,10 @@ void forward_finish(Model *m, float *out, float *x, int64_t n);
 /* 任意分段的一批：ids (n)，各段首尾相接地占满 n 行，父在子前，kv 都为 NULL → w->h 为最终归一化后的 (n, hidden)。 */
 bool forward_segments(Model *m, Workspace *w, const int32_t *ids, int64_t n, const Segment *segments,
                       size_t n_segments, Err *e);
+/* n_windows 个等长窗口，每 batch 个一批，各批一起一块一块地走（流式时每块的权重只传一遍）：末块的输出写到 x
+ * (n_windows·len, hidden)，后端内存，之后一批一批 forward_finish。各批与单独 forward_windows 逐位相同。 */
+bool forward_stack(Model *m, Workspace *w, float *x, const int32_t *ids, int64_t n_windows, int64_t len,
+                   int64_t batch, Err *e);
 /* n_windows 个等长窗口（各自从位置 0 起）一起前向：ids (n_windows·len) → w->h 为最终归一化后的 (n_windows·len, hidden)。 */
 bool forward_windows(Model *m, Workspace *w, const int32_t *ids, int64_t n_windows, int64_t len,
                      Err *e);

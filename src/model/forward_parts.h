@@ -1,4 +1,4 @@
-/* forward_parts — 前向各文件之间的契约（只供 forward.c、experts.c、mla.c 包含） */
+/* forward_parts — 前向各文件之间的契约（只供 forward.c、forward_linear.c、forward_stack.c、experts.c、mla.c 包含） */
 #ifndef PTQ_MODEL_FORWARD_PARTS_H
 #define PTQ_MODEL_FORWARD_PARTS_H
 #include "model/forward.h"
@@ -18,6 +18,11 @@ bool forward_show(BlockTap *tap, int group, const float *x, int64_t n, int64_t c
  * 返回: 旁听者没有叫停。 */
 bool forward_mlp(Model *m, const Linear *gate, const Linear *up, const Linear *down, float *y,
                  const float *x, int64_t n, int group, Workspace *w, BlockTap *tap);
+
+/* 第 layer 块，同 block_forward，但不等结果：非有限值只记下，由 forward_finite 一起查。 */
+bool forward_block(Model *m, int64_t layer, Workspace *w, int64_t n, const Segment *segments, size_t n_segments,
+                   BlockTap *tap, Err *e);
+bool forward_finite(Model *m, Err *e);
 
 AttnSpec forward_attn_spec(const Model *m, int64_t layer, int64_t first);
 /* 记下没有缓存的段存了多少。 */

@@ -19,7 +19,9 @@ typedef struct Linear {
     ActQuant act; /* 输入的量化；kind 为 ACT_NONE 即不量化 */
     ActQuant out; /* 输出的取整（q、k、v：注意力两个 BMM 的输入） */
     bool packed;   /* 来自已量化的检查点，照原样装入（checkpoint.h） */
-    bool streamed; /* 未量化，用到时才从权重文件载入（--max_memory） */
+    bool streamed; /* 不留在后端内存里，用到时才载入（stream.c）：未量化的来自权重文件，量化的来自 home */
+    const QTensor *home; /* streamed 的量化矩阵在主机的一份 */
+    bool checked;        /* 权重已查过都是有限值 */
     double weight_mse; /* 量化前后权重的均方误差；未量化为 0 */
 } Linear;
 

@@ -9,17 +9,28 @@
 #include "model/checkpoint.h"
 #include "model/layout.h"
 #include "model/rope.h"
+#include "model/stream.h"
+
+/* 由配置与文件里的张量定出各块；m 除 config、weights、backend、meta 外是空的。 */
+static bool lay_out(Model *m, Err *e) {
+    Backend *b = m->backend;
+    m->arena = m->rope_arena = backend_arena(b);
+    for (int i = 0; i < STREAM_SLOTS; i++) m->slots[i] = (StreamSlot){.arena = backend_arena(b), .layer = -1};
+    m->blocks = ARENA_ARRAY(&m->meta, Block, m->config.n_layers, e);
+    bool ok = m->blocks && layout_ends(m, e) && rope_init(m, e);
+    for (int64_t i = 0; ok && i < m->config.n_layers; i++) {
+        m->blocks[i].arena = backend_arena(b);
+        ok = layout_block(m, i, e);
+    }
+    return ok;
+}
 
 bool model_open_as(Model *m, const char *path, const char *adapter, DType dtype, Backend *b,
                    Err *e) {
-    *m = (Model){.backend = b, .arena = backend_arena(b), .stream_arena = backend_arena(b),
-                 .rope_arena = backend_arena(b), .stream_layer = -1};
+    *m = (Model){.backend = b};
     if (!weights_open(&m->weights, path, adapter, &m->config, e)) return false;
     m->dtype = dtype == DT_NONE ? weights_native_dtype(&m->weights) : dtype;
-    m->blocks = ARENA_ARRAY(&m->meta, Block, m->config.n_layers, e);
-    bool ok = m->blocks && layout_ends(m, e) && rope_init(m, e);
-    for (int64_t i = 0; ok && i < m->config.n_layers; i++) ok = layout_block(m, i, e);
-    ok = ok && layout_check_rest(m, e);
+    bool ok = lay_out(m, e) && layout_check_rest(m, e);
     if (!ok) model_close(m);
     return ok;
 }
@@ -28,26 +39,41 @@ bool model_open(Model *m, const char *path, DType dtype, Backend *b, Err *e) {
     return model_open_as(m, path, NULL, dtype, b, e);
 }
 
-void model_close(Model *m) {
-    weights_close(&m->weights);
-    for (int64_t i = 0; m->blocks && i < m->config.n_layers; i++)
+/* 放掉装好的权重；文件与元数据留着。 */
+static void unload(Model *m) {
+    for (int64_t i = 0; m->blocks && i < m->config.n_layers; i++) {
         if (m->blocks[i].file.data) file_unmap(&m->blocks[i].file);
-    arena_free(&m->stream_arena);
+        arena_free(&m->blocks[i].arena);
+    }
+    stream_close(m);
     arena_free(&m->rope_arena);
     arena_free(&m->arena);
+}
+
+bool model_reset(Model *m, Err *e) {
+    unload(m);
+    *m = (Model){.backend = m->backend, .meta = m->meta, .config = m->config, .weights = m->weights,
+                 .dtype = m->dtype, .head_int8 = m->head_int8, .stream = m->stream, .no_prefetch = m->no_prefetch,
+                 .spill = m->spill};
+    return lay_out(m, e);
+}
+
+void model_close(Model *m) {
+    weights_close(&m->weights);
+    unload(m);
     arena_free(&m->meta);
     *m = (Model){0};
 }
 
-/* 来源的第 row0 行起 n 行解码到 w（后端内存），行宽 width（多出的列补零）。 */
+/* 来源的第 row0 行起 n 行解码到 w（后端内存），行宽 width（多出的列补零）。checked：已知都是有限值。 */
 static bool load_rows(Model *m, const TensorSource *src, int64_t row0, int64_t n, int64_t width,
-                      DType dtype, float *w, Err *e) {
+                      DType dtype, bool checked, float *w, Err *e) {
     DType stored;
     const void *raw = width == (src->cols ? src->cols : 1)
                           ? weights_direct(&m->weights, src, row0, n, &stored) : NULL;
     if (raw) { /* 有非有限值时再走下面的路，好报出是第几个 */
         op_decode(m->backend, w, raw, stored, dtype, n * width);
-        if (op_all_finite(m->backend, tensor_f32(w, n, width))) return backend_check(m->backend, e);
+        if (checked || op_all_finite(m->backend, tensor_f32(w, n, width))) return backend_check(m->backend, e);
     }
     HostView v = host_view(m->backend);
     float *host = HOST_MAP(&v, float, w, n * width, HOST_WRITE);
@@ -61,16 +87,21 @@ static bool load_rows(Model *m, const TensorSource *src, int64_t row0, int64_t n
     return backend_check(m->backend, e) && ok;
 }
 
+Arena *model_linear_arena(Model *m, const Linear *l) {
+    return l->slot == T_HEAD ? &m->arena : &m->blocks[l->layer].arena;
+}
+
 bool model_load_bias(Model *m, Linear *l, Err *e) {
     TensorSource src;
     if (!l->has_bias || l->bias) return true;
     layout_linear(m, l, true, &src);
     l->bias = ARENA_ARRAY(&m->arena, float, l->rows, e);
-    return l->bias && load_rows(m, &src, 0, l->rows, 1, m->dtype, l->bias, e);
+    return l->bias && load_rows(m, &src, 0, l->rows, 1, m->dtype, false, l->bias, e);
 }
 
-/* 用过的映射页还给系统；融合的等最后一份。 */
+/* 用过的映射页还给系统；融合的等最后一份。流式地传到 GPU 时还要再读，页留着。 */
 static void drop_source(Model *m, const Linear *l, const TensorSource *src) {
+    if (m->stream && m->backend->separate) return;
     bool last = l->slot == T_V || l->slot == T_UP || l->expert + 1 == m->config.n_experts;
     if (last || !src->block) weights_drop(&m->weights, src->name);
 }
@@ -91,7 +122,8 @@ bool model_load_linear(Model *m, Linear *l, float *w, Err *e) {
                        checkpoint_name(m->weights.checkpoint->kind));
     if (!model_load_bias(m, l, e)) return false;
     layout_linear(m, l, false, &src);
-    if (!load_rows(m, &src, 0, l->rows, l->cols, m->dtype, w, e)) return false;
+    if (!load_rows(m, &src, 0, l->rows, l->cols, m->dtype, l->checked, w, e)) return false;
+    l->checked = true;
     drop_source(m, l, &src);
     m->load_seconds += clock_seconds() - t;
     return true;
@@ -106,8 +138,7 @@ bool model_pack_linear(Model *m, Linear *l, const float *w, Arena *a, Err *e) {
     return backend_check(m->backend, e) && linear_set_quantized(l, &q);
 }
 
-/* 载入一个线性层，原样装进 a；能直接装的不经 f32 的副本。 */
-static bool load_dense(Model *m, Linear *l, Arena *a, Err *e) {
+bool model_load_dense(Model *m, Linear *l, Arena *a, Err *e) {
     double t = clock_seconds();
     TensorSource src;
     QTensor q;
@@ -196,7 +227,7 @@ static bool load_matrix(Model *m, TensorSlot slot, int64_t rows, int64_t cols, b
         QTensor part = rows_of(q, r, n);
         int64_t have = src.rows - r < n ? src.rows - r : n; /* project_out 之外恒为 n */
         if (have < n) op_multiply(m->backend, tensor_f32(w, n, cols), tensor_f32(w, n, cols), 0);
-        ok = (have <= 0 || load_rows(m, &src, r, have, cols, m->dtype, w, e)) &&
+        ok = (have <= 0 || load_rows(m, &src, r, have, cols, m->dtype, false, w, e)) &&
              pack_rows(m, &part, tensor_f32(w, n, cols), &tmp, e);
     }
     arena_free(&tmp);
@@ -219,7 +250,8 @@ static bool load_block_vector(Model *m, int64_t layer, const BlockVector *v, Err
     for (int64_t k = 0; ok && k < (split ? v->rows : 1); k++) {
         TensorSource s = layout_whole(m, v->slot, layer, k, v->suffix, split ? cols : v->rows,
                                       split ? 0 : v->cols);
-        ok = load_rows(m, &s, 0, s.rows, s.cols ? s.cols : 1, added ? DT_F32 : m->dtype, to + k * cols, e);
+        ok = load_rows(m, &s, 0, s.rows, s.cols ? s.cols : 1, added ? DT_F32 : m->dtype, false,
+                       to + k * cols, e);
     }
     if (!ok || !v->plus_one) return ok;
     HostView view = host_view(m->backend);
@@ -285,12 +317,12 @@ static bool finish_block(Model *m, int64_t layer, Err *e) {
             continue;
         }
         if (m->stream) {
-            if (!model_stream_linear(m, l, e)) return false;
+            ok = model_stream_linear(m, l, e);
             continue;
         }
-        ok = load_dense(m, l, &m->arena, e);
+        ok = model_load_dense(m, l, model_linear_arena(m, l), e);
     }
-    return ok;
+    return ok && model_leave_block(m, layer, e);
 }
 
 bool model_measure_weights(const Model *m, const QSpec *spec, size_t *bytes, Err *e) {
@@ -306,31 +338,6 @@ bool model_measure_weights(const Model *m, const QSpec *spec, size_t *bytes, Err
         }
     if (!model_measure_embed(m, &q, e)) return false;
     *bytes += qtensor_bytes(&q) * (m->config.tied ? 1 : 2);
-    return true;
-}
-
-Arena model_big_arena(Model *m) {
-    if (!m->spill.alloc || m->backend->separate) return backend_arena(m->backend);
-    return (Arena){.allocator = &m->spill};
-}
-
-bool model_stream_linear(Model *m, Linear *l, Err *e) {
-    l->streamed = true;
-    if (m->stream_layer == l->layer) m->stream_layer = -1;
-    return qtensor_measure(&l->q, m->dtype, (QSpec){0}, l->rows, l->cols, e);
-}
-
-bool model_need_block(Model *m, int64_t layer, Err *e) {
-    if (!m->stream || m->stream_layer == layer) return true;
-    Block *now = &m->blocks[layer], *before = m->stream_layer >= 0 ? &m->blocks[m->stream_layer] : NULL;
-    for (int64_t i = 0; before && i < before->n_linears; i++)
-        if (before->linears[i].streamed) before->linears[i].q.data = NULL;
-    arena_free(&m->stream_arena);
-    m->stream_layer = layer;
-    for (int64_t i = 0; i < now->n_linears; i++) {
-        Linear *l = &now->linears[i];
-        if (l->streamed && !load_dense(m, l, &m->stream_arena, e)) return false;
-    }
     return true;
 }
 

@@ -28,14 +28,24 @@ typedef struct Block {
     Linear *linears;  /* 前 ROLE_COUNT 个按 LinearRole 排，之后是家族独有的 */
     int64_t n_linears;
     FileMap file; /* 由存盘的块装入时的映射（blockfile.h） */
+    Arena arena;  /* 装好的线性层，在后端内存 */
 } Block;
 /* 输入组的个数。 */
 static inline int block_n_groups(const ModelConfig *c, int64_t layer) {
     return GROUP_EXPERTS + (arch_has_experts(c, layer) ? 2 * (int)c->n_experts : 0);
 }
 
+/* 流式时后端内存里的一块。 */
+typedef struct StreamSlot {
+    Arena arena;
+    ArenaMark empty; /* 回到这里就能装下一块 */
+    size_t bytes;    /* 备下的 */
+    int64_t layer;   /* -1 为空 */
+} StreamSlot;
+enum { STREAM_SLOTS = 2 /* 能预取的后端：一块在算，一块在传 */ };
+
 struct Model {
-    Arena arena; /* 装好的权重，在后端内存 */
+    Arena arena; /* 线性层之外装好的权重，在后端内存 */
     Arena meta;  /* 名字等元数据，在主机 */
     ModelConfig config;
     WeightStore weights;
@@ -61,9 +71,11 @@ struct Model {
     int64_t rope_regime; /* 表是为多长的时间线造的，见 model_ensure_rope */
     double load_seconds, pack_seconds;
     Allocator spill;      /* max_memory 之下校准的大数组放在磁盘上；alloc 为 NULL 即没有 */
-    bool stream;          /* 未量化的线性层不留在内存里，逐块载入 */
-    Arena stream_arena;   /* 正在用的那一块 */
-    int64_t stream_layer; /* 它的层号；还没有则 -1 */
+    bool stream;          /* 线性层不留在后端内存里，逐块载入（stream.c） */
+    StreamSlot slots[STREAM_SLOTS];
+    int slot;             /* 正在用的那一块 */
+    bool no_prefetch;     /* 装不下第二块；model_reset 不改它 */
+    Arena homes;          /* Linear.home 的内存，在主机 */
     KvSpec *kv;     /* (n_layers) 键值缓存的量化；NULL 为不量化 */
     KvMode kv_mode; /* 开会话或窗口之前定好 */
     DType kv_dtype; /* 不量化的键值的存放类型：F32、F16；NONE 即 F32（量化期间的前向） */
@@ -75,6 +87,8 @@ bool model_open(Model *m, const char *path, DType dtype, Backend *b, Err *e);
 bool model_open_as(Model *m, const char *path, const char *adapter, DType dtype, Backend *b, Err *e);
 /* 载入归一化、偏置、词嵌入与头；未装好的线性层装成稠密。已载入的不再做。 */
 bool model_finish(Model *m, Err *e);
+/* 回到刚打开时：装好的权重都放掉，文件仍开着；dtype、head_int8、stream、spill 不变。 */
+bool model_reset(Model *m, Err *e);
 void model_close(Model *m);
 /* 提前载入（校准需要）；已载入则不做事。 */
 bool model_load_norms(Model *m, int64_t layer, Err *e);
@@ -87,14 +101,26 @@ bool model_load_bias(Model *m, Linear *l, Err *e);
 bool model_measure_weights(const Model *m, const QSpec *spec, size_t *bytes, Err *e);
 /* 把第 layer 块的线性层 l 的权重解码到 w (rows,cols) f32（后端内存），并载入偏置。 */
 bool model_load_linear(Model *m, Linear *l, float *w, Err *e);
+/* 由文件按模型的 dtype 装成稠密的 l，内存来自 a（后端内存）；连同偏置。 */
+bool model_load_dense(Model *m, Linear *l, Arena *a, Err *e);
 /* 把稠密权重 w（后端内存）按模型的 dtype 装入 l，内存来自 a（后端内存）。 */
 bool model_pack_linear(Model *m, Linear *l, const float *w, Arena *a, Err *e);
-/* 装校准的大数组（全部样本的隐藏状态、输入、键值）的 Arena：有 spill 时在磁盘上，否则是后端内存。 */
+/* 装好的 l 的内存（后端的）：它的块的，或模型的（头）。 */
+Arena *model_linear_arena(Model *m, const Linear *l);
+/* 装校准的大数组（全部样本的隐藏状态、输入、键值）的 Arena：流式时在磁盘（spill）或锁页的主机内存上，否则是后端内存。 */
 Arena model_big_arena(Model *m);
 /* stream 时代替 model_pack_linear：只记下要多少字节，用到时再载入。 */
 bool model_stream_linear(Model *m, Linear *l, Err *e);
-/* 前向用到第 layer 块之前调用：stream 时载入它的未量化的线性层，并放掉上一块的。 */
+/* 第 layer 块的线性层已经装好：内存分开的后端在 stream 时把它移到主机（未量化的不留，用时再从文件载入），放掉后端内存。 */
+bool model_leave_block(Model *m, int64_t layer, Err *e);
+/* 已装好的模型改为流式（后端内存不够）。 */
+bool model_start_stream(Model *m, Err *e);
+/* 前向用到第 layer 块之前调用：stream 时载入它，并放掉前面的。 */
 bool model_need_block(Model *m, int64_t layer, Err *e);
+/* 第 layer 块的计算已派发：载入下一块（末块之后是第 0 块），与计算并行。装不下就不再预取；错误留给用到时报。 */
+void model_prefetch_next(Model *m, int64_t layer);
+/* 此后只留一块的位置，不再预取。 */
+void model_stop_prefetch(Model *m);
 /* 按名字找线性层；没有返回 NULL。 */
 Linear *model_find_linear(Model *m, const char *name);
 /* 备好位置的表（旋转、ALiBi），供长至 n 的时间线。longrope 与 dynamic 的频率随时间线的长度变（transformers 亦然），

@@ -134,26 +134,48 @@ static double gptq_style(const PplResult *r, int64_t window) {
     return (double)expf(sum / (float)(r->n_windows * window));
 }
 
+/* 一起走过各块的窗口数。平常是一批；后端放不下全部权重、每块要现传时是许多批，隐藏状态在 *x（否则 *x 为 NULL）。 */
+static int64_t stack_windows(const PplJob *job, int64_t batch, int64_t n_windows, Arena *a, float **x) {
+    enum { SHARE = 3, UNKNOWN = 1 << 30 }; /* 用余量的三分之一 */
+    Backend *b = job->model->backend;
+    int64_t one = batch * job->protocol->window * job->model->config.hidden;
+    size_t room = backend_room(b), most = room == SIZE_MAX ? UNKNOWN : room / SHARE;
+    int64_t n = (n_windows + batch - 1) / batch, fit = (int64_t)(most / ((size_t)one * sizeof **x));
+    *x = NULL;
+    if (!job->model->stream || !b->separate) return batch;
+    for (n = fit < n ? fit : n; n > 1; n /= 2)
+        if ((*x = ARENA_ARRAY(a, float, n * one, NULL)) != NULL) return n * batch;
+    return batch;
+}
+
 static bool run_windows(const PplJob *job, PplResult *r, Workspace *w, Scores *s, Compare *cmp,
-                        int32_t *ids, Err *e) {
+                        Arena *tensors, Err *e) {
     const Protocol *p = job->protocol;
-    int64_t batch = perplexity_batch(p, job->model->backend->batch_rows), d = job->model->config.hidden;
-    Progress bar = progress_start(LOG_EVAL, "困惑度", "token", r->n_windows * p->window);
-    bool ok = true;
-    for (int64_t first = 0; ok && first < r->n_windows; first += batch) {
-        int64_t n = r->n_windows - first < batch ? r->n_windows - first : batch;
+    Model *m = job->model;
+    float *x;
+    int64_t batch = perplexity_batch(p, m->backend->batch_rows), d = m->config.hidden, len = p->window;
+    int64_t group = stack_windows(job, batch, r->n_windows, tensors, &x);
+    Progress bar = progress_start(LOG_EVAL, "困惑度", "token", r->n_windows * len);
+    Arena tmp = {0};
+    int32_t *ids = ARENA_ARRAY(&tmp, int32_t, group * len, e);
+    bool ok = ids != NULL;
+    for (int64_t first = 0; ok && first < r->n_windows; first += group) {
+        int64_t n = r->n_windows - first < group ? r->n_windows - first : group;
         for (int64_t i = 0; i < n; i++) {
-            memcpy(ids + i * p->window, job->ids + (first + i) * p->stride,
-                   (size_t)p->window * sizeof *ids);
-            if (p->bos_replaces && job->bos >= 0) ids[i * p->window] = job->bos;
+            memcpy(ids + i * len, job->ids + (first + i) * p->stride, (size_t)len * sizeof *ids);
+            if (p->bos_replaces && job->bos >= 0) ids[i * len] = job->bos;
         }
-        ok = forward_windows(job->model, w, ids, n, p->window, e);
-        for (int64_t i = 0; ok && i < n; i++)
-            ok = score_window(job, first + i, w->h + i * p->window * d, ids + i * p->window, s,
-                              cmp, &r->window_nll[first + i], e);
-        progress_step(&bar, (first + n) * p->window);
+        ok = x ? forward_stack(m, w, x, ids, n, len, batch, e) : forward_windows(m, w, ids, n, len, e);
+        for (int64_t i = 0; ok && i < n; i++) {
+            int64_t in_batch = i % batch, rest = n - i < batch ? n - i : batch;
+            if (x && in_batch == 0) forward_finish(m, w->h, x + i * len * d, rest * len);
+            ok = score_window(job, first + i, w->h + in_batch * len * d, ids + i * len, s, cmp,
+                              &r->window_nll[first + i], e);
+        }
+        progress_step(&bar, (first + n) * len);
     }
     r->seconds = progress_end(&bar);
+    arena_free(&tmp);
     return ok;
 }
 
@@ -171,16 +193,15 @@ bool perplexity_run(const PplJob *job, PplResult *r, Arena *a, Err *e) {
     Scores s = {0};
     Compare cmp = {0};
     int64_t rows = perplexity_batch(p, job->model->backend->batch_rows) * p->window;
-    int32_t *ids = ARENA_ARRAY(&tmp, int32_t, rows, e);
     r->window_nll = ARENA_ARRAY(a, double, r->n_windows, e);
     int64_t ref_cells = job->reference ? protocol_scored(p) * job->model->config.hidden : 0;
     if (job->reference) s.ref_x = ARENA_ARRAY(&tensors, float, ref_cells, e);
     if (job->reference)
         cmp.kl = ARENA_ARRAY(&tmp, double, job->reference->hidden_windows * protocol_scored(p), e);
-    bool ok = ids && r->window_nll && (!job->reference || (cmp.kl && s.ref_x)) &&
+    bool ok = r->window_nll && (!job->reference || (cmp.kl && s.ref_x)) &&
               alloc_scores(&s, &tmp, protocol_scored(p), e) &&
               workspace_open(&w, job->model, rows, e) &&
-              run_windows(job, r, &w, &s, &cmp, ids, e) && summarize(r, &cmp, a, e);
+              run_windows(job, r, &w, &s, &cmp, &tensors, e) && summarize(r, &cmp, a, e);
     if (ok) {
         r->kv = w.kv_bytes;
         r->ppl_gptq = gptq_style(r, p->window);

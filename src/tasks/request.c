@@ -301,7 +301,10 @@ static bool scorer_open(Scorer *s, Arena *a, Model *m, const ScoreOptions *o, Sc
         while (c < limit && x->ids[c] == y->ids[c]) c++;
         s->lcp[k] = c;
     }
-    int64_t rows = o && o->max_rows > 0 ? o->max_rows : DEFAULT_ROWS;
+    const Backend *b = m->backend;
+    bool heavy = m->stream && b->separate; /* 每批都要把权重传一遍：批大些 */
+    int64_t usual = !heavy && b->batch_rows > DEFAULT_ROWS ? DEFAULT_ROWS : b->batch_rows;
+    int64_t rows = o && o->max_rows > 0 ? o->max_rows : usual;
     if (!s->share && rows < longest) rows = longest; /* 不可分次喂入 */
     if (rows > s->cost.n_tokens && s->cost.n_tokens > 0) rows = s->cost.n_tokens;
     s->ids = ARENA_ARRAY(a, int32_t, rows, e);

@@ -176,7 +176,8 @@ bool taskset_run(TaskSet *s, Model *m, const Tokenizer *t, ScoreCost *cost, Err 
         ok = requests_score(m, NULL, f.score, n_score, cost, e) &&
              (n_generate == 0 || requests_generate(m, t, f.generate, n_generate, false, e));
         f.n_score = f.n_generate = 0;
-        each_request(s, scatter, &f); /* 出错时已生成的也归各任务释放 */
+        for (size_t i = 0; !ok && i < n_generate; i++) token_ids_free(&f.generate[i].out); /* 可以再来一次 */
+        each_request(s, scatter, &f);
     }
     arena_free(&a);
     return ok;

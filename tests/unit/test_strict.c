@@ -102,7 +102,7 @@ static void test_methods(void **state) {
     (void)state;
     static const Case CASES[] = {
         {"fp16", "A", {"eval.kl_windows=1"}, false},
-        {"fp16", "A", {"max_memory=1MB"}, false},
+        {"fp16", "A", {"max_memory=30MB"}, false},
         {"rtn", "A", {"weight.w_bits=3", "head_quant=int8"}, false},
         {"rtn", "B", {"weight.w_bits=8", "weight.granularity=per_channel", "activation.scheme=per_token"}, false},
         {"rtn", "C", {"kv_cache.k_bits=4"}, false},

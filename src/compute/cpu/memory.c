@@ -311,7 +311,7 @@ typedef struct StrictMemory {
     char *base;
     Range *used;         /* 按位置排列 */
     size_t n_used, cap_used;
-    bool open;
+    bool open, aside; /* 可读写；在 SIDE_BEGIN 与 SIDE_END 之间 */
 } StrictMemory;
 
 static void set_access(StrictMemory *s, bool open) {
@@ -334,6 +334,7 @@ static void *strict_alloc(Allocator *self, size_t bytes) {
         return NULL;
     }
     bytes = (bytes + PAGE - 1) / PAGE * PAGE;
+    if (allocator_full(self, bytes)) return NULL;
     if (s->n_used == s->cap_used) {
         size_t cap = s->cap_used ? 2 * s->cap_used : 64;
         Range *more = realloc(s->used, cap * sizeof *more);
@@ -373,6 +374,17 @@ static void strict_clear(Allocator *self, void *p, size_t bytes) {
     if (!open) set_access(s, false);
 }
 
+/* 预取：没有另一条流，只查成对。 */
+static void strict_side(Backend *b, SideStep step) {
+    StrictMemory *s = (StrictMemory *)b->memory;
+    CHECK(s->aside == (step == SIDE_END));
+    s->aside = step == SIDE_BEGIN;
+}
+static size_t strict_room(Backend *b) {
+    const Allocator *a = b->memory;
+    return a->limit ? a->limit > a->used ? a->limit - a->used : 0 : SIZE_MAX;
+}
+
 bool backend_make_strict(Backend *b, Err *e) {
     StrictMemory *s = calloc(1, sizeof *s);
     void *base = s ? mmap(NULL, STRICT_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
@@ -389,6 +401,9 @@ bool backend_make_strict(Backend *b, Err *e) {
     b->memory = &s->allocator;
     b->separate = true;
     b->guard = strict_guard;
+    b->side = strict_side;
+    b->room = strict_room;
+    b->mapped = allocator_default();
     return true;
 }
 

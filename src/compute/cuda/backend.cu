@@ -1,4 +1,4 @@
-/* backend — CUDA 后端：打开、显存、复制、统计，以及算子表 */
+/* backend — CUDA 后端：打开、复制、统计，以及算子表 */
 #include <limits.h>
 #include <math.h>
 #include <stdarg.h>
@@ -25,69 +25,19 @@ bool cuda_ok(Backend *b, cudaError_t code, const char *what) {
 }
 bool cuda_launched(Backend *b, const char *what) {
     CudaBackend *c = cuda_of(b);
-    if (c->profile) profile_mark(c, what);
+    if (c->profile && c->lane == LANE_MAIN) profile_mark(c, what);
     c->chain = c->chained, c->chained = false;
     return cuda_ok(b, cudaGetLastError(), what);
 }
 bool cuda_blas_ok(Backend *b, cublasStatus_t code, const char *what) {
-    if (cuda_of(b)->profile) profile_mark(cuda_of(b), what);
+    if (cuda_of(b)->profile && cuda_of(b)->lane == LANE_MAIN) profile_mark(cuda_of(b), what);
     cuda_of(b)->chain = cuda_of(b)->chained = false;
     if (code == CUBLAS_STATUS_SUCCESS) return true;
     return cuda_fail(b, ERR_DEVICE, "cuBLAS：%s 失败：%s", what, cublasGetStatusString(code));
 }
 
-/* ---- 显存 ---- */
-
-/* 分配；不成时等前面的做完，把池里空着的还给驱动再试一次：碎的空处合不成一大块。 */
-static cudaError_t take_memory(CudaBackend *c, void **p, size_t bytes) {
-    cudaError_t code = cudaMallocAsync(p, bytes, c->stream);
-    if (code != cudaErrorMemoryAllocation) return code;
-    cudaMemPool_t pool;
-    cudaGetLastError();
-    code = cudaStreamSynchronize(c->stream);
-    if (code == cudaSuccess) code = cudaDeviceGetDefaultMemPool(&pool, 0);
-    if (code == cudaSuccess) code = cudaMemPoolTrimTo(pool, 0);
-    return code == cudaSuccess ? cudaMallocAsync(p, bytes, c->stream) : code;
-}
-
-void *cuda_slot(Backend *b, int slot, size_t bytes) {
-    CudaBackend *c = cuda_of(b);
-    if (bytes == 0) bytes = 1;
-    if (c->slot_bytes[slot] >= bytes) return c->slot[slot];
-    if (c->slot[slot]) cuda_ok(b, cudaFreeAsync(c->slot[slot], c->stream), "归还工作区");
-    c->slot[slot] = NULL;
-    c->slot_bytes[slot] = 0;
-    if (!cuda_ok(b, take_memory(c, &c->slot[slot], bytes), "分配工作区")) {
-        c->slot[slot] = NULL;
-        return NULL;
-    }
-    c->slot_bytes[slot] = bytes;
-    return c->slot[slot];
-}
-
-static void *memory_alloc(Allocator *self, size_t bytes) {
-    CudaBackend *c = (CudaBackend *)self->owner;
-    void *p = NULL;
-    if (take_memory(c, &p, bytes) != cudaSuccess) {
-        cudaGetLastError(); /* 内存不足不粘滞 */
-        return NULL;
-    }
-    cudaMemsetAsync(p, 0, bytes, c->stream);
-    self->n_allocs++;
-    self->used += bytes;
-    if (self->used > self->peak) self->peak = self->used;
-    return p;
-}
-static void memory_release(Allocator *self, void *p, size_t bytes) {
-    cudaFreeAsync(p, ((CudaBackend *)self->owner)->stream);
-    self->used -= bytes;
-}
-static void memory_clear(Allocator *self, void *p, size_t bytes) {
-    cudaMemsetAsync(p, 0, bytes, ((CudaBackend *)self->owner)->stream);
-}
-
 static void op_read_(Backend *b, void *host, const void *src, size_t bytes) {
-    if (cuda_ok(b, cudaMemcpyAsync(host, src, bytes, cudaMemcpyDeviceToHost, STREAM(b)), "读出"))
+    if (cuda_ok(b, cudaMemcpyAsync(host, src, bytes, cudaMemcpyDefault, STREAM(b)), "读出"))
         cuda_ok(b, cudaStreamSynchronize(STREAM(b)), "等待");
 }
 static void op_write_(Backend *b, void *dst, const void *host, size_t bytes) {
@@ -99,14 +49,14 @@ static void op_copy_(Backend *b, void *dst, const void *src, size_t bytes) {
     bool overlap = d < s + bytes && s < d + bytes;
     if (overlap && d != s) { /* 经工作区 */
         void *tmp = cuda_slot(b, SLOT_Z, bytes);
-        if (!tmp || !cuda_ok(b, cudaMemcpyAsync(tmp, s, bytes, cudaMemcpyDeviceToDevice, STREAM(b)), "复制")) return;
+        if (!tmp || !cuda_ok(b, cudaMemcpyAsync(tmp, s, bytes, cudaMemcpyDefault, STREAM(b)), "复制")) return;
         s = (const char *)tmp;
     }
-    if (d != s) cuda_ok(b, cudaMemcpyAsync(d, s, bytes, cudaMemcpyDeviceToDevice, STREAM(b)), "复制");
+    if (d != s) cuda_ok(b, cudaMemcpyAsync(d, s, bytes, cudaMemcpyDefault, STREAM(b)), "复制");
 }
 static void op_copy_2d_(Backend *b, void *dst, size_t dst_step, const void *src, size_t src_step, int64_t n,
                         size_t bytes) {
-    cuda_ok(b, cudaMemcpy2DAsync(dst, dst_step, src, src_step, bytes, (size_t)n, cudaMemcpyDeviceToDevice, STREAM(b)),
+    cuda_ok(b, cudaMemcpy2DAsync(dst, dst_step, src, src_step, bytes, (size_t)n, cudaMemcpyDefault, STREAM(b)),
             "复制矩形");
 }
 static void op_parallel_(Backend *b, int64_t n, void (*fn)(void *ctx, int64_t task), void *ctx) {
@@ -301,32 +251,16 @@ static void op_adamw_(Backend *b, const AdamStep *step) {
     LAUNCHED(b, "adamw");
 }
 
-/* 驱动所见的占用，整块 GPU 的（别的进程也算在内）。 */
-static size_t used_memory(void) {
-    size_t free_bytes = 0, total = 0;
-    return cudaMemGetInfo(&free_bytes, &total) == cudaSuccess ? total - free_bytes : 0;
-}
-/* 内存池从不还给驱动，所以此刻驱动所见的占用就是峰值（含 CUDA 的上下文与 cuBLAS 的工作区）。 */
-static size_t vram_peak(Backend *b) {
-    (void)b;
-    return used_memory();
-}
-
 static void cuda_close(Backend *b) {
     CudaBackend *c = cuda_of(b);
     if (!c) return;
     profile_close(c);
     uploader_close(c);
-    for (int i = 0; i < N_SLOTS; i++)
-        if (c->slot[i]) cudaFreeAsync(c->slot[i], c->stream);
     if (c->watched) cudaFreeAsync(c->watched, c->stream);
     if (c->counters) cudaFreeAsync(c->counters, c->stream);
     if (c->solver) cusolverDnDestroy(c->solver);
     if (c->blas) cublasDestroy(c->blas);
-    if (c->stream) {
-        cudaStreamSynchronize(c->stream);
-        cudaStreamDestroy(c->stream);
-    }
+    memory_close(c);
     free(c);
     b->impl = NULL;
 }
@@ -397,12 +331,8 @@ static bool describe(Backend *b) {
 
 static bool open_device(Backend *b) {
     CudaBackend *c = cuda_of(b);
-    cudaMemPool_t pool;
-    uint64_t keep = UINT64_MAX;
     if (!describe(b) || !cuda_ok(b, cudaFree(NULL), "建立上下文")) return false;
-    return cuda_ok(b, cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking), "建立流") &&
-           cuda_ok(b, cudaDeviceGetDefaultMemPool(&pool, 0), "内存池") &&
-           cuda_ok(b, cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep), "内存池") &&
+    return memory_open(b) &&
            cuda_ok(b, cudaMallocAsync((void **)&c->watched, sizeof *c->watched, c->stream), "显存") &&
            cuda_ok(b, cudaMemcpyAsync(c->watched, &NOTHING, sizeof NOTHING, cudaMemcpyHostToDevice, c->stream), "写入") &&
            cuda_ok(b, cudaMallocAsync((void **)&c->counters, COUNTERS * sizeof(int), c->stream), "显存") &&
@@ -428,10 +358,9 @@ bool ptq_cuda_open(Backend *b, Backend *host, ComputeMode compute, Err *e) {
         return false;
     }
     b->ops = &ops, b->name = "cuda", b->isa = c->isa, b->compute = compute, b->n_threads = host->n_threads;
-    b->impl = c, b->separate = true, b->batch_rows = 8192, b->memory = &c->memory, b->host = host, b->device = &c->device;
-    b->vram_peak = vram_peak, b->close = cuda_close;
-    c->memory.alloc = memory_alloc, c->memory.release = memory_release, c->memory.clear = memory_clear;
-    c->memory.owner = c;
+    b->impl = c, b->separate = true, b->batch_rows = 8192, b->host = host, b->device = &c->device;
+    b->close = cuda_close;
+    c->self = b;
     if (open_device(b)) {
         profile_open(c);
         return true;

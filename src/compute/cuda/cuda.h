@@ -21,8 +21,16 @@ enum { COUNTERS = 65536 };
 struct Profile;
 struct Uploader;
 
+/* 两条流：MAIN 上计算，SIDE 上预取权重；各有自己的工作区。 */
+enum { LANE_MAIN, LANE_SIDE, N_LANES };
+
 typedef struct CudaBackend {
-    cudaStream_t stream;
+    Backend *self;
+    cudaStream_t stream;       /* 现在派发到的：lanes[lane] */
+    cudaStream_t lanes[N_LANES];
+    int lane;
+    cudaEvent_t computed, loaded; /* 预取可以开始改写的时刻；预取完的时刻 */
+    cudaMemPool_t pool;
     cublasHandle_t blas;
     cusolverDnHandle_t solver; /* 第一次分解时打开 */
     int *counters; /* 显存：COUNTERS 个 0，供块之间的交接，用完归零 */
@@ -31,9 +39,10 @@ typedef struct CudaBackend {
     bool chain, chained;       /* 上一次派发是 launch_early 的；这一次（还没查）是 */
     bool product;              /* 最近一次不透明的输出是 f(gate)·up（bf16，在 out[0].y） */
     int *watched;              /* 显存：watch 记下的，INT_MAX 为无 */
-    Allocator memory;
-    void *slot[N_SLOTS];
-    size_t slot_bytes[N_SLOTS];
+    Allocator memory, mapped;  /* memory.used 含工作区 */
+    void *slot[N_LANES][N_SLOTS];
+    size_t slot_bytes[N_LANES][N_SLOTS];
+    size_t peak; /* 归还给驱动之前见过的占用 */
     DeviceInfo device;
     char isa[16];
     Uploader *uploader; /* 第一次传大块时打开 */
@@ -43,6 +52,9 @@ typedef struct CudaBackend {
 static inline CudaBackend *cuda_of(Backend *b) {
     return (CudaBackend *)b->impl;
 }
+/* 显存、工作区、两条流（memory.cu）。 */
+bool memory_open(Backend *b);
+void memory_close(CudaBackend *c);
 /* 把错误记进 b->err（已有错误时不盖过）。返回: 恒为假。插件不引用主程序的符号，所以不用 err_set。 */
 bool cuda_fail(Backend *b, ErrCode code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 /* 失败时把错误记进 b->err。返回: 成功与否。 */

@@ -10,6 +10,8 @@ static const size_t STAGE_BYTES = (size_t)64 << 20, DIRECT_BYTES = (size_t)1 << 
 struct Uploader {
     char *pinned[N_STAGES];
     cudaEvent_t sent[N_STAGES];
+    int next;      /* 轮到哪一个缓冲 */
+    bool pageable; /* 锁不住内存：直接传 */
 };
 static Uploader *uploader_of(Backend *b) {
     CudaBackend *c = cuda_of(b);
@@ -20,10 +22,17 @@ static Uploader *uploader_of(Backend *b) {
         return NULL;
     }
     c->uploader = u;
-    for (int i = 0; i < N_STAGES; i++)
-        if (!cuda_ok(b, cudaMallocHost((void **)&u->pinned[i], STAGE_BYTES), "锁页内存") ||
-            !cuda_ok(b, cudaEventCreateWithFlags(&u->sent[i], cudaEventDisableTiming), "事件"))
+    for (int i = 0; i < N_STAGES; i++) {
+        cudaError_t code = cudaMallocHost((void **)&u->pinned[i], STAGE_BYTES);
+        if (code == cudaErrorMemoryAllocation) { /* 主机不让锁这么多：慢一点，不是错误 */
+            cudaGetLastError();
+            u->pinned[i] = NULL;
+            u->pageable = true;
+        } else if (!cuda_ok(b, code, "锁页内存")) {
             return NULL;
+        }
+        if (!cuda_ok(b, cudaEventCreateWithFlags(&u->sent[i], cudaEventDisableTiming), "事件")) return NULL;
+    }
     return u;
 }
 void uploader_close(CudaBackend *c) {
@@ -48,19 +57,26 @@ static void copy_task(void *ctx, int64_t task) {
     memcpy(j->dst + at, j->src + at, n);
 }
 
+static bool upload_direct(Backend *b, void *dst, const void *host, size_t bytes) {
+    return cuda_ok(b, cudaMemcpyAsync(dst, host, bytes, cudaMemcpyDefault, STREAM(b)), "写入") &&
+           cuda_ok(b, cudaStreamSynchronize(STREAM(b)), "等待");
+}
+/* 预取时小块也走缓冲：不等前面的传完。 */
 bool cuda_upload(Backend *b, void *dst, const void *host, size_t bytes) {
     CudaBackend *c = cuda_of(b);
-    if (bytes < DIRECT_BYTES)
-        return cuda_ok(b, cudaMemcpyAsync(dst, host, bytes, cudaMemcpyHostToDevice, c->stream), "写入") &&
-               cuda_ok(b, cudaStreamSynchronize(c->stream), "等待");
+    c->chain = c->chained = false; /* 传的可能是权重：后面的内核不可提早去读 */
+    if (bytes < DIRECT_BYTES && c->lane == LANE_MAIN) return upload_direct(b, dst, host, bytes);
     Uploader *u = uploader_of(b);
+    if (u && u->pageable) return upload_direct(b, dst, host, bytes);
     bool ok = u && b->err.code == ERR_NONE;
-    for (size_t at = 0, i = 0; ok && at < bytes; at += STAGE_BYTES, i = (i + 1) % N_STAGES) {
+    for (size_t at = 0; ok && at < bytes; at += STAGE_BYTES) {
         size_t n = bytes - at < STAGE_BYTES ? bytes - at : STAGE_BYTES;
+        int i = u->next;
+        u->next = (i + 1) % N_STAGES;
         ok = cuda_ok(b, cudaEventSynchronize(u->sent[i]), "等待"); /* 上次用它的那一段已传完 */
         CopyJob j = {u->pinned[i], (const char *)host + at, n};
         if (ok) b->host->ops->parallel(b->host, (int64_t)((n - 1) / COPY_PIECE + 1), copy_task, &j);
-        ok = ok && cuda_ok(b, cudaMemcpyAsync((char *)dst + at, u->pinned[i], n, cudaMemcpyHostToDevice, c->stream), "写入") &&
+        ok = ok && cuda_ok(b, cudaMemcpyAsync((char *)dst + at, u->pinned[i], n, cudaMemcpyDefault, c->stream), "写入") &&
              cuda_ok(b, cudaEventRecord(u->sent[i], c->stream), "事件");
     }
     return ok; /* 内容已在锁页的缓冲里，不必等传完 */

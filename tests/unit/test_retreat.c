@@ -63,14 +63,14 @@ static void prepare(void) {
 
 typedef struct Case {
     const char *method, *track, *overrides[4];
-    bool calibrated;
+    bool calibrated, stepped; /* 也试边做边退 */
 } Case;
 
 static bool run_case(const Case *c, json_t **result, Err *e) {
     char text[4][700];
     const char *list[24];
     size_t n = 0;
-    const char *const common[] = {"eval.ppl_protocol=gptq-32", "eval.limit=24", "threads=2", "eval.kl_windows=0",
+    const char *const common[] = {"eval.ppl_protocol=gptq-32", "eval.limit=2", "threads=2", "eval.kl_windows=0",
                                   "eval.decode_tokens=2", "eval.speed_context=16",
                                   "calibration.samples=2", "calibration.length=16"};
     snprintf(text[0], sizeof text[0], "data_dir=%s", tmp_path("data"));
@@ -97,7 +97,7 @@ static json_t *numbers(const json_t *result) {
         json_object_set(out, "window_nll", json_object_get(v, "window_nll"));
         json_object_set(out, "kv_cache", json_object_get(v, "kv_cache"));
     }
-    assert_int_equal(json_array_size(json_object_get(out, "window_nll")), 24);
+    assert_int_equal(json_array_size(json_object_get(out, "window_nll")), 2);
     return out;
 }
 
@@ -130,17 +130,24 @@ static void check_same(const Case *c, const json_t *want, const json_t *result) 
     json_decref(got);
 }
 
+/* 插桩构建里只走退让的一遍：与不限的比较由不插桩的构建做 */
+#ifdef __SANITIZE_ADDRESS__
+enum { COMPARE = 0 };
+#else
+enum { COMPARE = 1 };
+#endif
+
+#define QUICK "eval.speed=false"
 static const Case CASES[] = {
-    {"fp16", "A", {0}, false},
-    {"rtn", "A", {"weight.w_bits=3", "head_quant=int8"}, false},
-    {"rtn", "B", {"weight.w_bits=8", "weight.granularity=per_channel", "activation.scheme=per_token"}, false},
-    {"gptq", "A", {"gptq.act_order=true"}, true},
-    {"awq", "A", {"weight.group_size=32", "awq.n_grid=3"}, true},
-    {"spqr", "A", {"weight.w_bits=3"}, true},
-    {"omniquant", "A", {"omniquant.epochs=1"}, true},
-    {"smoothquant", "B", {"smoothquant.search=true"}, true},
-    {"kivi", "C", {"kv_cache.k_bits=2", "kv_cache.residual_length=8", "kv_cache.group_size=8"}, false},
-    {"kvquant", "C", {"kv_cache.k_bits=3"}, true},
+    {"fp16", "A", {0}, false, true},
+    {"rtn", "B", {"weight.w_bits=8", "weight.granularity=per_channel", "activation.scheme=per_token", QUICK}, false, false},
+    {"gptq", "A", {"gptq.act_order=true", QUICK}, true, true},
+    {"awq", "A", {"weight.group_size=32", "awq.n_grid=2", QUICK}, true, false},
+    {"spqr", "A", {"weight.w_bits=3", QUICK}, true, false},
+    {"omniquant", "A", {"omniquant.epochs=1", QUICK}, true, false},
+    {"smoothquant", "B", {"smoothquant.search=true", QUICK}, true, false},
+    {"kivi", "C", {"kv_cache.k_bits=2", "kv_cache.residual_length=8", "kv_cache.group_size=8", QUICK}, false, false},
+    {"kvquant", "C", {"kv_cache.k_bits=3", QUICK}, true, false},
 };
 
 /* 不限；事先估计装不下而流式；估不到、边做边退。三者的数字逐位相同。 */
@@ -148,20 +155,25 @@ static void test_methods(void **state) {
     (void)state;
     for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) {
         const Case *c = &CASES[i];
-        json_t *free_run = run_ok(c, 0, false), *want = numbers(free_run);
-        size_t need = peak;
-        assert_int_equal(count_fallbacks(free_run, "逐块"), 0);
+        json_t *want = NULL;
+        if (COMPARE) {
+            json_t *free_run = run_ok(c, 0, false);
+            want = numbers(free_run);
+            assert_int_equal(count_fallbacks(free_run, "逐块"), 0);
+            assert_true(peak > 17 * MB);
+            json_decref(free_run);
+        }
         json_t *planned = run_ok(c, 22 * MB, false);
         assert_int_equal(count_fallbacks(planned, "线性层逐块传到 GPU"), 1);
-        check_same(c, want, planned);
-        json_t *stepped = run_ok(c, 17 * MB, true);
-        assert_true(count_fallbacks(stepped, "减到") > 0);
-        assert_true(need > 17 * MB);
-        check_same(c, want, stepped);
-        json_decref(free_run);
-        json_decref(want);
+        if (want) check_same(c, want, planned);
         json_decref(planned);
-        json_decref(stepped);
+        if (c->stepped) {
+            json_t *stepped = run_ok(c, 17 * MB, true);
+            assert_true(count_fallbacks(stepped, "减到") > 0);
+            if (want) check_same(c, want, stepped);
+            json_decref(stepped);
+        }
+        json_decref(want);
     }
 }
 

@@ -305,7 +305,7 @@ static CliResult parse(Args *a, int argc, char **argv) {
         {"--threads", CLI_STR, &a->threads, "N", "线程数，0 为全部核", false},
         {"--limit", CLI_STR, &a->limit, "N", "每个数据集最多多少个窗口", false},
         {"--compute", CLI_STR, &a->compute, "auto|float32|bfloat16", "矩阵乘的计算类型", false},
-        {"--max_memory", CLI_STR, &a->max_memory, "大小", "内存上限，如 400MB：装不下时逐块载入", false},
+        {"--max_memory", CLI_STR, &a->max_memory, "大小", "内存（GPU 上是显存）上限，如 400MB：装不下时逐块载入", false},
         {"--results", CLI_STR, &a->results, "文件夹", "结果写到哪里（默认 results/）", false},
         {"--plots", CLI_STR, &a->plots, "文件夹", "图画到哪里（默认 plots/）", false},
         {"--no_leaderboard", CLI_BOOL, &a->no_leaderboard, NULL, "结束时不更新排行榜", false},

@@ -33,7 +33,7 @@ static CliResult parse(Args *a, int argc, char **argv) {
         {"--threads", CLI_STR, &a->threads, "N", "线程数，0 为全部核", false},
         {"--limit", CLI_STR, &a->limit, "N", "每个数据集最多多少个窗口", false},
         {"--compute", CLI_STR, &a->compute, "auto|float32|bfloat16", "矩阵乘的计算类型", false},
-        {"--max_memory", CLI_STR, &a->max_memory, "大小", "内存上限，如 400MB：装不下时逐块载入", false},
+        {"--max_memory", CLI_STR, &a->max_memory, "大小", "内存（GPU 上是显存）上限，如 400MB：装不下时逐块载入", false},
         {"--results", CLI_STR, &a->results, "文件夹", "结果写到哪里（默认 results/）", false},
         {"--dump_linear", CLI_STR, &a->dump_linear, "层名", "把这一层量化后的 w、scale、zero、code 写成 .npy",
          false},

@@ -18,7 +18,7 @@
 #include "serve/http.h"
 
 typedef struct Args {
-    const char *model, *method, *track, *threads, *compute, *max_memory;
+    const char *model, *method, *track, *threads, *compute, *max_memory, *device;
     const char *host, *port, *key_file, *max_body, *max_connections, *max_queue, *idle;
     CliList overrides;
     bool quiet;
@@ -41,7 +41,8 @@ static CliResult parse(Args *a, int argc, char **argv) {
         {"--idle", CLI_STR, &a->idle, "秒", "连接上这么久没有动静就断开（默认 60）", false},
         {"--threads", CLI_STR, &a->threads, "N", "计算线程数，0 为全部核", false},
         {"--compute", CLI_STR, &a->compute, "auto|float32|bfloat16", "矩阵乘的计算类型", false},
-        {"--max_memory", CLI_STR, &a->max_memory, "大小", "内存上限，如 400MB", false},
+        {"--device", CLI_STR, &a->device, "auto|cpu|cuda", "运行设备", false},
+        {"--max_memory", CLI_STR, &a->max_memory, "大小", "内存（GPU 上是显存）上限，如 400MB：装不下时逐块载入", false},
         {"--quiet", CLI_BOOL, &a->quiet, NULL, "只打印警告与错误", false},
         {0}};
     const CliSpec spec = {.command = "serve",
@@ -132,13 +133,14 @@ static bool serve(Experiment *x, ServerOptions *o, Err *e) {
              (long long)o->engine.max_length);
     printf("http://%s%s%s:%d/v1\n", open, o->host, close, server_port(s));
     fflush(stdout);
-    while (!interrupt_requested()) usleep(50000);
+    bool broken = false;
+    while (!interrupt_requested() && !(broken = server_broken(s, e))) usleep(50000);
     log_line(LOG_INFO, "正在停止…");
     server_close(s, &n);
     log_line(LOG_OK, "服务已停：%lld 个请求，提示 %lld、写出 %lld 个 token%s", (long long)n.requests,
              (long long)n.prompt_tokens, (long long)n.completion_tokens,
              n.dropped ? "（有客户中途离开）" : "");
-    return true;
+    return !broken;
 }
 
 static int run(const Args *a) {
@@ -176,11 +178,12 @@ int cmd_serve(int argc, char **argv) {
     CliResult parsed = parse(&a, argc, argv);
     int code = parsed == CLI_DONE ? 0 : err_exit_code(ERR_USAGE);
     if (parsed == CLI_GO) {
-        char extra[3][160];
+        char extra[4][160];
         const struct {
             const char *key, *value;
-        } map[] = {{"threads", a.threads}, {"compute", a.compute}, {"max_memory", a.max_memory}};
-        for (int i = 0; i < 3; i++) {
+        } map[] = {{"threads", a.threads}, {"compute", a.compute}, {"max_memory", a.max_memory},
+                   {"device", a.device}};
+        for (int i = 0; i < 4; i++) {
             if (!map[i].value) continue;
             snprintf(extra[i], sizeof extra[i], "%s=%s", map[i].key, map[i].value);
             a.overrides.items[a.overrides.n++] = extra[i];

@@ -25,7 +25,7 @@ const Option RUN_OPTIONS[] = {
     OPT_ENUM(RunOptions, device, "device", DEVICES, 0, "运行设备，auto 有 GPU（驱动与插件 libptq_cuda.so 都在）用 GPU，否则 CPU；见 docs/gpu.md"),
     OPT_INT(RunOptions, threads, "threads", 0, 0, 1024, "线程数，0 为全部核；不影响数值结果"),
     OPT_STR(RunOptions, max_memory, "max_memory", NULL,
-            "内存上限，如 400MB、8GB；不够时未量化的线性层逐块从文件载入，校准的大数组放在磁盘上，数值不变"),
+            "内存（GPU 上是显存）的上限，如 400MB、8GB；不够时线性层逐块载入，校准的大数组放在磁盘（GPU：锁页的主机内存）上"),
     OPT_STR(RunOptions, stats_cache, "stats_cache", "2GB",
             "未量化模型的校准统计存在 data_dir/processed/stats/ 供别的运行共用，总共至多这么大；0B 为不存，数值不变"),
     OPT_ENUM(RunOptions, compute, "compute", COMPUTES, 0,

@@ -156,7 +156,7 @@ static bool list_entries(Export *x, Err *e) {
 /* 量化的线性层的编码、缩放、零点，列换回原来的次序。 */
 static bool unpack(const Export *x, const Linear *l, PackedLinear *p, Arena *a, Err *e) {
     QTensor q;
-    if (!qtensor_to_host(x->m->backend, &l->q, &q, a, e)) return false;
+    if (!model_need_block(x->m, l->layer, e) || !qtensor_to_host(x->m->backend, &l->q, &q, a, e)) return false;
     int64_t n = q.rows * q.cols, ng = q.rows * q.n_groups;
     uint8_t *code = ARENA_ARRAY(a, uint8_t, n, e);
     float *scale = ARENA_ARRAY(a, float, ng, e), *zero = ARENA_ARRAY(a, float, ng, e);
@@ -180,7 +180,7 @@ static bool dequantize(const Export *x, const Linear *l, float *dst, Err *e) {
     Backend *b = x->m->backend;
     Arena a = backend_arena(b);
     int64_t n = l->rows * l->cols;
-    float *w = ARENA_ARRAY(&a, float, n, e);
+    float *w = model_need_block(x->m, l->layer, e) ? ARENA_ARRAY(&a, float, n, e) : NULL;
     if (w) {
         op_dequantize(b, tensor_f32(w, l->rows, l->cols), &l->q);
         op_read(b, dst, w, (size_t)n * sizeof *w);

@@ -1,7 +1,7 @@
 /* stream — 模型装不下时线性层逐块载入：算哪一块，哪一块才在后端内存里
  * CPU（--max_memory）：未量化的用到时从权重文件载入，一次一块。内存分开的后端（GPU）：量化好的也移到主机，用到时再传；
  * 有两个位置轮流用，一块在算时下一块在另一条流上传（Backend.side）。数值与全部留在内存里逐位相同。
- * 不变式：一块的 streamed 的线性层只在它占着位置时 q.data 非空。 */
+ * 不变式：一块的 streamed 的线性层只在它占着位置时 q.data 非空；为空时其余的指针只表示有没有，不可读。 */
 #include "model/stream.h"
 
 Arena model_big_arena(Model *m) {
@@ -12,17 +12,10 @@ Arena model_big_arena(Model *m) {
 
 /* ---- 离开 ---- */
 
-/* 后端内存里的都不再算数，只留下大小。 */
-static void forget(QTensor *q) {
-    QtPart part[QT_PARTS];
-    qtensor_parts(q, part);
-    for (int i = 0; i < QT_PARTS; i++) *part[i].data = NULL;
-}
-
 static void vacate(Model *m, StreamSlot *s) {
     for (int64_t i = 0; s->layer >= 0 && i < m->blocks[s->layer].n_linears; i++) {
         Linear *l = &m->blocks[s->layer].linears[i];
-        if (l->streamed) forget(&l->q);
+        if (l->streamed) l->q.data = NULL;
     }
     s->layer = -1;
     arena_rewind(&s->arena, s->empty);
@@ -39,7 +32,7 @@ bool model_stream_linear(Model *m, Linear *l, Err *e) {
 static bool send_home(Model *m, Linear *l, Err *e) {
     QTensor *home = ARENA_NEW(&m->meta, QTensor, e);
     if (!home || !qtensor_to_host(m->backend, &l->q, home, &m->homes, e)) return false;
-    forget(&l->q);
+    l->q.data = NULL;
     l->home = home;
     l->streamed = true;
     return true;

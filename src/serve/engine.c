@@ -46,10 +46,23 @@ void work_fail(Engine *g, Work *w, const ApiError *err) {
 
 void work_fail_err(Engine *g, Work *w, const Err *e) {
     ApiError err;
+    Backend *b = g->o.model->backend;
+    Err device = {0};
     if (e->code == ERR_INTERRUPTED)
         api_fail(&err, 503, "shutting_down", NULL, "服务正在停止");
     else
-        api_fail(&err, 500, NULL, NULL, "%s", e->msg);
+        api_fail(&err, e->code == ERR_MEMORY ? 503 : 500, e->code == ERR_MEMORY ? "out_of_memory" : NULL, NULL, "%s",
+                 e->msg);
+    if (e->code == ERR_DEVICE) device = *e;
+    if (e->code == ERR_MEMORY && b->recover) { /* 别的请求照常 */
+        b->recover(b);
+        backend_check(b, &device);
+    }
+    if (device.code != ERR_NONE) {
+        pthread_mutex_lock(&g->lock);
+        g->broken = device;
+        pthread_mutex_unlock(&g->lock);
+    }
     work_fail(g, w, &err);
 }
 
@@ -340,6 +353,14 @@ void engine_close(Engine *g) {
     if (!g) return;
     engine_stop(g);
     engine_free(g);
+}
+
+bool engine_broken(Engine *g, Err *e) {
+    pthread_mutex_lock(&g->lock);
+    bool broken = g->broken.code != ERR_NONE;
+    if (broken) *e = g->broken;
+    pthread_mutex_unlock(&g->lock);
+    return broken;
 }
 
 EngineCounts engine_counts(Engine *g) {

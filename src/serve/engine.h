@@ -39,6 +39,9 @@ void engine_stop(Engine *g);
 /* 停（还没停的话）并释放。NULL 无妨。 */
 void engine_close(Engine *g);
 
+/* 计算设备坏了（GPU 的粘滞错误），再算什么都不成：写 *e，返回真。 */
+bool engine_broken(Engine *g, Err *e);
+
 typedef struct EngineCounts {
     int64_t requests, prompt_tokens, completion_tokens, dropped;
 } EngineCounts;

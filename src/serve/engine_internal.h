@@ -35,6 +35,7 @@ struct Engine {
     size_t n_live; /* 排队的与手头的 */
     bool stop;
     EngineCounts counts;
+    Err broken; /* 设备的错误；code 为 ERR_NONE 即没有 */
     /* 以下只归计算线程 */
     Arena arena;
     Work *live; /* 手头的，先来的在前 */
@@ -54,7 +55,7 @@ struct Engine {
 
 /* engine.c */
 void work_fail(Engine *g, Work *w, const ApiError *err);
-/* 由 Err 得到回给客户的错误：中断为 503，其余为 500。 */
+/* 由 Err 得到回给客户的错误：中断、内存不足为 503，其余为 500。设备的错误另记下（engine_broken）。 */
 void work_fail_err(Engine *g, Work *w, const Err *e);
 bool work_gone(Engine *g, Work *w);
 /* 全部回答写完：送出回应。 */

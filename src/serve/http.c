@@ -234,6 +234,10 @@ bool server_open(Server **out, const ServerOptions *o, Err *e) {
     return true;
 }
 
+bool server_broken(Server *s, Err *e) {
+    return engine_broken(s->engine, e);
+}
+
 int server_port(const Server *s) {
     return s->port;
 }

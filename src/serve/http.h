@@ -20,6 +20,8 @@ typedef struct ServerOptions {
 bool server_open(Server **s, const ServerOptions *o, Err *e);
 /* 实际监听的端口。 */
 int server_port(const Server *s);
+/* 见 engine_broken。 */
+bool server_broken(Server *s, Err *e);
 /* 停：不再收新连接，手头的请求以 503 结束，等回应送出（至多两秒）后关闭。s、counts 可为 NULL。 */
 void server_close(Server *s, EngineCounts *counts);
 #endif

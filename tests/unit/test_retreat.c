@@ -1,6 +1,6 @@
 /* test_retreat — 后端的内存不够时的退让：逐块流式、减小批，PPL 逐位相同；都不行才失败，写得清楚
  * 后端是严格模式的 CPU（内存分开，同 GPU），以 Allocator.limit 限住它的内存。CPU 的数字与批的大小无关，所以退让前后须逐位相同。
- * 链接时 --wrap=backend_open_cpu（见 Makefile）。 */
+ * 另：设备坏了（粘滞的错误）时失败的结果里有它的名字。链接时 --wrap=backend_open_cpu（见 Makefile）。 */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -24,6 +24,18 @@ static size_t limit; /* 打开的后端的上限，0 为不限 */
 static bool blind;   /* 后端不知道余量：不能事先估计，只能边做边退 */
 static size_t peak;  /* 上一次运行的后端内存的峰值 */
 static void (*close_backend)(Backend *b);
+static long linears_left = -1; /* 再算这么多次线性层之后设备就坏了；负数为不坏 */
+static BackendOps ops;
+static void (*real_linear)(Backend *b, const LinearOut *out, int n_out, const LinearIn *in, int64_t n);
+
+/* 粘滞的错误：坏了之后每次都是它，清也清不掉。 */
+static void failing_linear(Backend *b, const LinearOut *out, int n_out, const LinearIn *in, int64_t n) {
+    if (linears_left == 0)
+        err_set(&b->err, ERR_DEVICE, "CUDA：linear 失败：非法的地址（cudaErrorIllegalAddress）");
+    else
+        real_linear(b, out, n_out, in, n);
+    if (linears_left > 0) linears_left--;
+}
 
 static void close_counted(Backend *b) {
     peak = b->memory->peak;
@@ -39,6 +51,10 @@ bool __wrap_backend_open_cpu(Backend *b, int n_threads, ComputeMode compute, con
     if (!__real_backend_open_cpu(b, n_threads, compute, isa, e) || !backend_make_strict(b, e)) return false;
     b->memory->limit = limit;
     if (blind) b->room = NULL;
+    ops = *b->ops;
+    real_linear = ops.linear;
+    ops.linear = failing_linear;
+    b->ops = &ops;
     close_backend = b->close;
     b->close = close_counted;
     return true;
@@ -196,6 +212,26 @@ static void test_too_small(void **state) {
     }
 }
 
+/* 设备坏了：失败的结果里有错误的名字，不当作显存不足来退让。 */
+static void test_broken_device(void **state) {
+    (void)state;
+    for (long at = 0; at < 60; at += 29) { /* 评测中的不同地方；gptq 的校准前向之中 */
+        json_t *result;
+        Err e;
+        limit = 0;
+        linears_left = at;
+        assert_false(run_case(&CASES[at == 58 ? 2 : 0], &result, &e));
+        linears_left = -1;
+        assert_int_equal(e.code, ERR_DEVICE);
+        const json_t *status = json_object_get(result, "status");
+        assert_string_equal(json_string_value(json_object_get(status, "code")), "device");
+        assert_non_null(strstr(json_string_value(json_object_get(status, "message")), "cudaErrorIllegalAddress"));
+        assert_null(json_object_get(result, "results"));
+        assert_int_equal(json_array_size(json_object_get(result, "fallbacks")), 0);
+        json_decref(result);
+    }
+}
+
 static int open_all(void **state) {
     int rc = tmp_make(state);
     log_set_quiet(true);
@@ -204,6 +240,7 @@ static int open_all(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_methods), cmocka_unit_test(test_too_small)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_methods), cmocka_unit_test(test_too_small),
+                                       cmocka_unit_test(test_broken_device)};
     return cmocka_run_group_tests(tests, open_all, tmp_done);
 }

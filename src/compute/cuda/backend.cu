@@ -32,8 +32,10 @@ bool cuda_launched(Backend *b, const char *what) {
 bool cuda_blas_ok(Backend *b, cublasStatus_t code, const char *what) {
     if (cuda_of(b)->profile && cuda_of(b)->lane == LANE_MAIN) profile_mark(cuda_of(b), what);
     cuda_of(b)->chain = cuda_of(b)->chained = false;
+    if (!cuda_ok(b, cudaGetLastError(), what)) return false; /* cuBLAS 失败的原因，或前面的派发 */
     if (code == CUBLAS_STATUS_SUCCESS) return true;
-    return cuda_fail(b, ERR_DEVICE, "cuBLAS：%s 失败：%s", what, cublasGetStatusString(code));
+    return cuda_fail(b, code == CUBLAS_STATUS_ALLOC_FAILED ? ERR_MEMORY : ERR_DEVICE, "cuBLAS：%s 失败：%s（%s）", what,
+                     cublasGetStatusString(code), cublasGetStatusName(code));
 }
 
 static void op_read_(Backend *b, void *host, const void *src, size_t bytes) {
@@ -304,8 +306,8 @@ static bool describe(Backend *b) {
         return cuda_fail(b, ERR_UNSUPPORTED, "device=cuda：没有可用的 GPU（%s）：请看 nvidia-smi，或改用 --device cpu",
                          code == cudaSuccess ? "个数是 0" : cudaGetErrorName(code));
     if (!cuda_ok(b, cudaSetDevice(0), "选 GPU") || !cuda_ok(b, cudaGetDeviceProperties(&p, 0), "查 GPU")) return false;
-    cudaDriverGetVersion(&driver);
-    cudaRuntimeGetVersion(&runtime);
+    if (!cuda_ok(b, cudaDriverGetVersion(&driver), "查驱动") || !cuda_ok(b, cudaRuntimeGetVersion(&runtime), "查 CUDA"))
+        return false;
     snprintf(c->device.name, sizeof c->device.name, "%s", p.name);
     version(c->device.driver, sizeof c->device.driver, driver);
     version(c->device.cuda, sizeof c->device.cuda, runtime);
@@ -322,7 +324,7 @@ static bool describe(Backend *b) {
     c->sms = p.multiProcessorCount, c->early = p.major >= 9;
     snprintf(c->isa, sizeof c->isa, "sm_%d%d", p.major, p.minor);
     int pools = 0;
-    cudaDeviceGetAttribute(&pools, cudaDevAttrMemoryPoolsSupported, 0);
+    if (!cuda_ok(b, cudaDeviceGetAttribute(&pools, cudaDevAttrMemoryPoolsSupported, 0), "查 GPU")) return false;
     if (p.major < 8 || !pools)
         return cuda_fail(b, ERR_UNSUPPORTED, "device=cuda：%s（sm_%d%d）太旧，要 sm_80 以上：请改用 --device cpu", p.name,
                          p.major, p.minor);

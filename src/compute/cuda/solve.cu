@@ -117,7 +117,10 @@ __global__ static void store_kernel(float *u, const double *f, int64_t n) {
     if (r < n && c < n) u[r * n + c] = r <= c ? (float)tile[threadIdx.x][threadIdx.y] : 0;
 }
 static bool solver_ok(Backend *b, cusolverStatus_t code, const char *what) {
-    return code == CUSOLVER_STATUS_SUCCESS || cuda_fail(b, ERR_DEVICE, "cuSOLVER：%s 失败：%d", what, (int)code);
+    if (!cuda_ok(b, cudaGetLastError(), what)) return false;
+    return code == CUSOLVER_STATUS_SUCCESS ||
+           cuda_fail(b, code == CUSOLVER_STATUS_ALLOC_FAILED ? ERR_MEMORY : ERR_DEVICE, "cuSOLVER：%s 失败：错误码 %d", what,
+                     (int)code);
 }
 /* 暂存各段的大小由 cuSOLVER 给出。返回: 两步的 info 都是 0。 */
 static bool factor_on_device(Backend *b, cusolverDnHandle_t h, const FactorJob *job, double *f, char *small) {

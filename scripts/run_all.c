@@ -122,29 +122,43 @@ static char **cell_argv(const Sweep *s, const Cell *c) {
     return argv;
 }
 
-static CellState launch(Sweep *s, const Cell *c, const char *run_key, Err *why) {
-    const char *before = result_newest(s->results, run_key, &s->arena);
+/* key 为空：从前没有这一格的结果，run_key 到失败时才问；问不出来的缘故就是失败的缘故。 */
+static CellState launch(Sweep *s, const Cell *c, char key[65], Err *why) {
+    const char *before = key[0] ? result_newest(s->results, key, &s->arena) : NULL;
     char **argv = cell_argv(s, c);
     bool done = argv ? child_run(argv, why) : err_set(why, ERR_MEMORY, "内存不足");
     free(argv);
     if (done) return CELL_DONE;
     if (interrupt_requested() || why->code == ERR_INTERRUPTED) return CELL_TODO;
-    const char *after = result_newest(s->results, run_key, &s->arena);
+    ConfigRequest r = request_of(s, c);
+    Err cause = {0};
+    if (!key[0] && !run_key_of(&r, key, &cause)) *why = cause;
+    const char *after = key[0] ? result_newest(s->results, key, &s->arena) : NULL;
     bool recorded = after && (!before || strcmp(before, after) != 0);
-    if (!recorded) record_failure(s, c, run_key, why);
+    if (!recorded) record_failure(s, c, key, why);
     return CELL_FAILED;
 }
 
 /* ---------- 各单元 ---------- */
 
-/* 查明一个单元该不该跑。错误: 配置、模型或数据有问题。 */
-static bool examine(Sweep *s, const Cell *c, CellState *state, char key[65], Err *e) {
+/* 从前有没有这一格的结果（设置不论）；配置读不通也算有，好问出缘故。 */
+static bool has_results(Sweep *s, const ConfigRequest *r) {
+    Config c;
+    if (!config_load(&c, r, NULL)) return true;
+    bool found = result_any(s->results, c.model.name, c.method_name, c.track, &s->arena);
+    config_free(&c);
+    return found;
+}
+
+/* 查明一个单元该不该跑。run_key 要打开模型才知道：peek 为真时，从前没有结果的就不打开，key 为空。
+ * 错误: 配置、模型或数据有问题。 */
+static bool examine(Sweep *s, const Cell *c, bool peek, CellState *state, char key[65], Err *e) {
     key[0] = '\0';
-    if (!applicable(c)) {
-        *state = CELL_NOT_APPLICABLE;
-        return true;
-    }
+    *state = CELL_NOT_APPLICABLE;
+    if (!applicable(c)) return true;
     ConfigRequest r = request_of(s, c);
+    *state = CELL_TODO;
+    if (peek && !has_results(s, &r)) return true;
     if (!run_key_of(&r, key, e)) return false;
     json_t *found = result_find(s->results, key, NULL, &s->arena);
     *state = found ? CELL_SKIPPED : CELL_TODO;
@@ -158,7 +172,7 @@ static void run_cells(Sweep *s) {
         const Cell *c = &s->matrix.cells[i];
         char key[65];
         Err e = {0};
-        if (!examine(s, c, &s->states[i], key, &e)) {
+        if (!examine(s, c, true, &s->states[i], key, &e)) {
             say(LOG_FAIL, c, i, n, e.msg);
             record_failure(s, c, key, &e);
             s->states[i] = CELL_FAILED;
@@ -182,7 +196,7 @@ static int list_cells(Sweep *s) {
         char key[65];
         Err e = {0};
         CellState state;
-        if (!examine(s, c, &state, key, &e)) {
+        if (!examine(s, c, false, &state, key, &e)) {
             say(LOG_FAIL, c, i, n, e.msg);
             bad = 1;
         } else {

@@ -131,6 +131,25 @@ json_t *result_find(const char *dir, const char *run_key, const char **path_out,
     return find(dir, run_key, true, path_out, a);
 }
 
+bool result_any(const char *dir, const char *model, const char *method, char track, Arena *a) {
+    char **names;
+    size_t n;
+    bool found = false;
+    if (!file_exists(dir) || !file_list(a, dir, ".json", &names, &n, NULL)) return false;
+    while (!found && n-- > 0) {
+        char *path = file_join(a, dir, names[n], NULL);
+        ResultFile f;
+        if (!path || !load_one(&f, path, NULL)) continue;
+        const json_t *c = json_object_get(f.json, "config");
+        const char *m = json_string_value(json_object_get(c, "model"));
+        const char *k = json_string_value(json_object_get(c, "method"));
+        const char *t = json_string_value(json_object_get(c, "track"));
+        found = m && k && t && strcmp(m, model) == 0 && strcmp(k, method) == 0 && t[0] == track;
+        json_decref(f.json);
+    }
+    return found;
+}
+
 const char *result_newest(const char *dir, const char *run_key, Arena *a) {
     const char *path = NULL;
     json_decref(find(dir, run_key, false, &path, a));

@@ -33,6 +33,8 @@ bool result_load_all(const char *dir, Arena *a, ResultFile **files, size_t *n, E
 void result_free_all(ResultFile *files, size_t n);
 /* 在 dir 中找 run_key 相同且成功的结果（最新的一个）；没有返回 NULL。返回值须 json_decref。 */
 json_t *result_find(const char *dir, const char *run_key, const char **path_out, Arena *a);
+/* 有没有同模型、方法、轨道的结果（设置与成败不论）。没有，就不会有哪个 run_key 相同的。 */
+bool result_any(const char *dir, const char *model, const char *method, char track, Arena *a);
 /* run_key 相同的最新结果（无论成败）的路径；没有返回 NULL。 */
 const char *result_newest(const char *dir, const char *run_key, Arena *a);
 #endif

@@ -225,6 +225,7 @@ static bool return_norms(Walk *k, QuantBlock *b, Err *e) {
 
 static bool run_block(Walk *k, QuantBlock *b, Err *e) {
     ArenaMark mark = arena_mark(&k->job->scratch), host = arena_mark(&k->job->host);
+    calib_stream_rest(&k->stream);
     bool ok = interrupt_check(e) && lend_norms(k, b, e) && k->block_fn(k->job, b, e) &&
               return_norms(k, b, e);
     for (int64_t r = 0; ok && r < k->job->model->blocks[b->layer].n_linears; r++) {

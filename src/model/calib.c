@@ -65,6 +65,10 @@ void calib_stream_close(CalibStream *s) {
     *s = (CalibStream){0};
 }
 
+void calib_stream_rest(CalibStream *s) {
+    if (s->work && s->model->spill.alloc) workspace_close(s->work);
+}
+
 static bool alloc_stats(InputStats *s, Arena *a, unsigned kinds, int64_t cols, Err *e) {
     *s = (InputStats){.cols = cols};
     if (kinds & STAT_GRAM) s->gram = ARENA_ARRAY(a, float, cols * cols, e);
@@ -146,6 +150,7 @@ bool calib_stream_pass(CalibStream *s, int64_t layer, unsigned kinds, int group,
     Model *m = s->model;
     int64_t len = s->set->length, d = m->config.hidden;
     int n_groups = block_n_groups(&m->config, layer);
+    if (!s->work->max_rows && !workspace_open(s->work, m, s->batch * len, e)) return false;
     if (kinds && !calib_stats_alloc(m, layer, kinds, group, stats, a, e)) return false;
     if (kinds & STAT_INPUTS && !place_inputs(s, stats, n_groups, group, e)) return false;
     Collector c = {m->backend, stats, &s->inputs, group};

@@ -52,6 +52,8 @@ typedef struct CalibStream {
 /* 打开：x 为词嵌入（模型的词嵌入须已载入）。borrow 非 NULL 时借用它的工作区（两个流不同时过块）。 */
 bool calib_stream_open(CalibStream *s, Model *m, const CalibSet *set, const CalibStream *borrow, Err *e);
 void calib_stream_close(CalibStream *s);
+/* max_memory 之下：放掉工作区，下一次 calib_stream_pass 再备（方法自己要用很多内存时，在两次之间）。 */
+void calib_stream_rest(CalibStream *s);
 enum { CALIB_ALL_GROUPS = -1 };
 /* 第 layer 块的第 group 组（或全部）的统计的内存，清零；STAT_INPUTS 的不在内。 */
 bool calib_stats_alloc(const Model *m, int64_t layer, unsigned kinds, int group, InputStats *stats, Arena *a,

@@ -1,6 +1,6 @@
 /* linear — 线性层与查表：把 y = x·Wᵀ 切成任务
  * 任务是输出的一块 (若干行 × 若干面板)；任务内沿 k 分段，每段把权重展开成二级缓存里的块（F32 直接用），
- * 激活每次取 tile_rows 行复制到一级缓存里行距固定的小块，再对各面板调小块内核。
+ * 激活每次取 tile_rows 行、行距固定的小块（bf16 舍入时就排成小块；否则复制到一级缓存），再对各面板调小块内核。
  * 不变式：每个输出只属于一个任务，沿 k 依次累加；切法只影响速度，不影响任何一位。 */
 #include <string.h>
 
@@ -73,64 +73,76 @@ static const char *expand_block(const LinearJob *j, float *scratch, int64_t pane
     return (const char *)scratch;
 }
 
-/* 把下一个激活小块的第 part/parts 份预取到二级缓存。 */
-static void prefetch_rows(const LinearJob *j, int64_t first, int rows, int64_t s0, int64_t s1,
-                          int64_t part, int64_t parts) {
-    int64_t lines = ceil_div(s1 - s0, 16), all = rows * lines;
-    for (int64_t i = all * part / parts; i < all * (part + 1) / parts; i++)
-        __builtin_prefetch(j->x + ((first + i / lines) * j->x_stride + s0 + i % lines * 16) * 4, 0, 2);
+/* 把第 t 个激活小块的第 part/parts 份预取到二级缓存。 */
+static void prefetch_tile(const LinearJob *j, int64_t t, int64_t s0, int64_t s1, int64_t part,
+                          int64_t parts) {
+    int64_t first = linear_tile_row(j, t), rows = linear_tile_row(j, t + 1) - first;
+    int64_t lines = ceil_div(s1 - s0, 16), stride = j->x_stride ? j->x_stride : TILE_X_STRIDE;
+    const char *x = j->x_stride ? j->x + (first * stride + s0) * 4
+                                : linear_packed_at(j, (char *)j->x, t, s0 / j->kc);
+    for (int64_t r = rows * part / parts; r < rows * (part + 1) / parts; r++)
+        for (int64_t i = 0; i < lines; i++) __builtin_prefetch(x + (r * stride + i * 16) * 4, 0, 2);
 }
 
-/* 一段 k：所有行 × 块内所有面板。panel 从本次调用的首面板算起。 */
-static void run_segment(const LinearJob *j, char *scratch, int64_t row0, int64_t row1,
-                        int64_t panel, int64_t panels, int64_t s0, int64_t s1) {
-    char *x_tile = scratch;
+/* 第 t 个激活小块的步 [s0, s1)：排好的，或复制到 to。 */
+static const char *take_tile(const LinearJob *j, char *to, int64_t t, int64_t s0, int64_t s1) {
+    if (!j->x_stride) return linear_packed_at(j, (char *)j->x, t, s0 / j->kc);
+    int64_t first = linear_tile_row(j, t), last = linear_tile_row(j, t + 1);
+    for (int64_t r = first; r < last; r++)
+        memcpy(to + (r - first) * TILE_X_STRIDE * 4, j->x + (r * j->x_stride + s0) * 4,
+               (size_t)(s1 - s0) * 4);
+    return to;
+}
+
+/* 一段 k：激活小块 [t0, t1) × 块内所有面板。panel 从本次调用的首面板算起。 */
+static void run_segment(const LinearJob *j, char *scratch, int64_t t0, int64_t t1, int64_t panel,
+                        int64_t panels, int64_t s0, int64_t s1) {
     float *edge = (float *)(scratch + x_tile_bytes(j->k));
     float *block = (float *)(scratch + x_tile_bytes(j->k) + edge_bytes(j->k));
     int64_t stride, per = j->k->tile_panels;
     const char *w = expand_block(j, block, j->panel0 + panel, panels, s0, s1, &stride);
     bool accumulate = s0 > 0 || (j->bias && !j->act);
-    int64_t n_tiles = ceil_div(row1 - row0, j->k->tile_rows);
-    for (int64_t t = 0; t < n_tiles; t++) {
-        int64_t first = row0 + (row1 - row0) * t / n_tiles;
-        int rows = (int)(row0 + (row1 - row0) * (t + 1) / n_tiles - first);
-        for (int r = 0; r < rows; r++)
-            memcpy(x_tile + r * TILE_X_STRIDE * 4, j->x + ((first + r) * j->x_stride + s0) * 4,
-                   (size_t)(s1 - s0) * 4);
+    for (int64_t t = t0; t < t1; t++) {
+        int64_t first = linear_tile_row(j, t);
+        int rows = (int)(linear_tile_row(j, t + 1) - first);
+        const char *x = take_tile(j, scratch, t, s0, s1);
         for (int64_t p = 0; p < panels; p += per) {
             int64_t col = (panel + p) * QT_PANEL;
             TileAt at = {.y = j->y + first * j->ldy + col, .rows = rows, .valid = j->n_out - col,
                          .panels = (int)min_i64(per, panels - p), .row = first,
                          .panel = j->panel0 + panel + p};
-            run_tile(j, &at, x_tile, w + p * stride * 4, stride, s1 - s0, accumulate,
-                     s1 == j->steps, edge);
-            if (t + 1 < n_tiles) {
-                int64_t next = first + rows;
-                int next_rows = (int)(row0 + (row1 - row0) * (t + 2) / n_tiles - next);
-                prefetch_rows(j, next, next_rows, s0, s1, p / per, ceil_div(panels, per));
-            }
+            run_tile(j, &at, x, w + p * stride * 4, stride, s1 - s0, accumulate, s1 == j->steps,
+                     edge);
+            if (t + 1 < t1) prefetch_tile(j, t + 1, s0, s1, p / per, ceil_div(panels, per));
         }
     }
 }
 
-static void gemm_task(void *ctx, int64_t task, int thread) {
-    const LinearJob *j = ctx;
+/* 激活小块 [t0, t1) × 面板 [p0, p1)。 */
+static void run_block(const LinearJob *j, int thread, int64_t t0, int64_t t1, int64_t p0, int64_t p1) {
     char *scratch = j->cpu->scratch[j->n_threads + thread];
-    int64_t row0 = task % j->n_row_tasks * j->rows_per_task;
-    int64_t row1 = min_i64(row0 + j->rows_per_task, j->n);
-    int64_t p0 = task / j->n_row_tasks * j->panels_per_task;
-    int64_t p1 = min_i64(p0 + j->panels_per_task, ceil_div(j->n_out, QT_PANEL));
     int64_t col0 = p0 * QT_PANEL, col1 = min_i64(p1 * QT_PANEL, j->n_out);
-    for (int64_t r = row0; j->bias && !j->act && r < row1; r++)
+    for (int64_t r = linear_tile_row(j, t0); j->bias && !j->act && r < linear_tile_row(j, t1); r++)
         memcpy(j->y + r * j->ldy + col0, j->bias + col0, (size_t)(col1 - col0) * sizeof(float));
     for (int64_t p = p0; p < p1; p += j->panels_per_block)
         for (int64_t s = 0; s < j->steps; s += j->kc)
-            run_segment(j, scratch, row0, row1, p, min_i64(j->panels_per_block, p1 - p), s,
+            run_segment(j, scratch, t0, t1, p, min_i64(j->panels_per_block, p1 - p), s,
                         min_i64(s + j->kc, j->steps));
 }
 
-/* 定切法：一段的步数、一块的面板数、一个任务的行数与面板数。 */
-static void plan_gemm(LinearJob *j) {
+static void gemm_task(void *ctx, int64_t task, int thread) {
+    const LinearJob *j = ctx;
+    int64_t t0 = task % j->n_row_tasks * j->tiles_per_task;
+    int64_t p0 = task / j->n_row_tasks * j->panels_per_task;
+    run_block(j, thread, t0, min_i64(t0 + j->tiles_per_task, linear_tiles(j)), p0,
+              min_i64(p0 + j->panels_per_task, ceil_div(j->n_out, QT_PANEL)));
+}
+
+void linear_gemm_here(const LinearJob *j, int thread) {
+    run_block(j, thread, 0, linear_tiles(j), 0, ceil_div(j->n_out, QT_PANEL));
+}
+
+void linear_plan(LinearJob *j) {
     int64_t panels = ceil_div(j->n_out, QT_PANEL), per = j->k->tile_panels;
     bool small = j->n <= SMALL_ROWS && !j->direct;
     int64_t limit = small ? SMALL_STEPS : TILE_STEPS_MAX;
@@ -148,48 +160,55 @@ static void plan_gemm(LinearJob *j) {
     j->panels_per_task =
         ceil_div(ceil_div(panels, j->panels_per_block), block_tasks) * j->panels_per_block;
     int64_t n_panel_tasks = ceil_div(panels, j->panels_per_task);
-    int64_t tile = j->k->tile_rows, least = j->direct ? 8 * tile : EXPANDED_ROWS;
-    int64_t row_tasks = min_i64(ceil_div(want, n_panel_tasks), ceil_div(j->n, least));
-    j->rows_per_task = ceil_div(ceil_div(j->n, row_tasks), tile) * tile;
-    j->n_row_tasks = ceil_div(j->n, j->rows_per_task);
+    int64_t tiles = linear_tiles(j), least = j->direct ? 8 : EXPANDED_ROWS / j->k->tile_rows;
+    int64_t row_tasks = min_i64(ceil_div(want, n_panel_tasks), ceil_div(tiles, least));
+    j->tiles_per_task = ceil_div(tiles, row_tasks);
+    j->n_row_tasks = ceil_div(tiles, j->tiles_per_task);
 }
 
-bool linear_gemm(Backend *b, LinearJob *j) {
-    plan_gemm(j);
+bool linear_prepare(Backend *b, const LinearJob *j) {
     size_t bytes = x_tile_bytes(j->k) + edge_bytes(j->k);
     if (!j->direct) bytes += (size_t)(j->panels_per_block * j->kc * QT_PANEL) * 4;
     for (int t = 0; t < b->n_threads; t++)
         if (!cpu_slot(b, b->n_threads + t, bytes)) return false;
+    return true;
+}
+
+bool linear_gemm(Backend *b, LinearJob *j) {
+    if (!linear_prepare(b, j)) return false;
     int64_t n_panel_tasks = ceil_div(ceil_div(j->n_out, QT_PANEL), j->panels_per_task);
     pool_run(j->cpu->pool, j->n_row_tasks * n_panel_tasks, gemm_task, j);
     return true;
 }
 
 typedef struct RoundJob {
-    const GemmKernels *k;
-    uint16_t *dst;
+    const LinearJob *j;
     const float *x;
-    int64_t cols, rows, rows_per_task;
+    char *packed;
 } RoundJob;
 
-static void round_task(void *ctx, int64_t task, int thread) {
+/* 一个激活小块：各行各段舍入到它的位置。 */
+static void round_task(void *ctx, int64_t t, int thread) {
     (void)thread;
-    const RoundJob *j = ctx;
-    int64_t end = min_i64((task + 1) * j->rows_per_task, j->rows);
-    for (int64_t r = task * j->rows_per_task; r < end; r++)
-        j->k->round_bf16(j->dst + r * (j->cols + j->cols % 2), j->x + r * j->cols, j->cols);
+    const RoundJob *r = ctx;
+    const LinearJob *j = r->j;
+    int64_t cols = j->w->cols, first = linear_tile_row(j, t), last = linear_tile_row(j, t + 1);
+    for (int64_t i = first; i < last; i++)
+        for (int64_t s = 0; s < j->steps; s += j->kc) {
+            char *tile = linear_packed_at(j, r->packed, t, s / j->kc);
+            j->k->round_bf16((uint16_t *)tile + (i - first) * TILE_X_STRIDE * 2, r->x + i * cols + 2 * s,
+                             min_i64(2 * j->kc, cols - 2 * s));
+        }
 }
 
-/* 激活整体舍入到 bf16，放进共用槽。返回: 内存不足为假。 */
+/* 激活舍入到 bf16，排成小块，放进共用槽。返回: 内存不足为假。 */
 static bool round_input(Backend *b, LinearJob *j, const float *x) {
-    int64_t cols = j->w->cols, stride = cols + cols % 2;
-    uint16_t *dst = cpu_slot(b, 2 * b->n_threads, (size_t)(j->n * stride) * sizeof *dst);
-    if (!dst) return false;
-    RoundJob r = {.k = j->k, .dst = dst, .x = x, .cols = cols, .rows = j->n};
-    r.rows_per_task = max_i64(1, 65536 / cols);
-    pool_run(j->cpu->pool, ceil_div(j->n, r.rows_per_task), round_task, &r);
-    j->x = (const char *)dst;
-    j->x_stride = stride / 2;
+    char *packed = cpu_slot(b, 2 * b->n_threads, linear_packed_bytes(j));
+    if (!packed) return false;
+    RoundJob r = {.j = j, .x = x, .packed = packed};
+    pool_run(j->cpu->pool, linear_tiles(j), round_task, &r);
+    j->x = packed;
+    j->x_stride = 0;
     return true;
 }
 
@@ -228,6 +247,7 @@ static void run_parts(Backend *b, const LinearPart *parts, int n_parts, int64_t 
     LinearJob j = {.k = cpu->kernels->gemm, .cpu = cpu, .n_threads = b->n_threads, .n = n,
                    .bf16 = bf16};
     j.tiles = bf16 ? j.k->tiles_bf16 : j.k->tiles;
+    int64_t packed_kc = 0; /* 排好的激活的段长 */
     for (int i = 0; i < n_parts; i++) {
         const LinearPart *p = &parts[i];
         const float *from = p->w->perm ? linear_permute(b, x, n, p->w) : x;
@@ -240,11 +260,13 @@ static void run_parts(Backend *b, const LinearPart *parts, int n_parts, int64_t 
         j.n_out = p->row1 - p->row0;
         j.direct = p->w->dense == (bf16 ? DT_BF16 : DT_F32);
         j.steps = bf16 ? ceil_div(p->w->cols, 2) : p->w->cols;
+        linear_plan(&j);
         if (!bf16) {
             j.x = (const char *)from;
             j.x_stride = p->w->cols;
-        } else if (i == 0 || p->w->perm || parts[i - 1].w->perm) {
+        } else if (j.kc != packed_kc || p->w->perm || parts[i - 1].w->perm) {
             if (!round_input(b, &j, from)) return;
+            packed_kc = j.kc;
         }
         if (!linear_gemm(b, &j)) return;
     }

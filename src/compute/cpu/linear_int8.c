@@ -99,6 +99,7 @@ void cpu_linear_int8(Backend *b, const LinearOut *out, int n_out, const float *x
                        .y = out[i].y, .ldy = rows, .x = space, .x_stride = stride / 4, .n = n,
                        .n_out = rows, .w = out[i].w, .bias = out[i].bias, .act = &a.out,
                        .tiles = cpu->kernels->gemm->tiles_int8, .direct = true, .steps = stride / 4};
+        linear_plan(&j);
         if (!linear_gemm(b, &j)) return;
     }
 }

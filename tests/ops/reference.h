@@ -26,14 +26,15 @@ static inline bool ref_by_codes(const QTensor *q, bool bf16, int64_t n) {
                                 q->spec.zero != ZERO_FLOAT && !q->two.scale_bits && !q->two.zero_bits;
     return n == 1;
 }
-/* op_linear 实际用的权重，*reach 是误差界里的 |w|：按编码算的不舍入，部分和却有 scale·(code+|zero|) 那么大。 */
+/* op_linear 实际用的权重，*reach 是误差界里的 |w|：按编码算的不舍入，部分和却有 scale·(code+|zero|) 那么大（CUDA 上不足 8 位的
+ * 编码与零点各多带 128，最后相减）。 */
 static inline float ref_weight(const QTensor *q, int64_t r, int64_t c, bool bf16, bool by_codes,
                                float *reach) {
     float w = qtensor_at(q, r, c);
     if (by_codes) {
         int64_t g = c / q->spec.group_size;
         *reach = fabsf(qtensor_scale(q, r, g)) *
-                 ((float)qtensor_code(q, r, c) + fabsf(qtensor_zero(q, r, g)));
+                 ((float)qtensor_code(q, r, c) + fabsf(qtensor_zero(q, r, g)) + (ref_on_cuda() && q->spec.bits < 8 ? 256.0f : 0));
         return w;
     }
     if (bf16) w = bf16_to_f32(f32_to_bf16(w));

@@ -11,20 +11,61 @@
 
 #define ALIGN 64
 #define CHUNK_BYTES ((size_t)1 << 16)
-#define MMAP_BYTES ((size_t)1 << 18) /* 不小于此的块直接 mmap，释放后立即归还系统 */
+#define MMAP_BYTES ((size_t)1 << 18) /* 不小于此的块直接 mmap */
 #define HUGE_BYTES ((size_t)2 << 20) /* 不小于此的块请求 2 MiB 大页：少缺页、少 TLB 未命中；小于它的一次备好各页 */
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+
+/* 归还的大块先留着，同样大小的再要时清零给出：逐块的工作反复要同样的内存，而内核给的新页要缺页、清零，慢得多。
+ * 不变式：在用的与留着的之和不超过峰值，留着的不超过 KEPT_BYTES。旧的在前。 */
+enum { KEPT_MOST = 64, KEPT_BYTES = 256 << 20 };
+typedef struct Kept {
+    void *p;
+    size_t bytes;
+} Kept;
+static Kept kept[KEPT_MOST];
+static int n_kept;
+static size_t kept_bytes;
+
+/* 取出第 i 块（以下各函数都已上锁）。 */
+static void *remove_kept(int i) {
+    void *p = kept[i].p;
+    kept_bytes -= kept[i].bytes;
+    memmove(kept + i, kept + i + 1, (size_t)(--n_kept - i) * sizeof *kept);
+    return p;
+}
+
+static void *take_kept(size_t bytes) {
+    for (int i = n_kept - 1; i >= 0; i--)
+        if (kept[i].bytes == bytes) return remove_kept(i);
+    return NULL;
+}
+
+/* 从旧的起归还，直到至多留 room 字节、most 块。 */
+static void trim_kept(size_t room, int most) {
+    while (n_kept > 0 && (kept_bytes > room || n_kept > most)) {
+        size_t bytes = kept[0].bytes;
+        munmap(remove_kept(0), bytes);
+    }
+}
+
+void allocator_trim(void) {
+    pthread_mutex_lock(&lock);
+    trim_kept(0, 0);
+    pthread_mutex_unlock(&lock);
+}
 
 static void *default_alloc(Allocator *self, size_t bytes) {
     pthread_mutex_lock(&lock);
     bool inject = self->fail_at > 0 && self->n_allocs + 1 == self->fail_at;
     if (inject) self->fail_at = 0;
-    bool full = allocator_full(self, bytes);
+    bool full = allocator_full(self, bytes), large = bytes >= MMAP_BYTES;
+    void *p = inject || full || !large ? NULL : take_kept(bytes);
     pthread_mutex_unlock(&lock);
     if (inject || full) return NULL;
-    void *p = NULL;
-    if (bytes >= MMAP_BYTES) {
+    if (p) {
+        memset(p, 0, bytes);
+    } else if (large) {
         int populate = bytes < HUGE_BYTES ? MAP_POPULATE : 0;
         p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | populate, -1, 0);
         if (p == MAP_FAILED) return NULL;
@@ -37,18 +78,23 @@ static void *default_alloc(Allocator *self, size_t bytes) {
     self->n_allocs++;
     self->used += bytes;
     if (self->used > self->peak) self->peak = self->used;
+    trim_kept(self->limit ? 0 : self->peak - self->used, KEPT_MOST);
     pthread_mutex_unlock(&lock);
     return p;
 }
 
 static void default_release(Allocator *self, void *p, size_t bytes) {
-    if (bytes >= MMAP_BYTES)
-        munmap(p, bytes);
-    else
-        free(p);
     pthread_mutex_lock(&lock);
     self->used -= bytes;
+    bool large = bytes >= MMAP_BYTES, keep = large && !self->limit && bytes <= KEPT_BYTES;
+    if (keep) {
+        trim_kept(KEPT_BYTES - bytes, KEPT_MOST - 1);
+        kept[n_kept++] = (Kept){p, bytes};
+        kept_bytes += bytes;
+    }
     pthread_mutex_unlock(&lock);
+    if (large && !keep) munmap(p, bytes);
+    if (!large) free(p);
 }
 
 Allocator *allocator_default(void) {

@@ -21,8 +21,10 @@ typedef struct Allocator {
     size_t limit;      /* used 的上限，超过的分配失败；0 为不限 */
 } Allocator;
 
-/* 进程默认分配器（大块用 mmap，立即归还系统）。 */
+/* 进程默认分配器（大块用 mmap；没有上限时归还的留少许再用，与在用的合计不超过峰值）。 */
 Allocator *allocator_default(void);
+/* 留着的都归还系统。 */
+void allocator_trim(void);
 
 typedef struct ArenaChunk ArenaChunk;
 typedef struct Arena {

@@ -6,6 +6,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <cmocka.h>
 
 #include "base/rng.h"
@@ -112,6 +113,30 @@ static void test_arena_rewind(void **state) {
     arena_rewind(&a, empty);
     assert_int_equal(al.used, 0);
     arena_free(&a);
+}
+
+/* 归还的大块清零再用；合计不超过峰值，有上限时不留。 */
+static void test_allocator_keeps(void **state) {
+    (void)state;
+    enum { BIG = 1 << 20, MAPPED = 256 };
+    Allocator al = fresh_allocator();
+    allocator_trim();
+    uint8_t *p = al.alloc(&al, BIG);
+    assert_non_null(p);
+    memset(p, 0xAA, BIG);
+    al.release(&al, p, BIG);
+    assert_int_equal(al.used, 0);
+    uint8_t *again = al.alloc(&al, BIG);
+    assert_ptr_equal(again, p);
+    assert_zero(again, BIG);
+    al.release(&al, again, BIG);
+    uint8_t *other = al.alloc(&al, BIG - 4096); /* 大小不同：另要一块，留着的超过峰值就还 */
+    assert_non_null(other);
+    unsigned char in_core[MAPPED];
+    assert_int_equal(mincore(p, BIG, in_core), -1);
+    al.limit = 2 * BIG;
+    al.release(&al, other, BIG - 4096);
+    assert_int_equal(mincore(other, BIG - 4096, in_core), -1);
 }
 
 static void test_arena_failure(void **state) {
@@ -242,7 +267,8 @@ int main(void) {
         cmocka_unit_test(test_err_messages),   cmocka_unit_test(test_err_truncation),
         cmocka_unit_test(test_err_clean),
         cmocka_unit_test(test_err_codes),      cmocka_unit_test(test_arena_alignment),
-        cmocka_unit_test(test_arena_rewind),   cmocka_unit_test(test_arena_failure),
+        cmocka_unit_test(test_arena_rewind), cmocka_unit_test(test_allocator_keeps),
+        cmocka_unit_test(test_arena_failure),
         cmocka_unit_test(test_arena_text),     cmocka_unit_test(test_str_growth),
         cmocka_unit_test(test_str_width),      cmocka_unit_test(test_str_padding),
         cmocka_unit_test(test_str_nearest),    cmocka_unit_test(test_str_small),

@@ -161,6 +161,7 @@ static void cpu_close(Backend *b) {
     free(c->scratch);
     free(c->scratch_bytes);
     free(c);
+    allocator_trim();
 }
 
 bool backend_open_cpu(Backend *b, int n_threads, ComputeMode compute, const char *isa, Err *e) {

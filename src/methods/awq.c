@@ -21,7 +21,7 @@ static const char *const SEARCH[] = {"exact", "pruned", NULL};
 static const Option OPTIONS[] = {
     WEIGHT_OPTIONS(AwqOptions, weight),
     OPT_ENUM(AwqOptions, search, "awq.search", SEARCH, SEARCH_PRUNED,
-             "看注意力与 MLP 的比例搜索：exact 每个候选都看全部校准样本；pruned 逐次减半，先看 1/16，较好的再看更多"),
+             "比例搜索：exact 每个候选都看全部（校准样本，或单个线性层的各行）；pruned 逐次减半，先看 1/16（行先看 1/4），较好的再看更多"),
     OPT_INT(AwqOptions, n_grid, "awq.n_grid", 20, 1, GRID_MAX, "比例 α 的候选个数：0, 1/n, …, (n−1)/n"),
     OPT_BOOL(AwqOptions, clip, "awq.clip", 1, "缩放之后截断权重（q、k 除外）"),
     OPT_INT(AwqOptions, clip_grid, "awq.clip_grid", 20, 1, 100, "截断的步长：最大绝对值的 1/clip_grid"),
@@ -34,8 +34,17 @@ typedef struct Round {
     int until, keep;
 } Round;
 static const Round ALL[] = {{PARTS, 1}}, HALVING[] = {{1, 8}, {2, 5}, {4, 3}, {8, 2}, {PARTS, 1}};
+/* 单个线性层的误差在最小处很平，少数几行看不准。 */
+static const Round HALVING_ROWS[] = {{4, 8}, {8, 4}, {PARTS, 1}};
 
-/* 一次比例搜索。看模块时，单位（注意力是整个样本，MLP 是单个 token）按编号除以 PARTS 的余数分成 PARTS 份。 */
+/* 一个线性层的候选用的内存，各候选轮流用。 */
+typedef struct Trial {
+    float *scaled, *scale, *zero; /* W·s；它的格点 */
+    QTensor q;                    /* 看模块时：Q(W·s) */
+} Trial;
+
+/* 一次比例搜索。看模块时，单位（注意力是整个样本，MLP 是单个 token）按编号除以 PARTS 的余数分成 PARTS 份；
+ * 看单个线性层时，各行（误差互不相干）依次分成 PARTS 份。 */
 typedef struct Search {
     QuantJob *job;
     QuantBlock *b;
@@ -52,17 +61,30 @@ typedef struct Search {
     float *reference;   /* (token, hidden) 模块原来的输出；NULL 表示看单个线性层 */
     double *error;      /* (batch) 各单位的误差，在主机 */
     QTensor gram;       /* 看单个线性层时：XᵀX */
+    float *delta, *product; /* 同上：ΔW 与它的暂存 */
+    Trial trial[3];
 } Search;
 
-/* q = Q(W·s)。 */
-static bool quantize_scaled(Search *s, Tensor w, QTensor *q, Err *e) {
+/* 备好一个线性层的候选的内存。 */
+static bool open_trial(Search *s, Trial *t, Tensor w, Err *e) {
     int64_t rows = w.shape[0], cols = w.shape[1];
-    float *scaled = ARENA_ARRAY(job_scratch(s->job), float, rows * cols, e);
-    if (!scaled) return false;
-    op_scale(job_backend(s->job), tensor_f32(scaled, rows, cols), w, (Tensor){0},
-             tensor_f32_1d(s->col, cols));
-    return job_round_nearest(s->job, q, job_scratch(s->job), tensor_f32(scaled, rows, cols), &s->spec,
-                             e);
+    int64_t groups = (cols - 1) / qspec_group_size(&s->spec, cols) + 1;
+    Arena *a = job_scratch(s->job);
+    t->scaled = ARENA_ARRAY(a, float, rows * cols, e);
+    t->scale = ARENA_ARRAY(a, float, rows * groups, e);
+    t->zero = ARENA_ARRAY(a, float, rows * groups, e);
+    return t->scaled && t->scale && t->zero && qtensor_new(&t->q, a, s->spec, rows, cols, e);
+}
+
+/* W·s 与它的格点；scale、zero 写到 *grid。返回: W·s。 */
+static Tensor scale_weight(Search *s, const Trial *t, Tensor w, Tensor grid[2]) {
+    int64_t rows = w.shape[0], cols = w.shape[1];
+    Tensor scaled = tensor_f32(t->scaled, rows, cols);
+    grid[0] = tensor_f32(t->scale, rows, t->q.n_groups);
+    grid[1] = tensor_f32(t->zero, rows, t->q.n_groups);
+    op_scale(job_backend(s->job), scaled, w, (Tensor){0}, tensor_f32_1d(s->col, cols));
+    op_qparams(job_backend(s->job), grid[0], grid[1], scaled, &s->spec);
+    return scaled;
 }
 
 /* XᵀX，x (n, cols)，装成面板。 */
@@ -105,38 +127,41 @@ static bool module_loss(Search *s, int64_t part, double *loss, Err *e) {
     return true;
 }
 
-/* 单个线性层：ΔW = Q(W·s)/s − W，误差 tr(ΔW·G·ΔWᵀ)。 */
-static bool linear_loss(Search *s, double *loss, Err *e) {
-    Tensor w = s->b->w[s->group->first];
-    int64_t rows = w.shape[0], cols = w.shape[1];
-    Arena *a = job_scratch(s->job);
-    float *delta = ARENA_ARRAY(a, float, rows * cols, e), *y = ARENA_ARRAY(a, float, rows * cols, e);
-    QTensor q;
-    if (!delta || !y || !quantize_scaled(s, w, &q, e)) return false;
-    op_dequantize(job_backend(s->job), tensor_f32(delta, rows, cols), &q);
+/* 单个线性层的第 [from,until) 份行：ΔW = Q(W·s)/s − W，误差 tr(ΔW·G·ΔWᵀ)。 */
+static void linear_loss(Search *s, int from, int until, double *loss) {
     Backend *b = job_backend(s->job);
-    Tensor d = tensor_f32(delta, rows, cols);
-    op_divide(b, d, delta, cols, tensor_f32_1d(s->col, cols));
-    op_mse_grad(b, d, d, w, 1); /* ΔW */
-    *loss += op_quadratic(b, d, &s->gram, tensor_f32(y, rows, cols));
-    return backend_check(b, e);
+    Tensor w = s->b->w[s->group->first], grid[2];
+    int64_t cols = w.shape[1], r0 = w.shape[0] * from / PARTS, r1 = w.shape[0] * until / PARTS;
+    if (r0 == r1) return;
+    Tensor part = tensor_f32(tensor_data_f32(w) + r0 * cols, r1 - r0, cols);
+    Tensor d = tensor_f32(s->delta, r1 - r0, cols), scaled = scale_weight(s, &s->trial[0], part, grid);
+    op_fake_quant(b, d, scaled, grid[0], grid[1], &s->spec);
+    op_divide(b, d, s->delta, cols, tensor_f32_1d(s->col, cols));
+    op_mse_grad(b, d, d, part, 1); /* ΔW */
+    *loss += op_quadratic(b, d, &s->gram, tensor_f32(s->product, r1 - r0, cols));
 }
 
 /* 候选在 [from,until) 份上的误差，加进 *loss；超过 stop 就不必再算。 */
 static bool candidate_loss(Search *s, int from, int until, double stop, double *loss, Err *e) {
-    ArenaMark mark = arena_mark(job_scratch(s->job));
     const int n = s->group->n, first = s->group->first;
     Linear *l = s->b->linears + first;
     QTensor dense[3];
-    bool ok = s->reference || linear_loss(s, loss, e);
-    for (int i = 0; i < n; i++) dense[i] = l[i].q;
-    for (int i = 0; ok && s->reference && i < n; i++)
-        ok = !l[i].rows || quantize_scaled(s, s->b->w[first + i], &l[i].q, e);
-    for (int p = from; ok && s->reference && p < until && *loss <= stop; p++)
-        ok = module_loss(s, p, loss, e);
+    bool ok = true;
+    if (!s->reference) {
+        linear_loss(s, from, until, loss);
+        return interrupt_check(e) && backend_check(job_backend(s->job), e);
+    }
+    for (int i = 0; i < n; i++) {
+        Tensor grid[2], scaled;
+        dense[i] = l[i].q;
+        if (!l[i].rows) continue;
+        scaled = scale_weight(s, &s->trial[i], s->b->w[first + i], grid);
+        l[i].q = s->trial[i].q;
+        op_quantize(job_backend(s->job), &l[i].q, scaled, grid[0], grid[1]);
+    }
+    for (int p = from; ok && p < until && *loss <= stop; p++) ok = module_loss(s, p, loss, e);
     for (int i = 0; i < n; i++) l[i].q = dense[i];
-    arena_rewind(job_scratch(s->job), mark);
-    return ok;
+    return ok && backend_check(job_backend(s->job), e);
 }
 
 /* s = mean|x|^α（不小于 1e-4），再除以 √(max·min)。 */
@@ -176,8 +201,8 @@ static bool search_ratio(Search *s, Err *e) {
     Candidate c[GRID_MAX];
     int alive = (int)o->n_grid, from = 0;
     for (int i = 0; i < alive; i++) c[i] = (Candidate){.at = i};
-    for (const Round *r = s->reference && o->search == SEARCH_PRUNED ? HALVING : ALL; from < PARTS;
-         from = r++->until) {
+    for (const Round *r = o->search != SEARCH_PRUNED ? ALL : s->reference ? HALVING : HALVING_ROWS;
+         from < PARTS; from = r++->until) {
         double least = INFINITY;
         for (int i = 0; i < alive; i++) {
             make_scale(s, (double)c[i].at / (double)o->n_grid);
@@ -239,6 +264,16 @@ typedef struct Scale {
     float *host, *col;
 } Scale;
 
+/* 看单个线性层的搜索。 */
+static bool search_linear(Search *s, Err *e) {
+    Arena *a = job_scratch(s->job);
+    int64_t rows = s->b->w[s->group->first].shape[0], cols = s->st->cols;
+    s->delta = ARENA_ARRAY(a, float, rows * cols, e);
+    s->product = ARENA_ARRAY(a, float, rows * cols, e);
+    return s->delta && s->product && second_moment(s->job, s->st->inputs, s->st->n, cols, &s->gram, e) &&
+           search_ratio(s, e);
+}
+
 /* 搜出一组的 s；不能逐列折叠的组（如 GQA 的 v → o，官方亦不缩放）为全 1。 */
 static bool search_group(QuantJob *job, QuantBlock *b, const Group *g, Scale *out, Err *e) {
     Search s = {.job = job, .b = b, .group = g, .st = &b->stats[g->input]};
@@ -254,10 +289,10 @@ static bool search_group(QuantJob *job, QuantBlock *b, const Group *g, Scale *ou
     double *mean = ARENA_ARRAY(job_host(job), double, cols, e);
     if (mean) op_read(job_backend(job), mean, s.st->absmean, (size_t)cols * sizeof *mean);
     s.mean = mean;
-    bool ok = mean && (g->feed == FEED_NORM
-                           ? search_module(&s, e)
-                           : second_moment(job, s.st->inputs, s.st->n, cols, &s.gram, e) &&
-                                 search_ratio(&s, e));
+    bool ok = mean != NULL;
+    for (int i = 0; ok && i < g->n; i++)
+        ok = !b->linears[g->first + i].rows || open_trial(&s, &s.trial[i], b->w[g->first + i], e);
+    ok = ok && (g->feed == FEED_NORM ? search_module(&s, e) : search_linear(&s, e));
     arena_rewind(job_scratch(job), mark);
     arena_rewind(job_host(job), host);
     return ok;

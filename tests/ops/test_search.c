@@ -63,8 +63,8 @@ static double quadratic(const float *d, const float *g, int64_t cols, double *re
 }
 
 static void quadratic_case(Backend *b, const RefTarget *t) {
-    static const int64_t SHAPES[][2] = {{1, 1}, {9, 24}, {5, 130}, {17, 200}};
-    for (int i = 0; i < 4; i++) {
+    static const int64_t SHAPES[][2] = {{1, 1}, {9, 24}, {5, 130}, {17, 200}, {3, 530}};
+    for (int i = 0; i < 5; i++) {
         int64_t rows = SHAPES[i][0], cols = SHAPES[i][1];
         Arena a = {0};
         QTensor q;

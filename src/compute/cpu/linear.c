@@ -58,8 +58,8 @@ static void run_tile(const LinearJob *j, const TileAt *t, const void *x, const v
 static const char *expand_block(const LinearJob *j, float *scratch, int64_t panel, int64_t panels,
                                 int64_t s0, int64_t s1, int64_t *stride) {
     if (j->direct) {
-        *stride = j->steps * QT_PANEL;
-        return (const char *)j->w->data + (panel * *stride + s0 * QT_PANEL) * 4;
+        *stride = (j->w_steps ? j->w_steps : j->steps) * QT_PANEL;
+        return (const char *)j->w->data + (panel * *stride + (j->step0 + s0) * QT_PANEL) * 4;
     }
     *stride = ceil_div(s1 - s0, QT_KBLOCK) * QT_KBLOCK * QT_PANEL;
     for (int64_t p = 0; p < panels; p++) {

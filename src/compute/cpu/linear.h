@@ -29,6 +29,7 @@ typedef struct LinearJob {
     const ActRows *act; /* 整数路：量化后的激活；浮点路为 NULL */
     bool bf16, direct;  /* direct: 权重本身就是展开块 */
     int64_t steps, kc;  /* 总步数与一段的步数 */
+    int64_t step0, w_steps; /* 只取 direct 的权重的一段列：首步，整行的步数；w_steps 为 0 表示整行 */
     int64_t tiles_per_task, panels_per_task, panels_per_block, n_row_tasks;
 } LinearJob;
 

@@ -178,7 +178,7 @@ static bool ct_check(const Linear *l, Err *e) {
     const QTensor *q = &l->q;
     if (l->out.kind != ACT_NONE)
         return err_set(e, ERR_UNSUPPORTED, "%s: compressed-tensors 格式放不下注意力 BMM 的量化", l->name);
-    if (is_int_quantized(l) && (l->act.kind != ACT_TOKEN || l->act.bits != 8 || q->spec.zero != ZERO_SYM))
+    if (is_int_quantized(l) && (l->act.kind != ACT_TOKEN || l->act.form != ACT_INT || l->act.bits != 8 || q->spec.zero != ZERO_SYM))
         return err_set(e, ERR_UNSUPPORTED,
                        "%s: compressed-tensors 格式的 W8A8 只写得下对称的权重与逐 token 动态的 8 位激活", l->name);
     if (q->n_groups > 1 && l->cols % q->spec.group_size)

@@ -257,7 +257,10 @@ typedef struct BackendOps {
     /* 激活量化的线性层，见 ops.h */
     void (*linear_int8)(Backend *b, const LinearOut *out, int n_out, const LinearIn *in, int64_t n,
                         const ActQuant *act);
-    /* 就地 x(n,d) = s·round(x/s) */
+    /* 同上，取整后的值照常相乘；act->group 非 0 时每 group 列当作一行 */
+    void (*linear_rounded)(Backend *b, const LinearOut *out, int n_out, const LinearIn *in, int64_t n,
+                           const ActQuant *act);
+    /* 就地取整 x(n,d)；act->group 已化入 n、d */
     void (*round_act)(Backend *b, float *x, int64_t n, int64_t d, const ActQuant *act);
     /* 在主机上并行执行 fn(ctx, 0..n-1)；各任务互不相干，只碰主机内存 */
     void (*parallel)(Backend *b, int64_t n, void (*fn)(void *ctx, int64_t task), void *ctx);

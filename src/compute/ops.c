@@ -49,6 +49,8 @@ void op_linear_from(Backend *b, const LinearOut *out, int n_out, const LinearIn 
 static void check_act(const ActQuant *a) {
     CHECK(a && a->kind != ACT_NONE && a->bits >= 2 && a->bits <= 8);
     CHECK(a->kind != ACT_STATIC || a->scale > 0);
+    CHECK(a->group == 0 || (a->group > 0 && a->kind == ACT_TOKEN && a->form != ACT_INT));
+    CHECK(a->form != ACT_MIXED || (a->kind == ACT_TENSOR && a->threshold >= 0));
 }
 
 bool linear_int8_accepts(const QTensor *w) {
@@ -71,17 +73,32 @@ void op_linear_int8_many(Backend *b, const LinearOut *out, int n_out, Tensor x,
 void op_linear_int8_from(Backend *b, const LinearOut *out, int n_out, const LinearIn *in, int64_t n,
                          const ActQuant *act) {
     check_act(act);
+    CHECK(act->form == ACT_INT);
     if (failed(b) || n == 0) return;
     check_outs(out, n_out, in);
     for (int i = 0; i < n_out; i++) CHECK(linear_int8_accepts(out[i].w));
     CALL(b, linear_int8, out, n_out, in, n, act);
 }
 
+void op_linear_rounded_from(Backend *b, const LinearOut *out, int n_out, const LinearIn *in, int64_t n,
+                            const ActQuant *act) {
+    check_act(act);
+    if (failed(b) || n == 0) return;
+    check_outs(out, n_out, in);
+    CHECK(!in->half && !in->opaque && out[0].w->cols % (act->group ? act->group : 1) == 0);
+    CALL(b, linear_rounded, out, n_out, in, n, act);
+}
+
 void op_round_act(Backend *b, Tensor x, const ActQuant *act) {
     check_act(act);
     check_2d(x, x.shape[0], row_width(x));
     if (failed(b) || n_elements(x) == 0) return;
-    CALL(b, round_act, x.data, x.shape[0], row_width(x), act);
+    int64_t rows = x.shape[0], d = row_width(x);
+    if (act->group) {
+        CHECK(d % act->group == 0);
+        rows *= d / act->group, d = act->group;
+    }
+    CALL(b, round_act, x.data, rows, d, act);
 }
 
 void op_embed(Backend *b, Tensor y, const QTensor *table, const int32_t *ids) {

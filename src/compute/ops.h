@@ -32,7 +32,15 @@ void op_linear_int8(Backend *b, Tensor y, Tensor x, const QTensor *w, Tensor bia
 void op_linear_int8_many(Backend *b, const LinearOut *out, int n_out, Tensor x, const ActQuant *act);
 void op_linear_int8_from(Backend *b, const LinearOut *out, int n_out, const LinearIn *in, int64_t n,
                          const ActQuant *act);
-/* 就地 x = s·x_q，s 与 x_q 同 op_linear_int8（注意力两个 BMM 的输入用）。 */
+/* 激活取整后的值（见 op_round_act）照常与权重相乘，任何权重；形状同 op_linear_from。 */
+void op_linear_rounded_from(Backend *b, const LinearOut *out, int n_out, const LinearIn *in, int64_t n,
+                            const ActQuant *act);
+/* 就地取整 x(n,d)（注意力两个 BMM 的输入、op_linear_rounded_from）：
+ *   INT、VALUES: x = s·x_q，s 与 x_q 同 op_linear_int8
+ *   F8: s = max|x|/448（为 0 时取 1；STATIC 用 act->scale），x = s·e4m3(clamp(x/s, ±448))，就近取偶（compressed-tensors、vLLM）
+ *   MIXED: h = f16(x)；某行 |h| >= threshold 的列整列不动，其余 x = rint(h·(127/m))·(m/127)，m 是那一行小于 threshold 的
+ *          |h| 的最大值（bitsandbytes 的 int8_vectorwise_quant）
+ * act->group 非 0 时 d 须是它的倍数，每 group 列当作一行。有非有限值的行得 NaN（MIXED 的 Inf 是离群值）。 */
 void op_round_act(Backend *b, Tensor x, const ActQuant *act);
 /* op_linear_int8 能否用这个权重。 */
 bool linear_int8_accepts(const QTensor *w);

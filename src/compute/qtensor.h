@@ -48,18 +48,33 @@ typedef struct QSpec {
     CodeKind codes;     /* CODE_INT 之外的不由 op_quantize 产生，只来自已量化的检查点 */
 } QSpec;
 
-/* 激活（线性层的输入）怎样取整到 bits 位的整数，对称：x ≈ s·round(x/s)，s = max|x|/(2^(bits-1)−1)。 */
+/* 激活（线性层的输入）怎样取整，对称；到 bits 位的整数时 x ≈ s·round(x/s)，s = max|x|/(2^(bits-1)−1)。 */
 typedef enum {
     ACT_NONE,   /* 不量化 */
     ACT_TOKEN,  /* 每个 token 一个 s，当场求 */
     ACT_TENSOR, /* 整个张量一个 s，当场求 */
     ACT_STATIC  /* 整个张量一个 s，事先由校准定好 */
 } ActKind;
+/* 取整成什么，以及怎样与权重相乘（公式见 ops.h 的 op_round_act）。除 ACT_INT 外只来自已量化的检查点，
+ * 都是取整后的值照常与权重相乘。 */
+typedef enum {
+    ACT_INT,    /* 整数，与 8 位整数的权重作整数矩阵乘 */
+    ACT_VALUES, /* 同样的整数，权重不是 8 位整数（如 W4A8） */
+    ACT_F8,     /* FP8（e4m3），s = max|x|/448 */
+    ACT_MIXED   /* LLM.int8：有离群值的列不取整，其余逐 token 8 位；kind 须为 ACT_TENSOR（列由整个张量定） */
+} ActForm;
 typedef struct ActQuant {
     ActKind kind;
     int bits;
     float scale; /* ACT_STATIC 用 */
+    ActForm form;
+    int64_t group;   /* ACT_TOKEN：每 group 列一个 s；0 为整行 */
+    float threshold; /* ACT_MIXED：不小于它的是离群值；0 为没有离群值 */
 } ActQuant;
+/* 输入须先整个以 f32 算好，才能取整。 */
+static inline bool act_needs_input(const ActQuant *a) {
+    return a->kind == ACT_TENSOR || a->form != ACT_INT;
+}
 
 /* 两级统计的规格；全为 0 即一级。零点两级的须为 ZERO_FLOAT。 */
 typedef struct TwoLevel {

@@ -251,8 +251,10 @@ bool checkpoint_load(Model *m, Linear *l, Err *e) {
     bool ok = model_load_bias(m, l, e) && unpack(m, l, &src, &p, &tmp, e) && build(m, l, &src, &p, &tmp, e);
     arena_free(&tmp);
     l->act = ok ? p.act : (ActQuant){0};
-    if (ok && l->act.kind != ACT_NONE && !linear_int8_accepts(&l->q))
-        ok = err_set(e, ERR_UNSUPPORTED, "%s: 激活也量化时权重须是 8 位、整行一组的整数", l->name);
+    if (ok && l->act.form == ACT_INT && !linear_int8_accepts(&l->q)) l->act.form = ACT_VALUES;
+    if (ok && l->act.group && l->cols % l->act.group)
+        ok = err_set(e, ERR_FORMAT, "%s: 激活的 group_size %lld 不整除列数 %lld", l->name, (long long)l->act.group,
+                     (long long)l->cols);
     m->load_seconds += clock_seconds() - t;
     return ok || err_wrap(e, "%s", l->name);
 }
@@ -261,17 +263,18 @@ bool checkpoint_load(Model *m, Linear *l, Err *e) {
 
 const char *checkpoint_note(const Model *m) {
     const CheckpointConfig *c = m->weights.checkpoint;
-    bool act_float = false, int8 = c && c->kind == CKPT_BITSANDBYTES;
-    for (int i = 0; c && i < c->n_schemes; i++) act_float |= c->scheme[i].act_float;
-    for (int64_t i = 0; int8 && i < m->blocks[0].n_linears; i++)
-        int8 = !m->blocks[0].linears[i].packed || m->blocks[0].linears[i].q.spec.bits == 8;
-    if (act_float) return "检查点要求激活也取整到 FP8；这里激活不量化，只有权重是 FP8";
-    if (int8) return "LLM.int8 在 bitsandbytes 里激活也取整（离群的列除外）；这里激活不量化，只有权重是 8 位";
+    bool mixed = false;
+    for (int64_t i = 0; c && i < m->blocks[0].n_linears; i++)
+        mixed |= m->blocks[0].linears[i].act.form == ACT_MIXED;
+    if (m->head_unrounded) return "检查点的 lm_head 也要求激活取整；这里 lm_head 的激活不取整，其余各层照检查点的";
+    if (mixed)
+        return "LLM.int8 的离群列由一次喂入的全部输入定：这里是一条序列的（与批大小为 1 时的 bitsandbytes 相同），与怎样分批无关";
     return NULL;
 }
 
 json_t *checkpoint_json(const Model *m) {
     static const char *const ACT[] = {"none", "per_token", "per_tensor", "static"};
+    static const char *const FORMS[] = {"int8", "int8", "fp8_e4m3", "llm_int8"};
     static const char *const CODES[] = {"int", "table", "fp8_e4m3", "fp8_e5m2"};
     json_t *o = json_object();
     const Linear *l = NULL;
@@ -292,6 +295,10 @@ json_t *checkpoint_json(const Model *m) {
                                     : s->scale_dtype == DT_F32 ? "float32"
                                                                : "bfloat16"));
     if (l->q.perm) json_object_set_new(o, "weight.act_order", json_true());
-    if (l->act.kind != ACT_NONE) json_object_set_new(o, "activation.scheme", json_string(ACT[l->act.kind]));
+    if (l->act.kind == ACT_NONE) return o;
+    json_object_set_new(o, "activation.scheme", json_string(ACT[l->act.kind]));
+    json_object_set_new(o, "activation.codes", json_string(FORMS[l->act.form]));
+    if (l->act.group) json_object_set_new(o, "activation.group_size", json_integer(l->act.group));
+    if (l->act.form == ACT_MIXED) json_object_set_new(o, "activation.threshold", json_real((double)l->act.threshold));
     return o;
 }

@@ -103,6 +103,7 @@ static bool unpack_int8(const PackedSource *s, PackedModule *p, Arena *a, Err *e
     if (format && format->bytes && ((const uint8_t *)format->data)[0] != 0)
         return err_set(e, ERR_UNSUPPORTED, "%s: '%s.weight_format' 不是 row（0），这种排法不支持", w->path, s->module);
     p->spec = (QSpec){.bits = 8, .group_size = s->cols, .zero = ZERO_SYM, .scale_dtype = DT_F32};
+    p->act = (ActQuant){.kind = ACT_TENSOR, .bits = 8, .form = ACT_MIXED, .threshold = s->c->threshold};
     if (!packed_groups(s, p, s->cols, 1, e)) return false;
     if (!a) return true;
     int64_t n = s->rows * s->cols;

@@ -58,26 +58,27 @@ static const char *text_at(const json_t *o, const char *key, const char *def) {
     return s ? s : def;
 }
 
-/* 激活的量化：不模拟的种类报错；FP8 的记下来由结果说明。 */
+/* 激活的量化：8 位的整数或 FP8。 */
 static bool parse_act(CtScheme *s, const json_t *a, const char *name, Err *e) {
     if (!json_is_object(a)) return true;
-    int64_t bits;
-    bool symmetric;
+    int64_t bits, group;
+    bool symmetric, real = strcmp(text_at(a, "type", "int"), "float") == 0;
     if (!json_get_int_or(a, name, "num_bits", 8, 1, 16, &bits, e) ||
+        !json_get_int_or(a, name, "group_size", 0, -1, INT32_MAX, &group, e) ||
         !json_get_bool_or(a, name, "symmetric", true, &symmetric, e))
         return false;
     const char *strategy = text_at(a, "strategy", "tensor");
     bool dynamic = json_is_true(json_object_get(a, "dynamic"));
-    if (strcmp(text_at(a, "type", "int"), "float") == 0) {
-        s->act_float = true;
-        return bits == 8 || err_set(e, ERR_UNSUPPORTED, "%s: 激活的 %d 位浮点量化不支持", name, (int)bits);
-    }
-    bool token = dynamic && strcmp(strategy, "token") == 0, tensor = strcmp(strategy, "tensor") == 0;
+    bool grouped = dynamic && group > 0 && strcmp(strategy, "group") == 0;
+    bool token = (dynamic && strcmp(strategy, "token") == 0) || grouped, tensor = strcmp(strategy, "tensor") == 0;
     if (bits != 8 || !symmetric || !(token || tensor))
         return err_set(e, ERR_UNSUPPORTED,
-                       "%s: input_activations（%d 位、%s、strategy=%.20s、%s）不支持；支持 8 位对称的逐 token 动态或逐张量", name,
-                       (int)bits, symmetric ? "对称" : "非对称", strategy, dynamic ? "动态" : "静态");
-    s->act = (ActQuant){.kind = token ? ACT_TOKEN : dynamic ? ACT_TENSOR : ACT_STATIC, .bits = 8};
+                       "%s: input_activations（%d 位%s、%s、strategy=%.20s、%s）不支持；支持 8 位（整数或 FP8）对称的"
+                       "逐 token、逐组动态或逐张量",
+                       name, (int)bits, real ? "浮点" : "", symmetric ? "对称" : "非对称", strategy,
+                       dynamic ? "动态" : "静态");
+    s->act = (ActQuant){.kind = token ? ACT_TOKEN : dynamic ? ACT_TENSOR : ACT_STATIC, .bits = 8,
+                        .form = real ? ACT_F8 : grouped ? ACT_VALUES : ACT_INT, .group = grouped ? group : 0};
     return true;
 }
 
@@ -143,6 +144,15 @@ static bool parse_compressed(CheckpointConfig *c, const json_t *q, const char *n
     return true;
 }
 
+/* 其余的设置都存在张量旁边。 */
+static bool parse_bitsandbytes(CheckpointConfig *c, const json_t *q, const char *name, Err *e) {
+    double threshold;
+    if (!json_get_num_or(q, name, "llm_int8_threshold", 6, &threshold, e)) return false;
+    c->threshold = (float)threshold;
+    return (c->threshold >= 0 && c->threshold <= 65504) ||
+           err_set(e, ERR_FORMAT, "%s: quantization_config 的 llm_int8_threshold 应在 0 到 65504 之间", name);
+}
+
 bool checkpoint_parse(CheckpointConfig *c, const json_t *q, const char *name, Err *e) {
     const char *method;
     *c = (CheckpointConfig){0};
@@ -153,7 +163,7 @@ bool checkpoint_parse(CheckpointConfig *c, const json_t *q, const char *name, Er
     case CKPT_GPTQ: return parse_gptq(c, q, name, e);
     case CKPT_AWQ: return parse_awq(c, q, name, e);
     case CKPT_COMPRESSED: return parse_compressed(c, q, name, e);
-    case CKPT_BITSANDBYTES:
+    case CKPT_BITSANDBYTES: return parse_bitsandbytes(c, q, name, e);
     case CKPT_HQQ: return true; /* 设置都存在张量旁边 */
     default: break;
     }

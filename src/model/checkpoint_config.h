@@ -15,8 +15,7 @@ typedef struct CtScheme {
     bool is_float, symmetric;
     int64_t group_size; /* 0：没有给（整行或整个张量） */
     int64_t block[2];   /* strategy=block：一块的行数与列数；否则为 0 */
-    bool act_float;     /* 激活也取整到 FP8（这里不模拟） */
-    ActQuant act;       /* 激活取整到整数；没有则 ACT_NONE */
+    ActQuant act;       /* 激活也取整；没有则 ACT_NONE */
 } CtScheme;
 enum { CT_MAX_SCHEMES = 8 };
 
@@ -28,6 +27,7 @@ typedef struct CheckpointConfig {
     bool desc_act;
     CtScheme scheme[CT_MAX_SCHEMES];
     int n_schemes;
+    float threshold; /* bitsandbytes：LLM.int8 的离群值的门槛 */
 } CheckpointConfig;
 
 /* 名字，如 "gptq"；方法名是 "pretrained:" 加它。 */

@@ -1,6 +1,6 @@
 /* checkpoint_ct — compressed-tensors（llm-compressor、vLLM）
  * pack-quantized: weight_packed 每行从低位起连着排 code = q + 2^(位−1)（旧版 3 位等不跨字）；weight_zero_point 沿输出排
- * （旧版是不装包的 i8）。int-quantized: weight 是 i8。float-quantized: weight 是 FP8。
+ * （旧版是不装包的 i8）。int-quantized: weight 是 i8（不足 8 位的亦然）。float-quantized: weight 是 FP8。
  * weight_scale 是 (rows, 组)、(rows, 1)、(rows)、(1) 或标量；strategy=block 时一块一个。 */
 #include <string.h>
 
@@ -14,7 +14,7 @@ static const CtScheme *find_scheme(const PackedSource *s, bool packed, DType typ
     const FileTensor *t = packed ? packed_find(s, ".weight_packed") : NULL;
     for (int i = 0; i < s->c->n_schemes; i++) {
         const CtScheme *x = &s->c->scheme[i];
-        if (x->is_float != (!packed && type != DT_I8) || (!packed && x->bits != 8)) continue;
+        if (x->is_float != (!packed && type != DT_I8)) continue;
         int64_t dense = (s->cols * x->bits + 31) / 32, loose = (s->cols - 1) / (32 / x->bits) + 1;
         if (packed && t->n_dims == 2 && t->shape[1] != dense && t->shape[1] != loose) continue;
         if (found && (found->act.kind != x->act.kind || found->bits != x->bits)) {
@@ -120,7 +120,13 @@ static bool read_codes(const PackedSource *s, const FileTensor *t, PackedModule 
         return true;
     }
     memcpy(p->code, t->data, (size_t)n);
-    for (int64_t i = 0; t->dtype == DT_I8 && i < n; i++) p->code[i] ^= 128; /* 有号的加 128 */
+    for (int64_t i = 0; t->dtype == DT_I8 && i < n; i++) { /* 有号的加 2^(位−1) */
+        int code = ((const int8_t *)t->data)[i] + (1 << (bits - 1));
+        if (code < 0 || code >= 1 << bits)
+            return err_set(e, ERR_FORMAT, "%s: 张量 '%s.weight' 的第 %lld 个元素超出 %d 位", t->path, s->module, (long long)i,
+                           (int)bits);
+        p->code[i] = (uint8_t)code;
+    }
     for (int64_t i = 0; t->dtype != DT_I8 && i < n; i++) {
         float v = f8_to_f32(p->code[i], t->dtype == DT_F8_E5M2);
         if (!(v - v == 0))
@@ -132,9 +138,10 @@ static bool read_codes(const PackedSource *s, const FileTensor *t, PackedModule 
 
 /* 静态的激活缩放。 */
 static bool read_act(const PackedSource *s, const CtScheme *x, PackedModule *p, Arena *a, Err *e) {
+    static const DType ZEROS[] = {DT_I8, DT_F8_E4M3, DT_NONE}; /* 对称的，恒为 0 */
     const FileTensor *t, *z;
     if (!packed_optional(s, ".input_scale", PACKED_REALS, 0, 0, &t, e) ||
-        !packed_optional(s, ".input_zero_point", PACKED_I8, 0, 0, &z, e))
+        !packed_optional(s, ".input_zero_point", ZEROS, 0, 0, &z, e))
         return false;
     p->act = x->act;
     if (x->act.kind != ACT_STATIC || !a) return true;

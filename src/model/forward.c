@@ -289,7 +289,7 @@ static bool mlp_part(Model *m, const Linear *gate, const Linear *up, const Linea
                      LinearOut out, const LinearIn *in, int64_t n, int group, Workspace *w,
                      BlockTap *tap) {
     Tensor g = tensor_f32(w->gate, n, up->rows), u = tensor_f32(w->up, n, up->rows);
-    bool gated = gate->rows > 0, opaque = !tap && down->act.kind != ACT_TENSOR;
+    bool gated = gate->rows > 0, opaque = !tap && !act_needs_input(&down->act);
     LinearOut to[2] = {{.y = w->gate, .opaque = opaque, .f = m->config.activation},
                        {.y = w->up, .opaque = opaque, .f = m->config.activation}};
     if (!forward_show(tap, group, in->x, n, up->cols)) return false;

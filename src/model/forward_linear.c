@@ -2,7 +2,8 @@
 #include "model/forward_parts.h"
 
 static bool same_act(const ActQuant *a, const ActQuant *b) {
-    return a->kind == b->kind && a->bits == b->bits && a->scale == b->scale;
+    return a->kind == b->kind && a->bits == b->bits && a->scale == b->scale && a->form == b->form &&
+           a->group == b->group && a->threshold == b->threshold;
 }
 
 /* 一段行的几个线性层，输入与输出按 l->act、l->out 量化。各层的 act 相同。out 的 w、bias 在这里填。 */
@@ -11,8 +12,10 @@ static void linear_rows(Model *m, const Linear *const *l, LinearOut *out, int n_
     for (int i = 0; i < n_out; i++) out[i].w = &l[i]->q, out[i].bias = l[i]->bias;
     if (l[0]->act.kind == ACT_NONE)
         op_linear_from(m->backend, out, n_out, in, n);
-    else
+    else if (l[0]->act.form == ACT_INT)
         op_linear_int8_from(m->backend, out, n_out, in, n, &l[0]->act);
+    else
+        op_linear_rounded_from(m->backend, out, n_out, in, n, &l[0]->act);
     for (int i = 0; i < n_out; i++)
         if (l[i]->out.kind != ACT_NONE)
             op_round_act(m->backend, tensor_f32(out[i].y, n, l[i]->rows), &l[i]->out);

@@ -350,7 +350,8 @@ static bool load_head(Model *m, Err *e) {
         return load_matrix(m, T_HEAD, c->vocab, c->hidden, m->head_int8, &m->own_head, e);
     if (!checkpoint_load(m, &head, e)) return false;
     m->own_head = head.q;
-    return head.act.kind == ACT_NONE || err_set(e, ERR_UNSUPPORTED, "lm_head: 激活也量化的头不支持");
+    m->head_unrounded = head.act.kind != ACT_NONE;
+    return true;
 }
 
 bool model_finish(Model *m, Err *e) {

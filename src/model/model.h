@@ -55,6 +55,7 @@ struct Model {
     Block *blocks;
     QTensor embed;       /* (vocab, hidden) */
     QTensor own_head;    /* 不共享时的 lm_head */
+    bool head_unrounded; /* 检查点要 lm_head 的激活也取整，而这里不取整 */
     const QTensor *head; /* 共享时指向 embed */
     float *final_norm, *final_norm_bias;
     float *embed_norm, *embed_norm_bias;

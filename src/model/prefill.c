@@ -15,9 +15,9 @@ bool prefill_plan(Model *m, int64_t layer, const Workspace *w, int64_t n, const 
     if (m->kv || w->record) return false;
     if (!op_prefill_accepts(m->backend, job, n)) return !job->f16;
     for (int i = ROLE_Q; i <= ROLE_V; i++)
-        plain = plain && l[i].out.kind == ACT_NONE && l[i].act.kind != ACT_TENSOR;
+        plain = plain && l[i].out.kind == ACT_NONE && !act_needs_input(&l[i].act);
     job->half_in = plain;
-    job->half_out = !tap && !c->arch->mla && l[ROLE_O].act.kind != ACT_TENSOR;
+    job->half_out = !tap && !c->arch->mla && !act_needs_input(&l[ROLE_O].act);
     return true;
 }
 

@@ -1,7 +1,7 @@
 """用各项目自己的工具把一个 HF 文件夹量化成它们的检查点。
 
 make(kind, source, out)：kind 见 KINDS；返回假表示没有那个工具（说明打印到标准错误）。
-只用 CPU，不校准（就近取整）：要看的是排法与公式，不是量化的好坏。
+只用 CPU，就近取整：要看的是排法与公式，不是量化的好坏。
 """
 import json
 import os
@@ -44,6 +44,14 @@ def compressed(source, out, scheme, **options):
         recipe = QuantizationModifier(config_groups={"group_0": scheme}, ignore=["lm_head"])
     oneshot(model=model, recipe=recipe, **options)
     model.save_pretrained(out, save_compressed=True)
+
+
+def calibration(source):
+    """静态的激活缩放要校准：几段随意的 ids 就够。"""
+    from datasets import Dataset
+    ids = [[(7 * i + 13 * j) % 4096 for j in range(64)] for i in range(4)]
+    return {"dataset": Dataset.from_dict({"input_ids": ids, "attention_mask": [[1] * 64] * 4}), "num_calibration_samples": 4,
+            "max_seq_length": 64, "tokenizer": AutoTokenizer.from_pretrained(source)}
 
 
 def weights_only(bits, group, symmetric, strategy="group", kind="int"):
@@ -95,9 +103,12 @@ KINDS = {
     "ct-w3a16": lambda s, o: compressed(s, o, weights_only(3, 32, True)),
     "ct-w8a16": lambda s, o: compressed(s, o, weights_only(8, None, True, "channel")),
     "ct-w8a8": lambda s, o: compressed(s, o, "W8A8"),
+    "ct-w4a8": lambda s, o: compressed(s, o, "W4A8"),
     "ct-fp8": lambda s, o: compressed(s, o, weights_only(8, None, True, "channel", "float")),
     "ct-fp8-tensor": lambda s, o: compressed(s, o, weights_only(8, None, True, "tensor", "float")),
     "ct-fp8-dynamic": lambda s, o: compressed(s, o, "FP8_DYNAMIC"),
+    "ct-fp8-block": lambda s, o: compressed(s, o, "FP8_BLOCK"),
+    "ct-fp8-static": lambda s, o: compressed(s, o, "FP8", **calibration(s)),
     "gptq-sym": lambda s, o: auto_round(s, o, "auto_gptq", 4, 32, True),
     "gptq-asym": lambda s, o: auto_round(s, o, "auto_gptq", 4, 32, False),
     "gptq-w2": lambda s, o: auto_round(s, o, "auto_gptq", 2, 32, False),

@@ -1,12 +1,14 @@
 """量化的文件夹（我们导出的，或别的工具写的）在别的程序里的困惑度。
 
 用法: ppl_of_export.py 文件夹 文本 窗口长 窗口数
-hf-dequantized 与 compressed-tensors 由 transformers 装入（后者要 compressed-tensors 包），bitsandbytes 由
-transformers 装入后以它自己的函数反量化，hqq 由 hqq 的 HQQLinear 反量化；gptq 与 awq 的编码在这里按 AutoGPTQ、
+hf-dequantized、compressed-tensors、GGUF 由 transformers 装入（后两者要 compressed-tensors、gguf 包），bitsandbytes 由
+transformers 装入后以它自己的函数反量化（LLM.int8 用它自己的前向），hqq 由 hqq 的 HQQLinear 反量化；gptq 与 awq 的编码在这里按 AutoGPTQ、
 AutoAWQ 的公式独立解开，再交给 transformers 的普通模型（这里没有 GPU，那两个项目的内核装不了）。计算都是 float32。
 标准输出只有一个数。
 """
+import contextlib
 import json
+import logging
 import os
 import sys
 
@@ -78,14 +80,14 @@ def dequantize_words(folder, quant):
 def dequantize_bitsandbytes(folder):
     import bitsandbytes as bnb
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map="cpu")
+    if any(isinstance(module, bnb.nn.Linear8bitLt) for module in model.modules()):
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+        return model  # LLM.int8：激活也取整，用它自己的前向
     state = {}
     for name, module in model.named_modules():
         if isinstance(module, bnb.nn.Linear4bit):
             module.weight.quant_state.dtype = torch.float32
             state[name + ".weight"] = bnb.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
-        elif isinstance(module, bnb.nn.Linear8bitLt):
-            w = module.weight
-            state[name + ".weight"] = w.CB.float() * w.SCB.float()[:, None] / 127
     for k, v in model.state_dict().items():
         name, leaf = k.rsplit(".", 1)
         if leaf == "bias" or (leaf == "weight" and name + ".weight" not in state):
@@ -127,26 +129,90 @@ def dequantize_packed(folder):
     return plain_model(folder, state)
 
 
+def quantization_of(folder):
+    with open(os.path.join(folder, "config.json"), encoding="utf-8") as f:
+        return json.load(f).get("quantization_config")
+
+
+def is_bitsandbytes(folder):
+    return quantization_of(folder)["quant_method"] == "bitsandbytes"
+
+
 def open_model(folder):
-    config = json.load(open(os.path.join(folder, "config.json")))
-    quant = config.get("quantization_config")
+    if folder.endswith(".gguf"):
+        return AutoModelForCausalLM.from_pretrained(os.path.dirname(folder), gguf_file=os.path.basename(folder),
+                                                    dtype=torch.float32)
+    quant = quantization_of(folder)
     if quant and is_asymmetric_pack(quant):
         return dequantize_packed(folder)
     if not quant or quant["quant_method"] == "compressed-tensors":
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    if quant["quant_method"] == "bitsandbytes":
+    if is_bitsandbytes(folder):
         return dequantize_bitsandbytes(folder)
     if quant["quant_method"] == "hqq":
         return dequantize_hqq(folder)
     return dequantize_words(folder, quant)
 
 
-def perplexity(folder, text, window, count):
+def token_ids(folder, text):
+    options = {"gguf_file": os.path.basename(folder)} if folder.endswith(".gguf") else {}
+    tokenizer = AutoTokenizer.from_pretrained(os.path.dirname(folder) if options else folder, **options)
+    return tokenizer(open(text, encoding="utf-8").read(), return_tensors="pt").input_ids[0]
+
+
+@contextlib.contextmanager
+def int8_grid_of_vllm():
+    """逐 token 的 8 位激活，compressed-tensors 在 transformers 里的模拟取 s = max|x|/127.5（±max 取整到 ±128 再截到
+    127），vLLM 的内核与 SmoothQuant 取 s = max|x|/127。本程序同后者；要逐个位置相同的对照，先把它换成后者。
+    FP8 两边同为 max|x|/448，不换。"""
+    from compressed_tensors.quantization.lifecycle import forward
+    theirs = forward.compute_dynamic_scales_and_zp
+
+    def scales(value, args, module, global_scale=None):
+        if args.type != "int" or args.strategy != "token" or args.num_bits != 8:
+            return theirs(value=value, args=args, module=module, global_scale=global_scale)
+        s = value.abs().amax(-1, keepdim=True).clamp(min=1e-5) * torch.tensor(1 / 127)
+        return s, torch.zeros_like(s)
+
+    forward.compute_dynamic_scales_and_zp = scales
+    try:
+        yield
+    finally:
+        forward.compute_dynamic_scales_and_zp = theirs
+
+
+@contextlib.contextmanager
+def int8_constant_of_cuda():
+    """bitsandbytes 0.50 在 CPU 上把整数的和乘以 6.200124e-05，CUDA 的内核乘以 1/127² = 6.200012e-05：换成后者。"""
+    library = torch.library.Library("bitsandbytes", "IMPL")
+
+    def dequantize(A, row_stats, col_stats, dtype=None, bias=None):
+        out = A.view(-1, A.shape[-1]) * (row_stats.reshape(-1, 1) * col_stats.reshape(1, -1)) * (1 / 127 / 127)
+        return (out if bias is None else out + bias).to(dtype or torch.float16)
+
+    library.impl("int8_mm_dequant", dequantize, "CPU", allow_override=True)
+    try:
+        yield
+    finally:
+        library._destroy()
+
+
+def as_on_gpu(folder):
+    """激活的取整同 GPU 上的内核。"""
+    return int8_constant_of_cuda() if is_bitsandbytes(folder) else int8_grid_of_vllm()
+
+
+def logits(folder, prompts):
     model = open_model(folder).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    ids = tokenizer(open(text, encoding="utf-8").read(), return_tensors="pt").input_ids[0]
+    with torch.no_grad(), as_on_gpu(folder):
+        return [model(torch.tensor([p])).logits[0] for p in prompts]
+
+
+def perplexity(folder, text, window, count, rounded=False):
+    """rounded：激活也取整的，取整同 GPU 上的内核。"""
+    model, ids = open_model(folder).eval(), token_ids(folder, text)
     total = 0.0
-    with torch.no_grad():
+    with torch.no_grad(), (as_on_gpu(folder) if rounded else contextlib.nullcontext()):
         for i in range(count):
             x = ids[i * window: (i + 1) * window][None]
             logits = model(x).logits[0, :-1].double()

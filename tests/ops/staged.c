@@ -185,6 +185,14 @@ static void s_linear_int8(Backend *b, const LinearOut *out, int n_out, const Lin
     stage_outs(b, to, q, out, n_out, n);
     CUDA(linear_int8, to, n_out, &from, n, act);
 }
+static void s_linear_rounded(Backend *b, const LinearOut *out, int n_out, const LinearIn *in, int64_t n,
+                             const ActQuant *act) {
+    LinearOut to[LINEAR_OUT_MAX];
+    QTensor q[LINEAR_OUT_MAX];
+    LinearIn from = stage_in(b, in, n, out[0].w->cols);
+    stage_outs(b, to, q, out, n_out, n);
+    CUDA(linear_rounded, to, n_out, &from, n, act);
+}
 static void s_round_act(Backend *b, float *x, int64_t n, int64_t d, const ActQuant *act) {
     x = staged_floats(b, x, n * d, BOTH);
     CUDA(round_act, x, n, d, act);
@@ -542,6 +550,7 @@ static void s_fake_quant_grad(Backend *b, float *dx, float *dscale, const float 
 #define OP(name) .name = s_##name
 static const BackendOps STAGED_OPS = {
     OP(read), OP(write), OP(copy), OP(copy_2d), OP(parallel), OP(linear), OP(linear_exact), OP(linear_int8),
+    OP(linear_rounded),
     OP(round_act), OP(embed), OP(dequantize), OP(pack_dense), OP(qparams), OP(quantize), OP(norm), OP(rope),
     OP(attention), OP(kv_write), OP(attend_step), OP(attend_prefill), OP(prefill_accepts), OP(kv_quantize), OP(activate), OP(add), OP(multiply), OP(gather_rows),
     OP(scatter_rows), OP(score), OP(gram), OP(feedback),

@@ -166,10 +166,11 @@ static void add_ct_packed(Writer *w, const Case *k, const char *module, int m, i
 static void add_ct_int8(Writer *w, const Case *k, const char *module, int m, int rows, int cols) {
     int8_t q[MOST], z[256];
     float in = 0.05f;
-    for (int i = 0; i < rows * cols; i++) q[i] = (int8_t)(code_at(k, i / cols, i % cols) - 128);
-    for (int r = 0; r < rows; r++) z[r] = (int8_t)(zero_at(k, r, 0) - 128);
+    int half = 1 << (k->bits - 1);
+    for (int i = 0; i < rows * cols; i++) q[i] = (int8_t)(code_at(k, i / cols, i % cols) - half);
+    for (int r = 0; r < rows; r++) z[r] = (int8_t)(zero_at(k, r, 0) - half);
     add(w, module, ".weight", "I8", rows, cols, q, (size_t)(rows * cols));
-    add_scales(w, module, ".weight_scale", rows, 1, false);
+    add_scales(w, module, ".weight_scale", rows, (cols - 1) / k->group + 1, false);
     if (k->detail == 's') add(w, module, ".input_scale", "F32", 1, 0, &in, 4);
     if (k->detail == 'z') add(w, module, ".weight_zero_point", "I8", rows, 1, z, (size_t)rows);
     set_expected(k, m, rows, cols);
@@ -420,6 +421,7 @@ static void test_compressed(void **state) {
         {.kind = CT_INT8, .bits = 8, .group = 1000, .symmetric = true, .config = CT_CONFIG("int-quantized", INT8_WEIGHTS, TOKEN_ACT)},
         {.kind = CT_INT8, .bits = 8, .group = 1000, .symmetric = true, .detail = 's',
          .config = CT_CONFIG("int-quantized", INT8_WEIGHTS, STATIC_ACT)},
+        {.kind = CT_INT8, .bits = 4, .group = 32, .symmetric = true, .config = CT_CONFIG("int-quantized", CT_INT(4, "true", 32), TOKEN_ACT)},
         {.kind = CT_INT8, .bits = 8, .group = 1000, .detail = 'z', .config = CT_CONFIG("int-quantized", INT8_WEIGHTS, "null")},
         {.kind = CT_FP8, .bits = 8, .group = 1000, .config = CT_CONFIG("float-quantized", FP8_WEIGHTS("channel"), "null")},
         {.kind = CT_FP8, .bits = 8, .group = 1000, .detail = 't', .config = CT_CONFIG("float-quantized", FP8_WEIGHTS("tensor"), "null")},
@@ -446,24 +448,48 @@ static void test_others(void **state) {
     for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) check_case(&CASES[i]);
 }
 
-/* W8A8 的激活量化由检查点定。 */
+#define ACT(type, strategy, dynamic, more)                                                                    \
+    "{\"num_bits\": 8, \"type\": \"" type "\", \"symmetric\": true, \"strategy\": \"" strategy "\", \"dynamic\": " dynamic more "}"
+
+/* 激活怎样取整由检查点定。 */
 static void test_activations(void **state) {
     (void)state;
-    Case k = {.kind = CT_INT8, .bits = 8, .group = 1000, .symmetric = true, .detail = 's',
-              .config = CT_CONFIG("int-quantized", INT8_WEIGHTS, STATIC_ACT)};
-    Model m;
-    Backend b;
-    Err e = {0};
-    assert_true(open_model(&m, &b, make(&k, (Damage){.how = NONE}), &e));
-    const ActQuant *a = &m.blocks[0].linears[0].act;
-    assert_true(a->kind == ACT_STATIC && a->bits == 8 && a->scale == 0.05f);
-    json_t *o = checkpoint_json(&m);
-    assert_string_equal(json_string_value(json_object_get(o, "checkpoint.format")), "compressed-tensors");
-    assert_string_equal(json_string_value(json_object_get(o, "activation.scheme")), "static");
-    assert_int_equal(json_integer_value(json_object_get(o, "weight.w_bits")), 8);
-    json_decref(o);
-    model_close(&m);
-    backend_close(&b);
+    static const struct {
+        Case k;
+        ActQuant act;
+        const char *scheme, *codes;
+    } CASES[] = {
+        {{.kind = CT_INT8, .bits = 8, .group = 1000, .symmetric = true, .detail = 's', .config = CT_CONFIG("int-quantized", INT8_WEIGHTS, STATIC_ACT)},
+         {.kind = ACT_STATIC, .bits = 8, .scale = 0.05f}, "static", "int8"},
+        {{.kind = CT_PACKED, .bits = 4, .group = 32, .config = CT_CONFIG("pack-quantized", CT_INT(4, "false", 32), TOKEN_ACT)},
+         {.kind = ACT_TOKEN, .bits = 8, .form = ACT_VALUES}, "per_token", "int8"},
+        {{.kind = CT_FP8, .bits = 8, .group = 1000, .config = CT_CONFIG("float-quantized", FP8_WEIGHTS("channel"), ACT("float", "token", "true", ""))},
+         {.kind = ACT_TOKEN, .bits = 8, .form = ACT_F8}, "per_token", "fp8_e4m3"},
+        {{.kind = CT_FP8, .bits = 8, .group = 1000, .config = CT_CONFIG("float-quantized", FP8_WEIGHTS("channel"), ACT("float", "tensor", "true", ""))},
+         {.kind = ACT_TENSOR, .bits = 8, .form = ACT_F8}, "per_tensor", "fp8_e4m3"},
+        {{.kind = CT_FP8, .bits = 8, .group = 1000, .config = CT_CONFIG("float-quantized", FP8_WEIGHTS("channel"), ACT("float", "group", "true", ", \"group_size\": 32"))},
+         {.kind = ACT_TOKEN, .bits = 8, .form = ACT_F8, .group = 32}, "per_token", "fp8_e4m3"},
+        {{.kind = INT8, .bits = 8, .group = 1000, .config = BNB},
+         {.kind = ACT_TENSOR, .bits = 8, .form = ACT_MIXED, .threshold = 6}, "per_tensor", "llm_int8"},
+        {{.kind = INT8, .bits = 8, .group = 1000, .config = BNB ", \"llm_int8_threshold\": 3.5"},
+         {.kind = ACT_TENSOR, .bits = 8, .form = ACT_MIXED, .threshold = 3.5f}, "per_tensor", "llm_int8"},
+    };
+    for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) {
+        Model m;
+        Backend b;
+        Err e = {0};
+        if (!open_model(&m, &b, make(&CASES[i].k, (Damage){.how = NONE}), &e)) fail_msg("%s", e.msg);
+        const ActQuant *a = &m.blocks[0].linears[0].act, *want = &CASES[i].act;
+        assert_true(a->kind == want->kind && a->bits == want->bits && a->scale == want->scale);
+        assert_true(a->form == want->form && a->group == want->group && a->threshold == want->threshold);
+        json_t *o = checkpoint_json(&m);
+        assert_string_equal(json_string_value(json_object_get(o, "activation.scheme")), CASES[i].scheme);
+        assert_string_equal(json_string_value(json_object_get(o, "activation.codes")), CASES[i].codes);
+        json_decref(o);
+        assert_int_equal(checkpoint_note(&m) != NULL, want->form == ACT_MIXED);
+        model_close(&m);
+        backend_close(&b);
+    }
 }
 
 static void expect_error(const Case *k, Damage d, ErrCode code, const char *part) {
@@ -485,6 +511,7 @@ static void test_damaged(void **state) {
         {.kind = NF4_NESTED, .bits = 4, .group = 64, .config = BNB},
         {.kind = INT8, .bits = 8, .group = 1000, .config = BNB},
         {.kind = HQQ, .bits = 4, .group = 64, .config = HQQ_CONFIG},
+        {.kind = CT_INT8, .bits = 4, .group = 32, .symmetric = true, .config = CT_CONFIG("int-quantized", CT_INT(4, "true", 32), "null")},
     };
     static const struct {
         int good;
@@ -524,6 +551,7 @@ static void test_damaged(void **state) {
         {6, {".nbits", POKE, 1}, ERR_UNSUPPORTED, "nbits"},
         {6, {".nbits", POKE, 8}, ERR_FORMAT, "W_q"},
         {6, {".axis", POKE, 0}, ERR_UNSUPPORTED, "axis=0"},
+        {7, {".weight", POKE, 0x08}, ERR_FORMAT, "超出 4 位"},
     };
     for (size_t i = 0; i < sizeof BAD / sizeof *BAD; i++) expect_error(&GOOD[BAD[i].good], BAD[i].d, BAD[i].code, BAD[i].part);
 }
@@ -552,6 +580,10 @@ static void test_bad_config(void **state) {
          "kv_cache_scheme"},
         {CT_CONFIG("pack-quantized", "\"num_bits\": 12", "null"), ERR_UNSUPPORTED, "num_bits"},
         {CT_CONFIG("int-quantized", INT8_WEIGHTS, "{\"num_bits\": 4}"), ERR_UNSUPPORTED, "input_activations"},
+        {CT_CONFIG("int-quantized", INT8_WEIGHTS, ACT("float", "group", "true", "")), ERR_UNSUPPORTED, "strategy=group"},
+        {CT_CONFIG("int-quantized", INT8_WEIGHTS, ACT("float", "group", "false", ", \"group_size\": 32")), ERR_UNSUPPORTED, "静态"},
+        {BNB ", \"llm_int8_threshold\": -1", ERR_FORMAT, "llm_int8_threshold"},
+        {BNB ", \"llm_int8_threshold\": \"6\"", ERR_FORMAT, "llm_int8_threshold"},
     };
     for (size_t i = 0; i < sizeof BAD / sizeof *BAD; i++) {
         Case k = {.kind = GPTQ, .bits = 4, .group = 32, .config = BAD[i].config};

@@ -57,6 +57,7 @@ static const BackendOps CPU_OPS = {
     .feedback = cpu_feedback,
     .linear_exact = cpu_linear_exact,
     .linear_int8 = cpu_linear_int8_from,
+    .linear_rounded = cpu_linear_rounded,
     .round_act = cpu_round_act,
     .parallel = cpu_parallel,
     .matmul = cpu_matmul,

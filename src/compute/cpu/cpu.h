@@ -44,6 +44,8 @@ void cpu_linear(Backend *b, const LinearOut *out, int n_out, const float *x, int
 void cpu_linear_from(Backend *b, const LinearOut *out, int n_out, const LinearIn *in, int64_t n);
 void cpu_linear_int8_from(Backend *b, const LinearOut *out, int n_out, const LinearIn *in, int64_t n,
                           const ActQuant *act);
+void cpu_linear_rounded(Backend *b, const LinearOut *out, int n_out, const LinearIn *in, int64_t n,
+                        const ActQuant *act);
 void cpu_attend_step(Backend *b, const StepJob *job);
 void cpu_attend_prefill(Backend *b, const PrefillJob *job);
 bool cpu_prefill_accepts(Backend *b, const PrefillJob *job, int64_t rows);
@@ -51,6 +53,10 @@ bool cpu_factor(Backend *b, const FactorJob *job);
 void cpu_linear_int8(Backend *b, const LinearOut *out, int n_out, const float *x, int64_t n,
                      const ActQuant *act);
 void cpu_round_act(Backend *b, float *x, int64_t n, int64_t d, const ActQuant *act);
+/* 同上，取整成整数（linear_int8.c）。 */
+void cpu_round_int(Backend *b, float *x, int64_t n, int64_t d, const ActQuant *act);
+/* 线性层的输入 (n, cols)：in->x，或算到 in->tmp。 */
+const float *cpu_input(Backend *b, const LinearIn *in, int64_t n, int64_t cols);
 void cpu_embed(Backend *b, float *y, const QTensor *table, const int32_t *ids, int64_t n);
 void cpu_norm(Backend *b, float *y, const float *x, const NormSpec *s, int64_t n, int64_t d);
 void cpu_rope(Backend *b, float *x, int64_t n, int64_t heads, int64_t dim, int64_t half,

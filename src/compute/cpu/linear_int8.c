@@ -104,7 +104,7 @@ void cpu_linear_int8(Backend *b, const LinearOut *out, int n_out, const float *x
     }
 }
 
-void cpu_round_act(Backend *b, float *x, int64_t n, int64_t d, const ActQuant *act) {
+void cpu_round_int(Backend *b, float *x, int64_t n, int64_t d, const ActQuant *act) {
     ActJob a = {.x = x, .rounded = x, .n = n, .cols = d};
     if (act->kind == ACT_TENSOR) {
         a.out.scale = cpu_slot(b, 2 * b->n_threads, (size_t)n * sizeof(float));

@@ -14,7 +14,7 @@ extern "C" {
 #include "compute/plugin.h"
 }
 
-enum { SLOT_X, SLOT_W, SLOT_Z, SLOT_A, SLOT_B, SLOT_HOST, SLOT_GRAD, N_SLOTS };
+enum { SLOT_X, SLOT_W, SLOT_Z, SLOT_A, SLOT_B, SLOT_HOST, SLOT_GRAD, SLOT_ROUNDED, N_SLOTS };
 
 enum { COUNTERS = 65536 };
 
@@ -161,7 +161,10 @@ void cuda_linear(Backend *, const LinearOut *, int, const LinearIn *, int64_t);
 void cuda_linear_exact(Backend *, float *, const float *, int64_t, const QTensor *);
 void cuda_linear_int8(Backend *, const LinearOut *, int, const LinearIn *, int64_t, const ActQuant *);
 bool cuda_factor(Backend *, const FactorJob *);
+void cuda_linear_rounded(Backend *, const LinearOut *, int, const LinearIn *, int64_t, const ActQuant *);
 void cuda_round_act(Backend *, float *, int64_t, int64_t, const ActQuant *);
+/* 同上，FP8 与 LLM.int8 的（round_act.cu）。 */
+void cuda_round_values(Backend *, float *, int64_t, int64_t, const ActQuant *);
 void cuda_embed(Backend *, float *, const QTensor *, const int32_t *, int64_t);
 void cuda_pack_dense(Backend *, QTensor *, const float *);
 void cuda_quantize(Backend *, QTensor *, const float *, const float *, const float *);

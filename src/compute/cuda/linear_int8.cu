@@ -44,6 +44,7 @@ __global__ static void round_act_kernel(float *x, const float *s, int64_t n, int
     EACH(i, n * cols) x[i] = __fmul_rn(act_code(x[i], s[i / cols], top), s[i / cols]);
 }
 void cuda_round_act(Backend *b, float *x, int64_t n, int64_t d, const ActQuant *act) {
+    if (act->form == ACT_F8 || act->form == ACT_MIXED) return cuda_round_values(b, x, n, d, act);
     float *s = act_scales(b, x, n, d, act);
     if (!s) return;
     round_act_kernel<<<cuda_blocks(n * d, 256), 256, 0, STREAM(b)>>>(x, s, n, d, (1 << (act->bits - 1)) - 1);

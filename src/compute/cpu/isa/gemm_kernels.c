@@ -21,6 +21,16 @@ enum { TILE_ROWS = 2, TILE_PANELS = 1 };
 VEC_INLINE vf step_f32(vf acc, const float *x, vf w) {
     return vf_fma(vf_set1(*x), w, acc);
 }
+#if defined(VEC_NO_UNROLL) /* 插桩构建：累加器不能放在数组里（每次读写都要查），一个一个算；结果逐位相同 */
+#define TILE_BODY(step)                                                                            \
+    for (int i = 0; i < rows * panels; i++) {                                                      \
+        float *out = y + i / panels * ldy + 16 * (i % panels);                                     \
+        const float *from = x + i / panels * TILE_X_STRIDE, *b = w + i % panels * w_stride;        \
+        vf acc = accumulate ? vf_load(out) : vf_zero();                                            \
+        for (int64_t k = 0; k < steps; k++) acc = step(acc, from + k, vf_load(b + 16 * k));        \
+        vf_store(out, acc);                                                                        \
+    }
+#else
 #define TILE_BODY(step)                                                                            \
     vf acc[TILE_ROWS][TILE_PANELS];                                                                \
     VEC_UNROLL for (int r = 0; r < rows; r++)                                                      \
@@ -38,6 +48,7 @@ VEC_INLINE vf step_f32(vf acc, const float *x, vf w) {
     }                                                                                              \
     VEC_UNROLL for (int r = 0; r < rows; r++)                                                      \
         VEC_UNROLL for (int p = 0; p < panels; p++) vf_store(y + r * ldy + 16 * p, acc[r][p]);
+#endif
 
 VEC_INLINE void tile_f32(float *y, int64_t ldy, const float *x, const float *w, int64_t w_stride,
                          int64_t steps, bool accumulate, const int rows, const int panels) {

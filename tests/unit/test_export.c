@@ -143,7 +143,7 @@ static void test_compressed_tensors(void **state) {
     }
     Made m; /* W8A8：有号的编码 */
     make(&m, 8, ZERO_SYM, false);
-    m.l.act = (ActQuant){ACT_TOKEN, 8, 0};
+    m.l.act = (ActQuant){.kind = ACT_TOKEN, .bits = 8};
     assert_true(f->check(&m.l, NULL));
     int8_t *w = part(f, &m, ".weight");
     for (int i = 0; i < ROWS * COLS; i++) assert_int_equal(w[i], m.code[i] - 128);
@@ -167,7 +167,7 @@ static void test_refused(void **state) {
         assert_non_null(strstr(e.msg, "hf-dequantized"));
     }
     make(&m, 8, ZERO_INT, false);
-    m.l.act = (ActQuant){ACT_TOKEN, 8, 0};
+    m.l.act = (ActQuant){.kind = ACT_TOKEN, .bits = 8};
     for (size_t i = 0; i < N_EXPORT_FORMATS; i++) assert_false(EXPORT_FORMATS[i].check(&m.l, &e));
 }
 

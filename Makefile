@@ -149,10 +149,10 @@ $(BUILD)/tests/%: tests/%.c $(BUILD)/libptq.a
 	@echo "  LD  $@"; mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) -MMD -MP -MF $@.d -o $@ $< $(BUILD)/libptq.a $(LIBS) -lcmocka
 # 算子测试另有 CUDA 的外壳（PTQ_TEST_BACKEND=cuda）
-$(BUILD)/tests/ops/%: tests/ops/%.c tests/ops/staged.c tests/ops/staged_search.c tests/ops/staged.h tests/ops/staged_parts.h \
-                      $(BUILD)/libptq.a
+STAGED := tests/ops/staged.c tests/ops/staged_grad.c tests/ops/staged_search.c
+$(BUILD)/tests/ops/%: tests/ops/%.c $(STAGED) tests/ops/staged.h tests/ops/staged_parts.h $(BUILD)/libptq.a
 	@echo "  LD  $@"; mkdir -p $(@D)
-	$(Q)$(CC) $(CFLAGS) -MMD -MP -MF $@.d -o $@ $< tests/ops/staged.c tests/ops/staged_search.c $(BUILD)/libptq.a $(LIBS) -lcmocka
+	$(Q)$(CC) $(CFLAGS) -MMD -MP -MF $@.d -o $@ $< $(STAGED) $(BUILD)/libptq.a $(LIBS) -lcmocka
 $(BUILD)/tests/tools/%: tests/tools/%.c $(BUILD)/libptq.a
 	@echo "  LD  $@"; mkdir -p $(@D)
 	$(Q)$(CC) $(CFLAGS) -MMD -MP -MF $@.d -o $@ $< $(BUILD)/libptq.a $(LIBS)

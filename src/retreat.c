@@ -9,12 +9,13 @@
 #include "io/file.h"
 #include "pretrained.h"
 
-enum { LEAST_ROWS = 512 };
+enum { LEAST_ROWS = 512, DENSE_ROWS = 4096 /* 不量化的权重占得多；更大的一批不更快，量化的展开一次则摊给更多行 */ };
 
-/* 装好的权重；方法量化权重时按量化后的。 */
-static bool measure(const Experiment *x, size_t *bytes, Err *e) {
+/* 装好的权重；方法量化权重时按量化后的。*dense 为权重不量化。 */
+static bool measure(const Experiment *x, size_t *bytes, bool *dense, Err *e) {
     const Model *m = &x->model;
     QSpec spec;
+    *dense = false;
     if (m->weights.checkpoint) { /* 已量化的：文件有多大 */
         *bytes = 0;
         for (size_t i = 0; i < m->weights.n_tensors; i++) *bytes += m->weights.sorted[i]->bytes;
@@ -23,6 +24,7 @@ static bool measure(const Experiment *x, size_t *bytes, Err *e) {
     json_t *merged = config_merged_json(&x->config);
     bool quantized = x->config.track != 'C' && config_weight_spec(merged, &spec);
     json_decref(merged);
+    *dense = !quantized;
     return model_measure_weights(m, quantized ? &spec : NULL, bytes, e);
 }
 
@@ -33,9 +35,11 @@ static bool plan_separate(Experiment *x, Err *e) {
     const ModelConfig *c = &m->config;
     size_t wanted = x->config.run.max_memory_bytes, need;
     if (wanted && (!b->memory->limit || wanted < b->memory->limit)) b->memory->limit = wanted;
-    x->full_rows = b->batch_rows;
     size_t room = backend_room(b);
-    if (!backend_check(b, e) || !measure(x, &need, e)) return false;
+    bool dense;
+    if (!backend_check(b, e) || !measure(x, &need, &dense, e)) return false;
+    if (dense && b->batch_rows > DENSE_ROWS) b->batch_rows = DENSE_ROWS;
+    x->full_rows = b->batch_rows;
     need += workspace_bytes(c, b->batch_rows);
     if (x->config.method->calibrated)
         need += (size_t)(x->config.calib.samples * x->config.calib.length * c->hidden) * sizeof(float);

@@ -241,8 +241,8 @@ typedef struct BackendOps {
     void (*score)(Backend *b, const ScoreJob *job);
     /* 稠密 f32 (rows,cols) → 面板（按 q->dense 舍入） */
     void (*pack_dense)(Backend *b, QTensor *q, const float *w);
-    /* 主机内存里行主序的 (rows,cols) 个 stored（F32、F16、BF16）类型的数直接装成面板，不经 f32 的副本；*finite 为装好的都有限。
-     * 可以没有（CUDA）：那时 decode 再 pack_dense */
+    /* 主机内存里行主序的 (rows,cols) 个 stored（F32、F16、BF16）类型的数直接装成稠密权重，不经 f32 的副本；*finite 为装好的都有限，
+     * finite 为 NULL 即不用查 */
     void (*pack_stored)(Backend *b, QTensor *q, const void *host, DType stored, bool *finite);
     /* 由 w(rows,cols) 定 scale、zero（f32，(rows,n_groups)），RTN/GPTQ 的格点，见 ops.h */
     void (*qparams)(Backend *b, float *scale, float *zero, const float *w, int64_t rows,

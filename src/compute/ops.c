@@ -291,12 +291,12 @@ void op_pack_dense(Backend *b, QTensor *q, Tensor w) {
     CALL(b, pack_dense, q, w.data);
 }
 
-bool op_pack_stored(Backend *b, QTensor *q, const void *host, DType stored) {
+bool op_pack_stored(Backend *b, QTensor *q, const void *host, DType stored, bool checked) {
     check_weight(q);
     CHECK(q->dense != DT_NONE && host && (stored == DT_F32 || stored == DT_F16 || stored == DT_BF16));
-    bool finite = false;
-    if (failed(b) || !b->ops->pack_stored) return false;
-    CALL(b, pack_stored, q, host, stored, &finite);
+    bool finite = checked;
+    if (failed(b)) return false;
+    CALL(b, pack_stored, q, host, stored, checked ? NULL : &finite);
     return finite && !failed(b);
 }
 

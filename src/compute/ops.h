@@ -82,8 +82,9 @@ void op_scatter_rows(Backend *b, Tensor dst, Tensor src, const int32_t *index, c
 void op_score(Backend *b, const ScoreJob *job);
 void op_pack_dense(Backend *b, QTensor *q, Tensor w);
 /* 主机内存里行主序的 (rows,cols) 个 stored（F32、F16、BF16）类型的数直接装成面板（按 q->dense 舍入），与 op_decode 再
- * op_pack_dense 逐位相同而少走几趟内存。返回: 真为装好了；假为后端没有这个算子，或装好的有 NaN、Inf（q 里的不能用）。 */
-bool op_pack_stored(Backend *b, QTensor *q, const void *host, DType stored);
+ * op_pack_dense 逐位相同而少走几趟内存。checked：已知都有限，不用再查。返回: 真为装好了；假为装好的有 NaN、Inf（q 里的不能用），
+ * 或后端有错误。 */
+bool op_pack_stored(Backend *b, QTensor *q, const void *host, DType stored, bool checked);
 /* 每组的 scale 与 zero（RTN，亦 GPTQ 官方代码 quant.py 的 find_params）：
  *   asym: lo=min(0,min w), hi=max(0,max w)；lo==hi==0 时取 lo=-1, hi=1；scale=(hi-lo)/(2^b-1)，zero=round(-lo/scale)
  *   sym : m=max|w|（m==0 时取 1）；scale=2m/(2^b-1)，zero=2^(b-1)

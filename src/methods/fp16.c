@@ -2,13 +2,11 @@
  * 权重按模型的 dtype 原样存放（float32 / float16 / bfloat16），三个轨道的对照都由它给出。 */
 #include "methods/base.h"
 
-static bool fp16_linear(QuantJob *job, Linear *l, Tensor w, const InputStats *st, Err *e) {
-    (void)st;
-    return job_keep_dense(job, l, w, e);
-}
-
+/* 没有量化的线性层由模型自己直接装入，不经 f32 的副本。 */
 static bool fp16_quantize(QuantJob *job, Err *e) {
-    return quantize_each_linear(job, STAT_NONE, FLOW_QUANTIZED, fp16_linear, e);
+    (void)job;
+    (void)e;
+    return true;
 }
 
 PTQ_METHOD(fp16) = {.name = "fp16", .tracks = "ABC", .quantize = fp16_quantize};

@@ -106,12 +106,12 @@ static void drop_source(Model *m, const Linear *l, const TensorSource *src) {
     if (last || !src->block) weights_drop(&m->weights, src->name);
 }
 
-/* 文件里的第 row0 行起直接装进稠密的 q。返回: 假为不能（不相连、要换算，或有非有限值），q 未装好。 */
-static bool pack_direct(Model *m, const TensorSource *src, int64_t row0, QTensor *q) {
+/* 文件里的第 row0 行起直接装进稠密的 q。checked 同 load_rows。返回: 假为不能（不相连、要换算，或有非有限值），q 未装好。 */
+static bool pack_direct(Model *m, const TensorSource *src, int64_t row0, bool checked, QTensor *q) {
     DType stored;
     if (q->dense == DT_NONE || q->cols != src->cols) return false;
     const void *raw = weights_direct(&m->weights, src, row0, q->rows, &stored);
-    return raw && op_pack_stored(m->backend, q, raw, stored);
+    return raw && op_pack_stored(m->backend, q, raw, stored, checked);
 }
 
 bool model_load_linear(Model *m, Linear *l, float *w, Err *e) {
@@ -144,7 +144,8 @@ bool model_load_dense(Model *m, Linear *l, Arena *a, Err *e) {
     QTensor q;
     if (!model_load_bias(m, l, e) || !qtensor_new_dense(&q, a, m->dtype, l->rows, l->cols, e)) return false;
     layout_linear(m, l, false, &src);
-    if (pack_direct(m, &src, 0, &q)) {
+    if (pack_direct(m, &src, 0, l->checked, &q)) {
+        l->checked = true;
         drop_source(m, l, &src);
         m->load_seconds += clock_seconds() - t;
         return linear_set_quantized(l, &q);
@@ -219,7 +220,7 @@ static bool load_matrix(Model *m, TensorSlot slot, int64_t rows, int64_t cols, b
     if (step < QT_PANEL) step = QT_PANEL;
     Arena tmp = backend_arena(m->backend);
     double t = clock_seconds();
-    bool direct = src.rows == rows && pack_direct(m, &src, 0, q);
+    bool direct = src.rows == rows && pack_direct(m, &src, 0, false, q);
     float *w = direct ? NULL : ARENA_ARRAY(&tmp, float, step * cols, e);
     bool ok = direct || w;
     for (int64_t r = 0; ok && !direct && r < rows; r += step) {
@@ -312,6 +313,7 @@ static bool finish_block(Model *m, int64_t layer, Err *e) {
     for (int64_t i = 0; ok && i < b->n_linears; i++) {
         Linear *l = &b->linears[i];
         if (!l->rows || l->q.data || l->streamed) continue;
+        if (!interrupt_check(e)) return false;
         if (l->packed) {
             ok = checkpoint_load(m, l, e);
             continue;
@@ -354,14 +356,25 @@ static bool load_head(Model *m, Err *e) {
     return true;
 }
 
+/* 还有没装的线性层。 */
+static bool lacks_linears(const Model *m) {
+    for (int64_t i = 0; i < m->config.n_layers; i++)
+        for (int64_t k = 0; k < m->blocks[i].n_linears; k++) {
+            const Linear *l = &m->blocks[i].linears[k];
+            if (l->rows && !l->q.data && !l->streamed) return true;
+        }
+    return false;
+}
+
 bool model_finish(Model *m, Err *e) {
     const ModelConfig *c = &m->config;
-    Progress p = progress_start(LOG_LOAD, "装入已量化的权重", "块", m->weights.checkpoint ? c->n_layers : 0);
+    bool shown = lacks_linears(m);
+    Progress p = progress_start(LOG_LOAD, m->weights.checkpoint ? "装入已量化的权重" : "装入权重", "块", c->n_layers);
     for (int64_t i = 0; i < c->n_layers; i++) {
         if (!finish_block(m, i, e)) return false;
-        if (m->weights.checkpoint) progress_step(&p, i + 1);
+        if (shown) progress_step(&p, i + 1);
     }
-    if (m->weights.checkpoint) progress_end(&p);
+    if (shown) progress_end(&p);
     if (!c->no_final_norm && !load_norm(m, T_FINAL_NORM, &m->final_norm, &m->final_norm_bias, e)) return false;
     if (!model_load_embed(m, e)) return false;
     m->head = &m->embed;

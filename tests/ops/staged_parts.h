@@ -1,4 +1,4 @@
-/* staged_parts — CUDA 外壳的内部约定（staged.c 与 staged_search.c 之间） */
+/* staged_parts — CUDA 外壳的内部约定（staged.c、staged_grad.c、staged_search.c 之间） */
 #ifndef PTQ_TESTS_OPS_STAGED_PARTS_H
 #define PTQ_TESTS_OPS_STAGED_PARTS_H
 #include "compute/backend.h"
@@ -53,4 +53,28 @@ void s_sparse(Backend *b, const SparseJob *job);
 void s_column_variance(Backend *b, double *var, const float *x, int64_t rows, int64_t cols);
 int64_t s_count_outliers(Backend *b, uint32_t *start, const uint8_t *mask, int64_t rows, int64_t cols);
 bool s_split_outliers(Backend *b, const QTensor *q, float *w, const uint8_t *mask);
+/* staged_grad.c 里的算子。 */
+void s_matmul(Backend *b, float *y, const float *a, const float *c, int64_t m, int64_t k, int64_t n,
+                     bool transpose_a);
+void s_rmsnorm_grad(Backend *b, float *dx, float *dw, const float *dy, const float *x, const float *w,
+                           int64_t n, int64_t d, float eps);
+void s_silu_mul_grad(Backend *b, float *dg, float *du, const float *dy, const float *g, const float *u,
+                            int64_t n);
+void s_attention_grad(Backend *b, float *dq, float *dk, float *dv, const float *d_out, const float *q,
+                             const float *k, const float *v, int64_t n, const AttnSpec *s);
+void s_round_act_grad(Backend *b, float *d, const float *x, int64_t n, int64_t cols, int bits);
+void s_score_grad(Backend *b, const ScoreGradJob *job);
+void s_group_range(Backend *b, float *lo, float *hi, const float *x, int64_t rows, int64_t cols,
+                          int64_t group);
+void s_group_range_grad(Backend *b, float *dx, const float *x, const float *lo, const float *hi,
+                               const float *d_lo, const float *d_hi, int64_t rows, int64_t cols, int64_t group);
+void s_scale(Backend *b, float *y, const float *x, const float *row, const float *col, int64_t rows,
+                    int64_t cols);
+void s_scale_grad(Backend *b, float *d_row, float *d_col, const float *dy, const float *x, const float *row,
+                         const float *col, int64_t rows, int64_t cols);
+void s_fake_quant(Backend *b, float *y, const float *x, const float *scale, const float *zero, int64_t rows,
+                         int64_t cols, const QSpec *spec);
+void s_fake_quant_grad(Backend *b, float *dx, float *dscale, const float *dy, const float *x,
+                              const float *scale, const float *zero, int64_t rows, int64_t cols,
+                              const QSpec *spec);
 #endif

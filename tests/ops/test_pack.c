@@ -1,5 +1,5 @@
 /* test_pack — 从文件里的类型直接装面板，与先解码成 f32 再装逐位相同
- * 每个指令集、每种来源与目的类型，形状有整有零，来源不对齐；NaN、Inf、舍入后溢出的都要认出来。 */
+ * 每个指令集、每种来源与目的类型，形状有整有零，来源不对齐，查与不查；NaN、Inf、舍入后溢出的都要认出来。 */
 #include "tests/ops/reference.h"
 
 static const DType TYPES[] = {DT_F32, DT_F16, DT_BF16};
@@ -24,15 +24,19 @@ static void check_one(Backend *b, const char *target, DType from, DType to, int6
     assert_non_null(raw);
     assert_true(qtensor_new_dense(&got, &a, to, rows, cols, &e) && qtensor_new_dense(&want, &a, to, rows, cols, &e));
     const char *src = store(raw + 1, x, rows * cols, from);
-    if (op_pack_stored(b, &got, src, from)) {
-        op_decode(b, w, src, from, to, rows * cols);
-        op_pack_dense(b, &want, tensor_f32(w, rows, cols));
+    op_decode(b, w, src, from, to, rows * cols);
+    op_pack_dense(b, &want, tensor_f32(w, rows, cols));
+    for (int checked = 0; checked < 2; checked++) {
+        memset(got.data, 0x5A, got.data_bytes);
+        assert_true(op_pack_stored(b, &got, src, from, checked));
         ref_check(b);
-        if (memcmp(got.data, want.data, got.data_bytes) != 0)
-            fail_msg("%s %s→%s %lld×%lld 不同", target, dtype_name(from), dtype_name(to), (long long)rows, (long long)cols);
-    } else {
-        assert_true(ref_on_cuda()); /* 只有 CUDA 可以没有 */
+        for (int64_t i = 0; i < rows * cols; i++)
+            if (qtensor_at(&got, i / cols, i % cols) != qtensor_at(&want, i / cols, i % cols))
+                fail_msg("%s %s→%s %lld×%lld 第 %lld 个不同", target, dtype_name(from), dtype_name(to), (long long)rows,
+                         (long long)cols, (long long)i);
     }
+    if (memcmp(got.data, want.data, got.data_bytes) != 0) /* 补的零也相同 */
+        fail_msg("%s %s→%s %lld×%lld 补的零不同", target, dtype_name(from), dtype_name(to), (long long)rows, (long long)cols);
     free(x);
     free(w);
     free(raw);
@@ -64,7 +68,7 @@ static void refuse(Backend *b, DType from, DType to, int64_t cols, float bad, in
     ref_fill(x, 32 * cols, 4, 1);
     assert_true(qtensor_new_dense(&q, &a, to, 32, cols, &e));
     x[at] = bad;
-    if (op_pack_stored(b, &q, store(raw, x, 32 * cols, from), from))
+    if (op_pack_stored(b, &q, store(raw, x, 32 * cols, from), from, false))
         fail_msg("%s→%s：第 %lld 个是 %g，没有认出来", dtype_name(from), dtype_name(to), (long long)at, (double)bad);
     arena_free(&a);
 }
@@ -91,7 +95,41 @@ static void test_refused(void **state) {
     }
 }
 
+/* 大的：CUDA 上一段段地传（锁页的缓冲 64 MB、要换算的工作区 16 MB），末尾的不是有限值也认得出。 */
+static void test_large(void **state) {
+    (void)state;
+    enum { ROWS = 2053, COLS = 4099 };
+    RefTarget targets[REF_MAX_TARGETS];
+    int n = ref_targets(targets);
+    char *raw = malloc((size_t)ROWS * COLS * 4);
+    float *x = ref_random((int64_t)ROWS * COLS, 5, 1);
+    assert_non_null(raw);
+    for (int f = 0; f < N_TYPES; f++) {
+        Backend b = ref_open(&targets[n - 1], 2);
+        Arena a = backend_arena(&b);
+        Err e = {0};
+        QTensor q;
+        int64_t rows = ROWS, cols = COLS - (f == 2), last = rows * cols - 1; /* BF16 的列数取偶：布局相同，不换算 */
+        assert_true(qtensor_new_dense(&q, &a, DT_BF16, rows, cols, &e));
+        store(raw, x, rows * cols, TYPES[f]);
+        assert_true(op_pack_stored(&b, &q, raw, TYPES[f], false));
+        for (int64_t i = 0; i <= last; i += i < last - 97 ? 97 : 1) {
+            float v = TYPES[f] == DT_F16 ? f16_to_f32(f32_to_f16(x[i])) : x[i], want = bf16_to_f32(f32_to_bf16(v));
+            if (qtensor_at(&q, i / cols, i % cols) != want) fail_msg("%s：第 %lld 个不同", dtype_name(TYPES[f]), (long long)i);
+        }
+        float keep = x[last];
+        x[last] = INFINITY;
+        store(raw, x, rows * cols, TYPES[f]);
+        x[last] = keep;
+        assert_false(op_pack_stored(&b, &q, raw, TYPES[f], false));
+        arena_free(&a);
+        backend_close(&b);
+    }
+    free(x);
+    free(raw);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_same), cmocka_unit_test(test_refused)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_same), cmocka_unit_test(test_refused), cmocka_unit_test(test_large)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -44,7 +44,7 @@ static void pack_stored_task(void *ctx, int64_t panel, int thread) {
 void cpu_pack_stored(Backend *b, QTensor *q, const void *host, DType stored, bool *finite) {
     PanelJob j = {.q = q, .stored = host, .type = stored};
     run_panels(b, q->rows, pack_stored_task, &j);
-    *finite = !atomic_load(&j.bad);
+    if (finite) *finite = !atomic_load(&j.bad);
 }
 
 static void quantize_task(void *ctx, int64_t panel, int thread) {

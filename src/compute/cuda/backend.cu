@@ -276,7 +276,7 @@ static BackendOps table(void) {
     t.gather_columns = op_gather_columns_, t.adamw = op_adamw_, t.update_rest = cuda_update_rest;
     t.linear = cuda_linear, t.linear_exact = cuda_linear_exact, t.linear_int8 = cuda_linear_int8;
     t.linear_rounded = cuda_linear_rounded;
-    t.round_act = cuda_round_act, t.embed = cuda_embed, t.pack_dense = cuda_pack_dense, t.quantize = cuda_quantize;
+    t.round_act = cuda_round_act, t.embed = cuda_embed, t.pack_dense = cuda_pack_dense, t.pack_stored = cuda_pack_stored, t.quantize = cuda_quantize;
     t.dequantize = cuda_dequantize, t.qparams = cuda_qparams, t.gram = cuda_gram, t.feedback = cuda_feedback;
     t.matmul = cuda_matmul, t.norm = cuda_norm, t.rope = cuda_rope, t.activate = cuda_activate, t.add = cuda_add;
     t.multiply = cuda_multiply, t.gather_rows = cuda_gather_rows, t.scatter_rows = cuda_scatter_rows;

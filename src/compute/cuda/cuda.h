@@ -63,6 +63,7 @@ bool cuda_blas_ok(Backend *b, cublasStatus_t code, const char *what);
 /* 主机的 bytes 字节 → 显存。返回后 host 可改。 */
 bool cuda_upload(Backend *b, void *dst, const void *host, size_t bytes);
 void cuda_decode_weights(Backend *, float *, const void *, DType, DType, int64_t);
+void cuda_pack_stored(Backend *, QTensor *, const void *, DType, bool *);
 void uploader_close(CudaBackend *c);
 /* 第 slot 块显存工作区，至少 bytes 字节，内容不定。失败返回 NULL。 */
 void *cuda_slot(Backend *b, int slot, size_t bytes);

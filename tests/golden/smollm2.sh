@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # smollm2 — SmolLM2-135M-Instruct 在 wikitext2 上各方法的 PPL，对照官方代码（make test-smollm2）
 # 先取得模型与文本：scripts/prepare_data.sh --model smollm2-135m-instruct，以及 wikitext2。
-# 环境: COMPUTE（默认 float32）、DEVICE（默认 auto）、PTQ_SHARED（对照数）、ROWS=正则（只跑名字相符的行）、THREADS、RESULTS=结果文件夹（默认 results，可上榜）
+# 环境: COMPUTE（默认 float32）、DEVICE（默认 auto）、PTQ_SHARED（对照数）、ROWS=正则（只跑名字相符的行）、THREADS、RESULTS=结果文件夹（默认 results，可上榜）、
+#       EXTRA=再加的覆盖，空格分隔（如 "eval.speed=false eval.kl_windows=0"）
 set -u
 export LC_ALL=C.UTF-8
 cd "$(dirname "$0")/../.." || exit 2
@@ -20,9 +21,13 @@ set_to() { args+=(--override "$1=$2"); }
 
 # 第 $row 行的 settings → run_one 的参数，放进数组 args；与本测试无关的行返回 1
 row_args() {
-    local method track=A
+    local method track=A extra
     args=()
-    [ "$(get text)" = std ] || return 1
+    case $(get text) in
+    std) dataset=wikitext2 ;;
+    std_join) dataset=wikitext2-join ;;
+    *) return 1 ;;
+    esac
     case $(get base_weights) in
     bf16) set_to dtype bfloat16 ;;
     fp32) set_to dtype float32 ;;
@@ -90,6 +95,9 @@ row_args() {
     esac
     args+=(--method "$method" --track $track --compute "${COMPUTE:-float32}" --threads "${THREADS:-0}"
         --device "${DEVICE:-auto}")
+    set_to eval.ppl_datasets "[$dataset]"
+    set_to eval.ppl_protocol gptq-2048
+    for extra in ${EXTRA:-}; do args+=(--override "$extra"); done
 }
 
 row=0
@@ -98,9 +106,8 @@ while name=$($json_get "$golden" "results.$row.name"); do
         want=$($json_get "$golden" "results.$row.ppl_exact")
         tolerance=$($json_get "$golden" "results.$row.tolerance")
         if build/ptq-bench run_one --model smollm2-135m-instruct "${args[@]}" --json \
-            --override 'eval.ppl_datasets=[wikitext2]' --override eval.ppl_protocol=gptq-2048 \
             --results "${RESULTS:-results}" >"$out" &&
-            awk -v a="$($json_get "$out" results.ppl.wikitext2.ppl)" -v b="$want" -v t="$tolerance" \
+            awk -v a="$($json_get "$out" "results.ppl.$dataset.ppl")" -v b="$want" -v t="$tolerance" \
                 -v name="$name" 'BEGIN {
                     d = a / b - 1
                     printf "📊 %s：PPL %.6f，对照 %.6f，相对差 %.1e（容差 %.1e）\n", name, a, b, d, t

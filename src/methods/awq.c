@@ -37,10 +37,10 @@ static const Round ALL[] = {{PARTS, 1}}, HALVING[] = {{1, 8}, {2, 5}, {4, 3}, {8
 /* 单个线性层的误差在最小处很平，少数几行看不准。 */
 static const Round HALVING_ROWS[] = {{4, 8}, {8, 4}, {PARTS, 1}};
 
-/* 一个线性层的候选用的内存，各候选轮流用。 */
+/* 组里的一个线性层与它的候选。 */
 typedef struct Trial {
-    float *scaled, *scale, *zero; /* W·s；它的格点 */
-    QTensor q;                    /* 看模块时：Q(W·s) */
+    Linear *l;
+    QTensor q, dense; /* 看模块时：Q(W·s)；原来的 */
 } Trial;
 
 /* 一次比例搜索。看模块时，单位（注意力是整个样本，MLP 是单个 token）按编号除以 PARTS 的余数分成 PARTS 份；
@@ -62,26 +62,44 @@ typedef struct Search {
     double *error;      /* (batch) 各单位的误差，在主机 */
     QTensor gram;       /* 看单个线性层时：XᵀX */
     float *delta, *product; /* 同上：ΔW 与它的暂存 */
-    Trial trial[3];
+    float *scaled, *grid[2];  /* W·s；它的格点：各线性层轮流用 */
+    Trial *trial;             /* (n_trials) */
+    int64_t n_trials;
+    float *router_w;          /* 有路由时：乘了 s 的路由 */
+    QTensor router_q;
 } Search;
 
-/* 备好一个线性层的候选的内存。 */
-static bool open_trial(Search *s, Trial *t, Tensor w, Err *e) {
-    int64_t rows = w.shape[0], cols = w.shape[1];
-    int64_t groups = (cols - 1) / qspec_group_size(&s->spec, cols) + 1;
+static Block *search_block(Search *s) {
+    return &s->b->model->blocks[s->b->layer];
+}
+
+/* 备好各候选的内存。 */
+static bool open_trials(Search *s, Err *e) {
     Arena *a = job_scratch(s->job);
-    t->scaled = ARENA_ARRAY(a, float, rows * cols, e);
-    t->scale = ARENA_ARRAY(a, float, rows * groups, e);
-    t->zero = ARENA_ARRAY(a, float, rows * groups, e);
-    return t->scaled && t->scale && t->zero && qtensor_new(&t->q, a, s->spec, rows, cols, e);
+    const Block *b = search_block(s);
+    const ModelConfig *c = &s->b->model->config;
+    int64_t cols = s->group->cols, groups = (cols - 1) / qspec_group_size(&s->spec, cols) + 1, most = 0;
+    s->trial = ARENA_ARRAY(job_host(s->job), Trial, b->n_linears, e);
+    for (int64_t r = -1; s->trial && (r = group_next(b, s->group, r)) >= 0;) {
+        Trial *t = &s->trial[s->n_trials++];
+        t->l = &b->linears[r];
+        if (t->l->rows > most) most = t->l->rows;
+        if (!qtensor_new(&t->q, a, s->spec, t->l->rows, cols, e)) return false;
+    }
+    s->scaled = ARENA_ARRAY(a, float, most * cols, e);
+    for (int i = 0; i < 2; i++) s->grid[i] = ARENA_ARRAY(a, float, most * groups, e);
+    bool ok = s->trial && s->scaled && s->grid[0] && s->grid[1];
+    if (!ok || !s->group->routed) return ok;
+    s->router_w = ARENA_ARRAY(a, float, c->n_experts * cols, e);
+    return s->router_w && qtensor_new_dense(&s->router_q, a, DT_F32, c->n_experts, cols, e);
 }
 
 /* W·s 与它的格点；scale、zero 写到 *grid。返回: W·s。 */
-static Tensor scale_weight(Search *s, const Trial *t, Tensor w, Tensor grid[2]) {
+static Tensor scale_weight(Search *s, int64_t n_groups, Tensor w, Tensor grid[2]) {
     int64_t rows = w.shape[0], cols = w.shape[1];
-    Tensor scaled = tensor_f32(t->scaled, rows, cols);
-    grid[0] = tensor_f32(t->scale, rows, t->q.n_groups);
-    grid[1] = tensor_f32(t->zero, rows, t->q.n_groups);
+    Tensor scaled = tensor_f32(s->scaled, rows, cols);
+    grid[0] = tensor_f32(s->grid[0], rows, n_groups);
+    grid[1] = tensor_f32(s->grid[1], rows, n_groups);
     op_scale(job_backend(s->job), scaled, w, (Tensor){0}, tensor_f32_1d(s->col, cols));
     op_qparams(job_backend(s->job), grid[0], grid[1], scaled, &s->spec);
     return scaled;
@@ -107,7 +125,7 @@ static bool second_moment(QuantJob *job, const float *x, int64_t n, int64_t cols
 /* 第 part 份单位过注意力或 MLP，误差加进 *loss。 */
 static bool module_loss(Search *s, int64_t part, double *loss, Err *e) {
     Backend *b = job_backend(s->job);
-    int64_t count = s->st->n / s->unit, cells = s->unit * s->st->cols;
+    int64_t count = s->st->n_inputs / s->unit, cells = s->unit * s->st->cols;
     int64_t outputs = s->unit * s->b->model->config.hidden;
     for (s->first = part; s->first < count; s->first += s->batch * PARTS) {
         int64_t left = (count - s->first - 1) / PARTS + 1, n = left < s->batch ? left : s->batch;
@@ -130,37 +148,48 @@ static bool module_loss(Search *s, int64_t part, double *loss, Err *e) {
 /* 单个线性层的第 [from,until) 份行：ΔW = Q(W·s)/s − W，误差 tr(ΔW·G·ΔWᵀ)。 */
 static void linear_loss(Search *s, int from, int until, double *loss) {
     Backend *b = job_backend(s->job);
-    Tensor w = s->b->w[s->group->first], grid[2];
+    Tensor w = linear_weight(s->trial[0].l), grid[2];
     int64_t cols = w.shape[1], r0 = w.shape[0] * from / PARTS, r1 = w.shape[0] * until / PARTS;
     if (r0 == r1) return;
     Tensor part = tensor_f32(tensor_data_f32(w) + r0 * cols, r1 - r0, cols);
-    Tensor d = tensor_f32(s->delta, r1 - r0, cols), scaled = scale_weight(s, &s->trial[0], part, grid);
+    Tensor d = tensor_f32(s->delta, r1 - r0, cols), scaled = scale_weight(s, s->trial[0].q.n_groups, part, grid);
     op_fake_quant(b, d, scaled, grid[0], grid[1], &s->spec);
     op_divide(b, d, s->delta, cols, tensor_f32_1d(s->col, cols));
     op_mse_grad(b, d, d, part, 1); /* ΔW */
     *loss += op_quadratic(b, d, &s->gram, tensor_f32(s->product, r1 - r0, cols));
 }
 
+/* 组里各线性层换成 Q(W·s)；路由也乘 s（它与专家用同一个输入 x/s），但不量化。 */
+static void put_candidate(Search *s) {
+    Backend *b = job_backend(s->job);
+    for (int64_t i = 0; i < s->n_trials; i++) {
+        Trial *t = &s->trial[i];
+        Tensor grid[2], scaled = scale_weight(s, t->q.n_groups, linear_weight(t->l), grid);
+        t->dense = t->l->q;
+        op_quantize(b, &t->q, scaled, grid[0], grid[1]);
+        t->l->q = t->q;
+    }
+    if (!s->group->routed) return;
+    Block *block = search_block(s);
+    int64_t n = block->router_q.rows, cols = block->router_q.cols;
+    Tensor scaled = tensor_f32(s->router_w, n, cols);
+    op_scale(b, scaled, tensor_f32(block->router, n, cols), (Tensor){0}, tensor_f32_1d(s->col, cols));
+    op_pack_dense(b, &s->router_q, scaled);
+    block->router_q = s->router_q;
+}
+
 /* 候选在 [from,until) 份上的误差，加进 *loss；超过 stop 就不必再算。 */
 static bool candidate_loss(Search *s, int from, int until, double stop, double *loss, Err *e) {
-    const int n = s->group->n, first = s->group->first;
-    Linear *l = s->b->linears + first;
-    QTensor dense[3];
     bool ok = true;
     if (!s->reference) {
         linear_loss(s, from, until, loss);
         return interrupt_check(e) && backend_check(job_backend(s->job), e);
     }
-    for (int i = 0; i < n; i++) {
-        Tensor grid[2], scaled;
-        dense[i] = l[i].q;
-        if (!l[i].rows) continue;
-        scaled = scale_weight(s, &s->trial[i], s->b->w[first + i], grid);
-        l[i].q = s->trial[i].q;
-        op_quantize(job_backend(s->job), &l[i].q, scaled, grid[0], grid[1]);
-    }
+    QTensor router = search_block(s)->router_q;
+    put_candidate(s);
     for (int p = from; ok && p < until && *loss <= stop; p++) ok = module_loss(s, p, loss, e);
-    for (int i = 0; i < n; i++) l[i].q = dense[i];
+    for (int64_t i = 0; i < s->n_trials; i++) s->trial[i].l->q = s->trial[i].dense;
+    search_block(s)->router_q = router;
     return ok && backend_check(job_backend(s->job), e);
 }
 
@@ -219,18 +248,37 @@ static bool search_ratio(Search *s, Err *e) {
     return backend_check(job_backend(s->job), e);
 }
 
-/* 看注意力或 MLP 输出的搜索；原来的输出由模块的最后一个线性层（o 或 down）作用在它的输入上得到。 */
-static bool search_module(Search *s, Err *e) {
-    Arena *a = job_scratch(s->job);
+/* 模块原来的输出：由它的最后一个线性层（o 或 down）作用在那一层的输入上得到；专家的没有这样一层，再过一遍。 */
+static bool make_reference(Search *s, Err *e) {
+    Backend *b = job_backend(s->job);
     bool attention = s->group->input == INPUT_QKV;
     const InputStats *in = &s->b->stats[attention ? INPUT_O : INPUT_DOWN];
     const Linear *last = &s->b->linears[attention ? ROLE_O : ROLE_DOWN];
-    s->unit = attention ? s->b->calib->length : 1;
+    int64_t d = s->b->model->config.hidden, n = s->st->n_inputs, rows = s->batch * s->unit;
+    if (!s->group->routed) {
+        op_linear(b, tensor_f32(s->reference, n, d), tensor_f32(in->inputs, n, in->cols), &last->q,
+                  tensor_f32_1d(last->bias, last->bias ? d : 0));
+        return backend_check(b, e);
+    }
+    for (int64_t i = 0; i < n; i += rows) {
+        if (n - i < rows) rows = n - i;
+        op_copy(b, s->work.h, s->st->inputs + i * d, (size_t)(rows * d) * sizeof(float));
+        mlp_forward(s->b->model, s->b->layer, &s->work, rows, NULL);
+        op_copy(b, s->reference + i * d, s->work.h, (size_t)(rows * d) * sizeof(float));
+        if (!interrupt_check(e) || !backend_check(b, e)) return false;
+    }
+    return true;
+}
+
+/* 看注意力或 MLP 输出的搜索。 */
+static bool search_module(Search *s, Err *e) {
+    Arena *a = job_scratch(s->job);
+    s->unit = s->group->input == INPUT_QKV ? s->b->calib->length : 1;
     int64_t rows = job_backend(s->job)->batch_rows;
     s->batch = rows / s->unit > 0 ? rows / s->unit : 1;
-    int64_t most = (s->st->n / s->unit - 1) / PARTS + 1;
+    int64_t most = (s->st->n_inputs / s->unit - 1) / PARTS + 1;
     if (s->batch > most) s->batch = most;
-    s->reference = ARENA_ARRAY(a, float, in->n *last->rows, e);
+    s->reference = ARENA_ARRAY(a, float, s->st->n_inputs *s->b->model->config.hidden, e);
     s->error = ARENA_ARRAY(job_host(s->job), double, s->batch, e);
     s->segments = ARENA_ARRAY(job_host(s->job), Segment, s->batch, e);
     if (!s->reference || !s->error || !s->segments ||
@@ -238,10 +286,7 @@ static bool search_module(Search *s, Err *e) {
         return false;
     for (int64_t i = 0; i < s->batch; i++)
         s->segments[i] = (Segment){.row0 = i * s->unit, .n = s->unit};
-    op_linear(job_backend(s->job), tensor_f32(s->reference, in->n, last->rows),
-              tensor_f32(in->inputs, in->n, in->cols), &last->q,
-              tensor_f32_1d(last->bias, last->bias ? last->rows : 0));
-    bool ok = search_ratio(s, e);
+    bool ok = make_reference(s, e) && search_ratio(s, e);
     workspace_close(&s->work);
     return ok;
 }
@@ -267,14 +312,14 @@ typedef struct Scale {
 /* 看单个线性层的搜索。 */
 static bool search_linear(Search *s, Err *e) {
     Arena *a = job_scratch(s->job);
-    int64_t rows = s->b->w[s->group->first].shape[0], cols = s->st->cols;
+    int64_t rows = s->trial[0].l->rows, cols = s->st->cols;
     s->delta = ARENA_ARRAY(a, float, rows * cols, e);
     s->product = ARENA_ARRAY(a, float, rows * cols, e);
-    return s->delta && s->product && second_moment(s->job, s->st->inputs, s->st->n, cols, &s->gram, e) &&
+    return s->delta && s->product && second_moment(s->job, s->st->inputs, s->st->n_inputs, cols, &s->gram, e) &&
            search_ratio(s, e);
 }
 
-/* 搜出一组的 s；不能逐列折叠的组（如 GQA 的 v → o，官方亦不缩放）为全 1。 */
+/* 搜出一组的 s；不能逐列折叠的组（如 GQA 的 v → o，官方亦不缩放）、没有分到 token 的专家为全 1。 */
 static bool search_group(QuantJob *job, QuantBlock *b, const Group *g, Scale *out, Err *e) {
     Search s = {.job = job, .b = b, .group = g, .st = &b->stats[g->input]};
     int64_t cols = g->cols;
@@ -284,15 +329,13 @@ static bool search_group(QuantJob *job, QuantBlock *b, const Group *g, Scale *ou
     if (!s.scale || !s.col || !awq_spec(job, cols, &s.spec, e)) return false;
     for (int64_t c = 0; c < cols; c++) s.scale[c] = 1;
     op_write(job_backend(job), s.col, s.scale, (size_t)cols * sizeof *s.scale);
-    if (!scaled(g)) return backend_check(job_backend(job), e);
+    if (!scaled(g) || !s.st->n_inputs) return backend_check(job_backend(job), e);
     ArenaMark mark = arena_mark(job_scratch(job)), host = arena_mark(job_host(job));
     double *mean = ARENA_ARRAY(job_host(job), double, cols, e);
     if (mean) op_read(job_backend(job), mean, s.st->absmean, (size_t)cols * sizeof *mean);
     s.mean = mean;
-    bool ok = mean != NULL;
-    for (int i = 0; ok && i < g->n; i++)
-        ok = !b->linears[g->first + i].rows || open_trial(&s, &s.trial[i], b->w[g->first + i], e);
-    ok = ok && (g->feed == FEED_NORM ? search_module(&s, e) : search_linear(&s, e));
+    bool module = g->input == INPUT_QKV || g->input == INPUT_GATE_UP;
+    bool ok = mean && open_trials(&s, e) && (module ? search_module(&s, e) : search_linear(&s, e));
     arena_rewind(job_scratch(job), mark);
     arena_rewind(job_host(job), host);
     return ok;
@@ -302,8 +345,8 @@ static bool search_group(QuantJob *job, QuantBlock *b, const Group *g, Scale *ou
 static bool clip_linear(QuantJob *job, Tensor w, const InputStats *st, const float *s, QSpec spec,
                         Err *e) {
     const AwqOptions *o = job_options(job);
-    int64_t step = st->n / o->clip_tokens > 1 ? st->n / o->clip_tokens : 1;
-    int64_t n = (st->n - 1) / step + 1, size = qspec_group_size(&spec, st->cols);
+    int64_t step = st->n_inputs / o->clip_tokens > 1 ? st->n_inputs / o->clip_tokens : 1;
+    int64_t n = (st->n_inputs - 1) / step + 1, size = qspec_group_size(&spec, st->cols);
     int64_t steps = (int64_t)(o->clip_shrink * (double)o->clip_grid);
     Arena *a = job_scratch(job);
     bool ok = true;
@@ -326,11 +369,11 @@ static bool clip_linear(QuantJob *job, Tensor w, const InputStats *st, const flo
     return ok;
 }
 
-/* 截断（q、k 除外）、就近取整、换上。 */
-static bool quantize_linear(QuantJob *job, QuantBlock *b, LinearRole role, const float *s, Err *e) {
+/* 截断（q、k 与没有统计的专家除外）、就近取整、换上。 */
+static bool quantize_linear(QuantJob *job, QuantBlock *b, Linear *l, const float *s, Err *e) {
     const AwqOptions *o = job_options(job);
-    const InputStats *st = &b->stats[input_group(role)];
-    Tensor w = b->w[role];
+    const InputStats *st = &b->stats[l->group];
+    Tensor w = linear_weight(l);
     QSpec spec = {0};
     int64_t n = w.shape[0] * w.shape[1];
     ArenaMark mark = arena_mark(job_scratch(job));
@@ -338,26 +381,29 @@ static bool quantize_linear(QuantJob *job, QuantBlock *b, LinearRole role, const
     if (!copy || !awq_spec(job, st->cols, &spec, e)) return false;
     op_copy(job_backend(job), copy, w.data, (size_t)n * sizeof *copy);
     w.data = copy;
-    bool clip = o->clip && role != ROLE_Q && role != ROLE_K;
+    bool clip = o->clip && !linear_makes_scores(l) && st->n_inputs > 0;
     bool ok = (!clip || clip_linear(job, w, st, s, spec, e)) &&
-              job_quantize_nearest(job, &b->linears[role], w, &spec, e);
+              job_quantize_nearest(job, l, w, &spec, e);
     arena_rewind(job_scratch(job), mark);
     return ok;
 }
 
 static bool awq_block(QuantJob *job, QuantBlock *b, Err *e) {
-    Group g[INPUT_COUNT];
-    Scale s[INPUT_COUNT];
+    Model *m = b->model;
+    int n = block_n_groups(&m->config, b->layer);
+    Group *g = ARENA_ARRAY(job_host(job), Group, n, e);
+    Scale *s = ARENA_ARRAY(job_host(job), Scale, n, e);
     float *const norm[] = {b->attn_norm, b->mlp_norm};
-    group_list(b->model, b->layer, g);
-    for (int i = 0; i < INPUT_COUNT; i++)
-        if (!search_group(job, b, &g[i], &s[i], e)) return false;
-    for (int i = 0; i < INPUT_COUNT; i++)
-        if (scaled(&g[i]) &&
-            !group_fold_scale(job_backend(job), &g[i], b->linears, b->w, norm, s[i].host, e))
-            return false;
-    for (LinearRole r = 0; r < ROLE_COUNT; r++)
-        if (b->linears[r].rows && !quantize_linear(job, b, r, s[input_group(r)].col, e)) return false;
+    if (!g || !s) return false;
+    group_list(m, b->layer, g);
+    for (int i = 0; i < n; i++)
+        if (g[i].cols && !search_group(job, b, &g[i], &s[i], e)) return false;
+    for (int i = 0; i < n; i++)
+        if (g[i].cols && scaled(&g[i]) && !group_fold_scale(m, b->layer, &g[i], norm, s[i].host, e)) return false;
+    for (int64_t r = 0; r < m->blocks[b->layer].n_linears; r++) {
+        Linear *l = &b->linears[r];
+        if (l->rows && !quantize_linear(job, b, l, s[group_of(l->group)].col, e)) return false;
+    }
     return true;
 }
 

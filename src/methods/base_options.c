@@ -58,6 +58,8 @@ bool check_act_options(const WeightOptions *w, const ActOptions *a, Err *e) {
 
 bool job_int8_spec(QuantJob *job, const WeightOptions *w, const ActOptions *a, int64_t cols,
                    QSpec *spec, Err *e) {
+    if (a->scheme != ACT_NONE && a->bmm && !arch_require(&job->model->config, FEATURE_MLA, "activation.quantize_bmm_input ", e))
+        return false;
     if (!job_weight_spec(job, w, cols, spec, e)) return false;
     if (a->scheme != ACT_NONE && spec->zero == ZERO_SYM && spec->grid == GRID_GPTQ)
         spec->grid = GRID_ABSMAX;

@@ -26,8 +26,6 @@ static bool measure_error(QuantJob *job, Linear *l, const float *w, Err *e) {
     return true;
 }
 
-enum { EXPERT_MIN_TOKENS = 128 };
-
 /* 一趟逐块的量化：方法、校准流、当前块。 */
 typedef struct Walk {
     QuantJob *job;
@@ -74,6 +72,7 @@ static bool load_linear(Walk *k, QuantBlock *b, int64_t r, Err *e) {
     if (k->forward && !model_pack_linear(m, l, w, &k->arena, e)) return false;
     k->dense[r] = l->q.data;
     k->w[r] = tensor_f32(w, l->rows, l->cols);
+    l->weight = w;
     if (r < ROLE_COUNT) b->w[r] = k->w[r];
     return true;
 }
@@ -100,14 +99,16 @@ static bool load_block(Walk *k, QuantBlock *b, Err *e) {
     return true;
 }
 
-/* 校准中路由到它的 token 太少的专家：统计不可信，以单位阵代替 Hessian（此时按误差反馈的方法就是就近取整），记为退让。 */
+/* 校准中路由到它的 token 太少的专家：统计不可信，以单位阵代替 Hessian（此时按误差反馈的方法就是就近取整），
+ * 存下的输入不算数（n_inputs 为 0，不搜索），记为退让。只要最大值的方法不受影响。 */
 static bool feed_starved(Walk *k, const QuantBlock *b, int group, Err *e) {
     Model *m = k->job->model;
     for (int g = GROUP_EXPERTS; g < block_n_groups(&m->config, b->layer); g++) {
         InputStats *s = &k->stats[g];
         bool down = (g - GROUP_EXPERTS) % 2;
         if ((group >= 0 && g != group) || s->n >= EXPERT_MIN_TOKENS) continue;
-        if (!down)
+        s->n_inputs = 0;
+        if (!down && (s->gram || s->inputs))
             job_fallback(k->job, "第 %lld 层的专家 %d 在校准中只有 %lld 个 token（少于 %d）：就近取整",
                          (long long)b->layer, (g - GROUP_EXPERTS) / 2, (long long)s->n,
                          EXPERT_MIN_TOKENS);
@@ -254,6 +255,7 @@ static bool quantize_block(Walk *k, int64_t layer, Err *e) {
         k->job->calib_seconds += clock_seconds() - t;
     }
     k->job->block_arena = NULL;
+    for (int64_t r = 0; r < m->blocks[layer].n_linears; r++) m->blocks[layer].linears[r].weight = NULL;
     arena_free(&k->arena);
     return ok;
 }
@@ -297,6 +299,7 @@ static bool resume_block(Walk *k, int64_t layer, bool *done, Err *e) {
         QuantBlock b = {.layer = layer, .linears = m->blocks[layer].linears, .model = m};
         CalibStream *s = k->flow == FLOW_BOTH ? &k->original : &k->stream;
         ok = load_block(k, &b, e) && calib_stream_pass(s, layer, 0, 0, NULL, NULL, true, e);
+        for (int64_t r = 0; r < before.n_linears; r++) before.linears[r].weight = NULL;
         m->blocks[layer] = after;
         arena_free(&k->arena);
     }
@@ -357,9 +360,6 @@ bool quantize_each_linear(QuantJob *job, unsigned stats, CalibFlow flow, LinearF
 
 bool quantize_each_block(QuantJob *job, unsigned stats, CalibFlow flow, BlockFn fn, Err *e) {
     CHECK(flow != FLOW_SEQUENTIAL);
-    if (!arch_require(&job->model->config, FEATURE_EXPERTS | FEATURE_MLA,
-                      "折叠通道因子的方法（awq、smoothquant、omniquant）", e))
-        return false;
     Walk k = {.job = job, .kinds = stats, .flow = flow, .block_fn = fn};
     return walk_blocks(&k, e);
 }

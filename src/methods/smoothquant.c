@@ -1,6 +1,7 @@
 /* smoothquant — SmoothQuant（Xiao 等，arXiv 2211.10438）：把激活的离群值移给权重，再做 W8A8
  * 符号同论文 §4：Y = (X·diag(s)⁻¹)·(diag(s)·W)，s_j = max|X_j|^α / max|W_j|^(1−α)（式 4）。
- * diag(s)⁻¹ 折进前面的归一化，所以只有 qkv 与 gate/up 的输入可以平滑（官方 smooth_ln_fcs_llama_like）；
+ * diag(s)⁻¹ 折进前面的归一化，所以只有 qkv 与 gate/up（专家的同一个 s，路由也折；MLA 的 q_b、kv_b）的输入可以平滑
+ * （官方 smooth_ln_fcs_llama_like）；
  * max|X_j| 取自原模型的校准激活。取整同官方 fake_quant.py：max|·|/127，就近取偶。
  * 静态 scale 是平滑之后的 max|X|/127：折叠只除以 s_j，故等于 max_j(max|X_j|/s_j)，不必再跑一遍。 */
 #include "methods/base.h"
@@ -60,6 +61,15 @@ typedef struct Smoother {
     float *col;
 } Smoother;
 
+static int64_t n_linears(const QuantBlock *b) {
+    return b->model->blocks[b->layer].n_linears;
+}
+
+/* 组内在第 r 个之后的线性层；没有了为 −1。 */
+static int64_t next_linear(const QuantBlock *b, const Group *g, int64_t r) {
+    return group_next(&b->model->blocks[b->layer], g, r);
+}
+
 /* 由 α 定 s。 */
 static void set_scale(Smoother *m, float alpha) {
     smoothing(m->s, m->x_max, m->w_max, m->cols, alpha);
@@ -73,7 +83,7 @@ static void scale_columns(Smoother *m, float *dst, Tensor w) {
 }
 
 /* 一个候选 s 下一个线性层的输出误差 ‖X·Wᵀ − Q(X/s)·Q(W·s)ᵀ‖²。x 是 X/s。 */
-static bool candidate_error(Smoother *m, const Linear *l, Tensor w, Tensor x, Tensor target,
+static bool candidate_error(Smoother *m, const Linear *l, Tensor x, Tensor target,
                             float in_max, double *error, Err *e) {
     QuantJob *job = m->job;
     const SmoothOptions *o = m->o;
@@ -87,7 +97,7 @@ static bool candidate_error(Smoother *m, const Linear *l, Tensor w, Tensor x, Te
     QSpec spec;
     bool ok = ws && y && job_int8_spec(job, &o->weight, &o->act, l->cols, &spec, e);
     if (ok) {
-        scale_columns(m, ws, w);
+        scale_columns(m, ws, linear_weight(l));
         ok = job_round_nearest(job, &trial.q, a, tensor_f32(ws, l->rows, l->cols), &spec, e) &&
              job_set_act(&trial, &o->act, in_max, 0, e);
     }
@@ -109,15 +119,14 @@ static bool search_alpha(Smoother *m, const QuantBlock *b, const Group *g, float
     Backend *be = job_backend(job);
     const InputStats *st = &b->stats[g->input];
     Arena *a = job_scratch(job);
-    int64_t cols = st->cols, n = st->n < SEARCH_ROWS ? st->n : SEARCH_ROWS;
+    int64_t cols = st->cols, n = st->n_inputs < SEARCH_ROWS ? st->n_inputs : SEARCH_ROWS;
     float *x = ARENA_ARRAY(a, float, n * cols, e), *xs = ARENA_ARRAY(a, float, n * cols, e);
-    Tensor target[ROLE_COUNT] = {0};
-    if (!x || !xs) return false;
+    Tensor *target = ARENA_ARRAY(job_host(job), Tensor, n_linears(b), e);
+    if (!x || !xs || !target) return false;
     for (int64_t i = 0; i < n; i++)
-        op_copy(be, x + i * cols, st->inputs + st->n * i / n * cols, (size_t)cols * sizeof *x);
-    for (int r = g->first; r < g->first + g->n; r++) {
+        op_copy(be, x + i * cols, st->inputs + st->n_inputs * i / n * cols, (size_t)cols * sizeof *x);
+    for (int64_t r = -1; (r = next_linear(b, g, r)) >= 0;) {
         int64_t rows = b->linears[r].rows;
-        if (!rows) continue;
         target[r] = tensor_f32(ARENA_ARRAY(a, float, n * rows, e), n, rows);
         if (!target[r].data) return false;
         op_linear_exact(be, target[r], tensor_f32(x, n, cols), &b->linears[r].q);
@@ -128,9 +137,8 @@ static bool search_alpha(Smoother *m, const QuantBlock *b, const Group *g, float
         double error = 0;
         set_scale(m, candidate);
         op_divide(be, tensor_f32(xs, n, cols), x, cols, tensor_f32_1d(m->col, cols));
-        for (int r = g->first; r < g->first + g->n; r++)
-            if (b->linears[r].rows &&
-                !candidate_error(m, &b->linears[r], b->w[r], tensor_f32(xs, n, cols), target[r],
+        for (int64_t r = -1; (r = next_linear(b, g, r)) >= 0;)
+            if (!candidate_error(m, &b->linears[r], tensor_f32(xs, n, cols), target[r],
                                  max_ratio(m->x_max, m->s, cols), &error, e))
                 return false;
         if (error < best) {
@@ -152,8 +160,10 @@ static bool open_smoother(Smoother *m, const QuantBlock *b, const Group *g, Err 
     m->w_max = ARENA_ARRAY(host, float, cols, e);
     m->s = ARENA_ARRAY(host, float, cols, e);
     if (!w_max || !m->col || !m->x_max || !m->w_max || !m->s) return false;
-    for (int r = g->first; r < g->first + g->n; r++)
-        if (b->linears[r].rows) op_column_stats(be, w_max, NULL, b->w[r]);
+    for (int64_t r = -1; (r = next_linear(b, g, r)) >= 0;)
+        op_column_stats(be, w_max, NULL, linear_weight(&b->linears[r]));
+    if (g->routed) /* 官方把路由也算在内 */
+        op_column_stats(be, w_max, NULL, tensor_f32(b->model->blocks[b->layer].router, b->model->config.n_experts, cols));
     op_read(be, m->w_max, w_max, (size_t)cols * sizeof *w_max);
     op_read(be, m->x_max, b->stats[g->input].absmax, (size_t)cols * sizeof *w_max);
     return backend_check(be, e);
@@ -173,7 +183,7 @@ static bool smooth_group(QuantJob *job, const SmoothOptions *o, QuantBlock *b, c
     set_scale(&m, alpha);
     float *const norm[] = {b->attn_norm, b->mlp_norm};
     *s_out = m.s;
-    return group_fold_scale(job_backend(job), g, b->linears, b->w, norm, m.s, e);
+    return group_fold_scale(b->model, b->layer, g, norm, m.s, e);
 }
 
 /* q、k、v 的输出在校准中的 max|·|（平滑不改变它），由原输入与稠密权重算出。 */
@@ -207,35 +217,52 @@ static bool input_max(QuantJob *job, const InputStats *st, const float *s, float
     return backend_check(job_backend(job), e);
 }
 
-static bool smooth_block(QuantJob *job, QuantBlock *b, Err *e) {
-    SmoothOptions o = effective(job_options(job));
-    float out_max[ROLE_COUNT] = {0}, *s[INPUT_COUNT] = {0};
-    for (LinearRole r = ROLE_Q; o.act.scheme == ACT_STATIC && o.act.bmm && r <= ROLE_V; r++)
-        if (!output_max(job, &b->linears[r], &b->stats[INPUT_QKV], &out_max[r], e)) return false;
-    Group g[INPUT_COUNT];
-    int n_smoothed = 0;
+/* 各组的 s，s[i] 为 NULL 是没有平滑。归一化之后的输入才平滑。 */
+static bool smooth_groups(QuantJob *job, const SmoothOptions *o, QuantBlock *b, float **s, Err *e) {
+    int n = block_n_groups(&b->model->config, b->layer), n_smoothed = 0;
+    Group *g = ARENA_ARRAY(job_host(job), Group, n, e);
+    if (!g) return false;
     group_list(b->model, b->layer, g);
-    for (int i = 0; o.smooth && i < INPUT_COUNT; i++) {
+    for (int i = 0; i < n; i++) {
         if (g[i].feed != FEED_NORM) continue;
-        if (!smooth_group(job, &o, b, &g[i], &s[i], e)) return false;
+        if (!smooth_group(job, o, b, &g[i], &s[i], e)) return false;
         n_smoothed++;
     }
-    if (o.smooth && n_smoothed == 0)
-        return err_set(e, ERR_UNSUPPORTED,
-                       "家族 %s 的归一化不在 qkv、gate/up 之前（或没有权重、两处共用），平滑无处可折；"
-                       "请用 smoothquant.smooth=false 或 rtn",
-                       b->model->config.arch->name);
-    for (LinearRole r = 0; r < ROLE_COUNT; r++) {
+    if (n_smoothed) return true;
+    return err_set(e, ERR_UNSUPPORTED,
+                   "家族 %s 的归一化不在 qkv、gate/up 之前（或没有权重、两处共用），平滑无处可折；"
+                   "请用 smoothquant.smooth=false 或 rtn",
+                   b->model->config.arch->name);
+}
+
+/* 取整一层。静态时专家的 gate、up 用各专家共同的最大值；down 只有路由到它的，太少就当场求。 */
+static bool round_linear(QuantJob *job, const SmoothOptions *o, const QuantBlock *b, Linear *l, float *const *s,
+                         float out_max, Err *e) {
+    ActOptions act = o->act;
+    float in_max = 0;
+    int from = group_of(l->group);
+    const InputStats *st = b->stats ? &b->stats[from] : NULL;
+    if (act.scheme == ACT_STATIC && from >= GROUP_EXPERTS && st->n < EXPERT_MIN_TOKENS) {
+        act.scheme = ACT_TOKEN;
+        job_fallback(job, "%s: 校准中只有 %lld 个 token（少于 %d），激活的 scale 改为逐 token 当场求", l->name,
+                     (long long)st->n, EXPERT_MIN_TOKENS);
+    }
+    QSpec spec;
+    return (!st || input_max(job, st, s[from], &in_max, e)) &&
+           job_int8_spec(job, &o->weight, &act, l->cols, &spec, e) &&
+           job_quantize_nearest(job, l, linear_weight(l), &spec, e) && job_set_act(l, &act, in_max, out_max, e);
+}
+
+static bool smooth_block(QuantJob *job, QuantBlock *b, Err *e) {
+    SmoothOptions o = effective(job_options(job));
+    float out_max[ROLE_COUNT + 1] = {0};
+    for (LinearRole r = ROLE_Q; o.act.scheme == ACT_STATIC && o.act.bmm && r <= ROLE_V; r++)
+        if (!output_max(job, &b->linears[r], &b->stats[INPUT_QKV], &out_max[r], e)) return false;
+    float **s = ARENA_ARRAY(job_host(job), float *, block_n_groups(&b->model->config, b->layer), e);
+    if (!s || (o.smooth && !smooth_groups(job, &o, b, s, e))) return false;
+    for (int64_t r = 0; r < n_linears(b); r++) {
         Linear *l = &b->linears[r];
-        InputGroup in = input_group(r);
-        float in_max = 0;
-        if (!l->rows) continue;
-        if (b->stats && !input_max(job, &b->stats[in], s[in], &in_max, e)) return false;
-        QSpec spec;
-        if (!job_int8_spec(job, &o.weight, &o.act, l->cols, &spec, e) ||
-            !job_quantize_nearest(job, l, b->w[r], &spec, e) ||
-            !job_set_act(l, &o.act, in_max, out_max[r], e))
-            return err_wrap(e, "%s", l->name);
+        if (l->rows && !round_linear(job, &o, b, l, s, out_max[l->role], e)) return err_wrap(e, "%s", l->name);
     }
     return true;
 }

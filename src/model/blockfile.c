@@ -18,7 +18,7 @@ typedef struct Head {
     size_t notes_bytes;
     char key[HASH_HEX], sha256[HASH_HEX]; /* sha256 是头之后全部内容的哈希 */
 } Head;
-static const char MAGIC[8] = "ptqblk3";
+static const char MAGIC[8] = "ptqblk4";
 
 /* 一个块的全部数据段，次序固定：归一化等向量、路由、各线性层的数据与偏置。 */
 typedef struct Parts {

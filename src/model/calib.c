@@ -82,6 +82,7 @@ typedef struct Collector {
     Backend *backend;
     InputStats *stats;
     const Arena *inputs;
+    const int64_t *room; /* 各组至多存下多少行输入 */
     int group;
 } Collector;
 
@@ -91,9 +92,13 @@ static void collect(void *ctx, int group, const float *x, int64_t n, int64_t col
     if (c->group >= 0 && group != c->group) return;
     if (s->gram)
         op_gram(c->backend, tensor_f32(s->gram, cols, cols), tensor_f32((float *)x, n, cols));
-    if (s->inputs) {
-        op_copy(c->backend, s->inputs + s->n * cols, x, (size_t)(n * cols) * sizeof *x);
-        spill_drop(c->inputs, s->inputs + s->n * cols, (size_t)(n * cols) * sizeof *x);
+    int64_t keep = s->inputs ? c->room[group] - s->n_inputs : 0;
+    if (keep > n) keep = n;
+    if (keep > 0) {
+        float *to = s->inputs + s->n_inputs * cols;
+        op_copy(c->backend, to, x, (size_t)(keep * cols) * sizeof *x);
+        spill_drop(c->inputs, to, (size_t)(keep * cols) * sizeof *x);
+        s->n_inputs += keep;
     }
     op_column_stats(c->backend, s->absmax, s->absmean, tensor_f32((float *)x, n, cols));
     s->n += n;
@@ -109,12 +114,17 @@ static void finish_stats(Backend *b, InputStats *s) {
 }
 
 /* 要收的各组备好内存；一组的列数由它的线性层定。 */
-static bool alloc_groups(const Block *b, int group, InputStats *stats, Arena *a, unsigned kinds, Err *e) {
+static bool alloc_groups(const Model *m, int64_t layer, int group, InputStats *stats, Arena *a, unsigned kinds, Err *e) {
+    const ModelConfig *c = &m->config;
+    const Block *b = &m->blocks[layer];
     for (int64_t i = 0; i < b->n_linears; i++) {
         const Linear *l = &b->linears[i];
         if (!l->rows || (group >= 0 && l->group != group) || stats[l->group].cols) continue;
         if (!alloc_stats(&stats[l->group], a, kinds, l->cols, e)) return false;
     }
+    unsigned shared = kinds & ~(unsigned)STAT_GRAM; /* 各专家共用的输入：没有线性层以它为组 */
+    if (shared && group < 0 && block_n_groups(c, layer) > GROUP_EXPERTS && !stats[INPUT_GATE_UP].cols)
+        return alloc_stats(&stats[INPUT_GATE_UP], a, shared, c->hidden, e);
     return true;
 }
 
@@ -122,14 +132,18 @@ bool calib_stats_alloc(const Model *m, int64_t layer, unsigned kinds, int group,
                        Err *e) {
     for (int g = 0; g < block_n_groups(&m->config, layer); g++)
         if (group < 0 || g == group) stats[g] = (InputStats){0};
-    return alloc_groups(&m->blocks[layer], group, stats, a, kinds, e);
+    return alloc_groups(m, layer, group, stats, a, kinds, e);
 }
 
 /* 存下的输入：各组依次排在一块里。够大就一直用这一块（显存的大块反复归还、再要，会碎）。 */
-static bool place_inputs(CalibStream *s, InputStats *stats, int n_groups, int group, Err *e) {
+static bool place_inputs(CalibStream *s, InputStats *stats, int64_t *room, int n_groups, int group, Err *e) {
+    const ModelConfig *c = &s->model->config;
     int64_t n = s->set->n_samples * s->set->length, total = 0, at = 0;
-    for (int g = 0; g < n_groups; g++)
-        if (group < 0 || g == group) total += (n * stats[g].cols + 15) / 16 * 16;
+    for (int g = 0; g < n_groups; g++) {
+        int64_t share = g < GROUP_EXPERTS ? n : EXPERT_SHARE * n * c->top_k / c->n_experts + EXPERT_ROWS;
+        room[g] = share < n ? share : n;
+        if (group < 0 || g == group) total += (room[g] * stats[g].cols + 15) / 16 * 16;
+    }
     if (total > s->room) {
         arena_free(&s->inputs);
         s->inputs = model_big_arena(s->model);
@@ -140,7 +154,7 @@ static bool place_inputs(CalibStream *s, InputStats *stats, int n_groups, int gr
     for (int g = 0; g < n_groups; g++) {
         if ((group >= 0 && g != group) || !stats[g].cols) continue;
         stats[g].inputs = s->saved + at;
-        at += (n * stats[g].cols + 15) / 16 * 16;
+        at += (room[g] * stats[g].cols + 15) / 16 * 16;
     }
     return true;
 }
@@ -152,15 +166,15 @@ bool calib_stream_pass(CalibStream *s, int64_t layer, unsigned kinds, int group,
     int n_groups = block_n_groups(&m->config, layer);
     if (!s->work->max_rows && !workspace_open(s->work, m, s->batch * len, e)) return false;
     if (kinds && !calib_stats_alloc(m, layer, kinds, group, stats, a, e)) return false;
-    if (kinds & STAT_INPUTS && !place_inputs(s, stats, n_groups, group, e)) return false;
-    Collector c = {m->backend, stats, &s->inputs, group};
+    Arena tmp = {0};
+    int64_t *room = ARENA_ARRAY(&tmp, int64_t, n_groups, e);
+    Segment *seg = ARENA_ARRAY(&tmp, Segment, s->batch, e);
+    bool ok = room && seg && (!(kinds & STAT_INPUTS) || place_inputs(s, stats, room, n_groups, group, e));
+    Collector c = {m->backend, stats, &s->inputs, room, group};
     bool experts = arch_has_experts(&m->config, layer);
     int last = group >= 0 ? group : experts ? -1 : INPUT_DOWN;
     BlockTap tap = {collect, &c, kinds && !advance ? last : -1, false};
     bool far = m->backend->mapped && s->arena.allocator == m->backend->mapped; /* 设备读写它要过总线：只搬两趟 */
-    Arena tmp = {0};
-    Segment *seg = ARENA_ARRAY(&tmp, Segment, s->batch, e);
-    bool ok = seg != NULL;
     for (int64_t i = 0; ok && i < s->batch; i++) seg[i] = (Segment){.row0 = i * len, .n = len};
     for (int64_t i = 0; ok && i < s->set->n_samples; i += s->batch) {
         int64_t n = s->set->n_samples - i < s->batch ? s->set->n_samples - i : s->batch;

@@ -31,11 +31,17 @@ typedef enum {
 /* 一组共用输入的线性层的统计，在后端内存；没有要的为 NULL。 */
 typedef struct InputStats {
     int64_t n, cols;      /* token 数、列数 */
+    int64_t n_inputs;     /* inputs 的行数：专家的至多是平均的 EXPERT_SHARE 倍（头几行），其余即 n */
     float *gram;          /* (cols, cols)，对称 */
     float *absmax;        /* (cols) */
     double *absmean;      /* (cols) */
-    float *inputs;        /* (n, cols) */
+    float *inputs;        /* (n_inputs, cols) */
 } InputStats;
+
+enum {
+    EXPERT_MIN_TOKENS = 128, /* 路由到它的 token 少于此的专家，统计不可信 */
+    EXPERT_SHARE = 4, EXPERT_ROWS = 512 /* n_inputs 另加这么多行 */
+};
 
 typedef struct CalibStream {
     Model *model;
@@ -59,7 +65,8 @@ enum { CALIB_ALL_GROUPS = -1 };
 bool calib_stats_alloc(const Model *m, int64_t layer, unsigned kinds, int group, InputStats *stats, Arena *a,
                        Err *e);
 /* 让全部样本过第 layer 块。参数: kinds 与 stats（block_n_groups 个，内存来自 a，后端内存）收集统计，只收第 group 组（或全部），
- * STAT_INPUTS 的只到下一次，kinds 为 0 时不收；advance 为真则 x 变为该块的输出。专家的统计只含路由到它的 token（n 即其个数）。 */
+ * STAT_INPUTS 的只到下一次，kinds 为 0 时不收；advance 为真则 x 变为该块的输出。专家的统计只含路由到它的 token（n 即其个数）；
+ * 各专家共用的输入（没有共享的专家时）归 INPUT_GATE_UP，不收 STAT_GRAM。 */
 bool calib_stream_pass(CalibStream *s, int64_t layer, unsigned kinds, int group, InputStats *stats,
                        Arena *a, bool advance, Err *e);
 #endif

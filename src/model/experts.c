@@ -112,6 +112,7 @@ void experts_forward(Model *m, int64_t layer, Workspace *w, int64_t n, BlockTap 
     Routing *r = w->routing;
     int64_t d = c->hidden, base = b->n_linears - 3 * c->n_experts;
     Tensor h = tensor_f32(w->h, n, d), sum = tensor_f32(w->side, n, d);
+    if (!b->linears[ROLE_UP].rows && !forward_show(tap, INPUT_GATE_UP, w->h, n, d)) return; /* 有共享的专家时由它 */
     op_linear_exact(be, tensor_f32(w->scores, n, c->n_experts), h, &b->router_q);
     op_read(be, r->score, w->scores, (size_t)(n * c->n_experts) * sizeof *r->score);
     if (b->router_bias) op_read(be, r->bias, b->router_bias, (size_t)c->n_experts * sizeof *r->bias);

@@ -14,27 +14,58 @@ static bool mlp_folds(const ModelConfig *c) {
     return c->gated || c->activation == ACTF_RELU;
 }
 
-void group_list(const Model *m, int64_t layer, Group g[INPUT_COUNT]) {
-    static const Group SHAPE[INPUT_COUNT] = {
-        {.input = INPUT_QKV, .first = ROLE_Q, .n = 3, .feed = FEED_NORM, .norm = 0},
-        {.input = INPUT_O, .first = ROLE_O, .n = 1, .feed = FEED_LINEAR, .from = ROLE_V},
-        {.input = INPUT_GATE_UP, .first = ROLE_GATE, .n = 2, .feed = FEED_NORM, .norm = 1},
-        {.input = INPUT_DOWN, .first = ROLE_DOWN, .n = 1, .feed = FEED_LINEAR, .from = ROLE_UP}};
+int group_of(int group) {
+    return group >= GROUP_EXPERTS && (group - GROUP_EXPERTS) % 2 == 0 ? INPUT_GATE_UP : group;
+}
+
+bool linear_makes_scores(const Linear *l) {
+    return l->role == ROLE_Q || l->role == ROLE_K || l->slot == T_Q_A;
+}
+
+int64_t group_next(const Block *b, const Group *g, int64_t r) {
+    while (++r < b->n_linears)
+        if (b->linears[r].rows && group_of(b->linears[r].group) == g->input) return r;
+    return -1;
+}
+
+/* 第 i 组的输入由谁产生。 */
+static void set_feed(const Model *m, int64_t layer, Group *g) {
     const ModelConfig *c = &m->config;
-    const Linear *l = m->blocks[layer].linears;
-    for (int i = 0; i < INPUT_COUNT; i++) {
-        g[i] = SHAPE[i];
-        for (int k = 0; k < g[i].n; k++)
-            if (l[g[i].first + k].rows) g[i].cols = l[g[i].first + k].cols;
-        g[i].n_scales = g[i].cols;
-        g[i].share = 1;
-        g[i].dim = g[i].cols;
-        bool routed = i == INPUT_GATE_UP && arch_has_experts(c, layer); /* 归一化还供着路由与各专家 */
-        bool ok = g[i].feed == FEED_NORM ? norm_folds(c) && !routed : i != INPUT_DOWN || mlp_folds(c);
-        if (!g[i].cols || !ok || (i == INPUT_O && c->arch->mla)) g[i].feed = FEED_NONE;
+    bool expert = g->input >= GROUP_EXPERTS;
+    switch (g->input) {
+    case INPUT_QKV:
+    case INPUT_GATE_UP:
+        g->norm = g->input == INPUT_QKV ? NORM_ATTN : NORM_MLP;
+        g->feed = norm_folds(c) ? FEED_NORM : FEED_NONE;
+        g->routed = g->input == INPUT_GATE_UP && arch_has_experts(c, layer);
+        return;
+    case GROUP_Q_B:
+    case GROUP_KV_B:
+        g->norm = g->input == GROUP_Q_B ? NORM_Q_A : NORM_KV_A;
+        g->feed = FEED_NORM;
+        return;
+    case INPUT_O: /* MLA 的 v 与 k 的一半同出一个矩阵，官方不缩放 */
+        g->from = ROLE_V;
+        g->feed = c->arch->mla ? FEED_NONE : FEED_LINEAR;
+        return;
+    default: /* down：基本的（或共享的专家的），或第几个专家的 */
+        g->from = expert ? m->blocks[layer].n_linears - 3 * (c->n_experts - (g->input - GROUP_EXPERTS) / 2) + 1 : ROLE_UP;
+        g->feed = mlp_folds(c) ? FEED_LINEAR : FEED_NONE;
+    }
+}
+
+void group_list(const Model *m, int64_t layer, Group *g) {
+    const ModelConfig *c = &m->config;
+    const Block *b = &m->blocks[layer];
+    for (int i = 0; i < block_n_groups(c, layer); i++) {
+        g[i] = (Group){.input = i, .share = 1};
+        int64_t first = group_next(b, &g[i], -1);
+        if (first < 0) continue;
+        g[i].cols = g[i].n_scales = g[i].dim = b->linears[first].cols;
+        set_feed(m, layer, &g[i]);
     }
     if (g[INPUT_O].feed == FEED_NONE) return;
-    g[INPUT_O].n_scales = l[ROLE_V].rows;
+    g[INPUT_O].n_scales = b->linears[ROLE_V].rows;
     g[INPUT_O].share = c->n_heads / c->n_kv_heads;
     g[INPUT_O].dim = c->head_dim;
 }
@@ -50,42 +81,52 @@ int64_t group_qk_scale(const ModelConfig *c, LinearRole role, int64_t row) {
     return head * dim + j;
 }
 
-/* 组里各层的各列乘 s（大矩阵留在后端内存里）。 */
-static bool scale_columns(Backend *b, const Group *g, const Linear *linears, const Tensor *w, const float *s, Err *e) {
-    Arena host = {0}, tmp = backend_arena(b);
+/* 组里各层（与路由）的各列乘 s。 */
+static bool scale_columns(Model *m, Block *b, const Group *g, const float *s, Err *e) {
+    Backend *be = m->backend;
+    Arena host = {0}, tmp = backend_arena(be);
     float *each = ARENA_ARRAY(&host, float, g->cols, e), *col = ARENA_ARRAY(&tmp, float, g->cols, e);
-    for (int64_t c = 0; each && c < g->cols; c++) each[c] = s[g->share == 1 ? c : group_scale_of(g, c)];
-    if (each && col) {
-        op_write(b, col, each, (size_t)g->cols * sizeof *col);
-        for (int r = g->first; r < g->first + g->n; r++)
-            if (linears[r].rows) op_scale(b, w[r], w[r], (Tensor){0}, tensor_f32_1d(col, g->cols));
+    bool ok = each && col;
+    for (int64_t c = 0; ok && c < g->cols; c++) each[c] = s[g->share == 1 ? c : group_scale_of(g, c)];
+    if (ok) op_write(be, col, each, (size_t)g->cols * sizeof *col);
+    for (int64_t r = -1; ok && (r = group_next(b, g, r)) >= 0;) {
+        Tensor w = linear_weight(&b->linears[r]);
+        op_scale(be, w, w, (Tensor){0}, tensor_f32_1d(col, g->cols));
+    }
+    if (ok && g->routed) {
+        Tensor router = tensor_f32(b->router, m->config.n_experts, g->cols);
+        op_scale(be, router, router, (Tensor){0}, tensor_f32_1d(col, g->cols));
+        op_pack_dense(be, &b->router_q, router);
     }
     arena_free(&host);
     arena_free(&tmp);
-    return each && col && backend_check(b, e);
+    return ok && backend_check(be, e);
 }
 
-bool group_fold_scale(Backend *b, const Group *g, const Linear *linears, const Tensor *w,
-                      float *const norm[2], const float *s, Err *e) {
+bool group_fold_scale(Model *m, int64_t layer, const Group *g, float *const norm[2], const float *s, Err *e) {
+    Backend *be = m->backend;
+    Block *b = &m->blocks[layer];
+    float *const norms[] = {norm[0], norm[1], b->q_a_norm, b->kv_a_norm};
     CHECK(g->feed != FEED_NONE);
-    if (!scale_columns(b, g, linears, w, s, e)) return false;
-    Arena tmp = backend_arena(b);
+    if (!scale_columns(m, b, g, s, e)) return false;
+    Arena tmp = backend_arena(be);
     float *each = ARENA_ARRAY(&tmp, float, g->n_scales, e);
     Tensor t = tensor_f32_1d(each, g->n_scales);
-    if (each) op_write(b, each, s, (size_t)g->n_scales * sizeof *each);
+    if (each) op_write(be, each, s, (size_t)g->n_scales * sizeof *each);
     if (each && g->feed == FEED_LINEAR) {
-        float *bias = linears[g->from].bias;
-        op_divide_rows(b, w[g->from], t);
-        if (bias) op_divide_rows(b, tensor_f32(bias, g->n_scales, 1), t);
+        const Linear *from = &b->linears[g->from];
+        op_divide_rows(be, linear_weight(from), t);
+        if (from->bias) op_divide_rows(be, tensor_f32(from->bias, g->n_scales, 1), t);
     } else if (each) {
-        op_divide(b, tensor_f32(norm[g->norm], 1, g->cols), norm[g->norm], g->cols, t);
+        op_divide(be, tensor_f32(norms[g->norm], 1, g->cols), norms[g->norm], g->cols, t);
     }
     arena_free(&tmp);
-    return each && backend_check(b, e);
+    return each && backend_check(be, e);
 }
 
 int64_t group_learned_scales(const Model *m, int64_t layer, int64_t *attn, int64_t *mlp) {
-    Group g[INPUT_COUNT];
+    Group g[GROUP_EXPERTS];
+    CHECK(!arch_has_experts(&m->config, layer));
     group_list(m, layer, g);
     CHECK(g[INPUT_QKV].feed == FEED_NORM && g[INPUT_GATE_UP].feed == FEED_NORM && g[INPUT_O].feed == FEED_LINEAR);
     *attn = 0;
@@ -95,7 +136,7 @@ int64_t group_learned_scales(const Model *m, int64_t layer, int64_t *attn, int64
 
 bool scale_map_new(ScaleMap *map, Arena *a, const Model *m, int64_t layer, LinearRole r, Err *e) {
     const Linear *l = &m->blocks[layer].linears[r];
-    Group g[INPUT_COUNT];
+    Group g[GROUP_EXPERTS];
     int64_t attn, mlp, qk = group_learned_scales(m, layer, &attn, &mlp) - m->config.n_kv_heads * m->config.head_dim;
     group_list(m, layer, g);
     const int64_t first[INPUT_COUNT] = {[INPUT_QKV] = attn, [INPUT_GATE_UP] = mlp,

@@ -12,31 +12,36 @@ typedef enum {
     FEED_LINEAR  /* 前面的线性层的各行（与偏置） */
 } GroupFeed;
 
+enum { NORM_ATTN, NORM_MLP, NORM_Q_A, NORM_KV_A }; /* FEED_NORM 的归一化 */
+
 typedef struct Group {
-    InputGroup input;
-    int first;        /* 组内是 linears[first, first+n)，rows 为 0 的是家族没有的 */
-    int n;
+    int input;        /* 输入组（InputGroup 或 GROUP_…） */
+    bool routed;      /* INPUT_GATE_UP 且有专家：各专家的 gate、up 也在组内，路由用同一个输入 */
     GroupFeed feed;
-    int norm;         /* FEED_NORM：0 是 attn_norm，1 是 mlp_norm */
-    LinearRole from;  /* FEED_LINEAR */
-    int64_t cols;     /* 输入的宽度 */
+    int norm;         /* FEED_NORM */
+    int64_t from;     /* FEED_LINEAR：块的第几个线性层 */
+    int64_t cols;     /* 输入的宽度；没有线性层的组为 0 */
     int64_t n_scales; /* 可自由选的 s 的个数：通常即 cols；GQA 的 v→o 是 v 的行数 */
     int64_t share, dim; /* 每 share 个头（头宽 dim）的列共用一个头的 s */
 } Group;
 
-/* 第 layer 块的基本的输入组（专家与 MLA 独有的不在内）。 */
-void group_list(const Model *m, int64_t layer, Group g[INPUT_COUNT]);
+/* 第 layer 块的输入组，g 有 block_n_groups 个，第 i 个的 input 就是 i。专家的 gate、up 归 INPUT_GATE_UP（它们自己的组 cols 为 0）。 */
+void group_list(const Model *m, int64_t layer, Group *g);
+/* 输入属于第 group 组（Linear.group）的线性层用哪一组的 s。 */
+int group_of(int group);
+/* 组内在第 r 个之后的线性层（r 从 −1 起）；没有了为 −1。 */
+int64_t group_next(const Block *b, const Group *g, int64_t r);
+/* 只供注意力的分数（q、k，MLA 的 q_a）：AWQ 不截断它们。 */
+bool linear_makes_scores(const Linear *l);
 /* 输入的第 col 列归第几个 s（FEED_LINEAR 时也就是 from 的第几行）。 */
 int64_t group_scale_of(const Group *g, int64_t col);
 /* q 乘、k 除同一个 s，注意力不变：RoPE 的同一对、共用键值头的各 q 头须用同一个。
  * 返回: q 或 k（role）的第 row 行归第几个（共 n_kv_heads·head_dim 个）。 */
 int64_t group_qk_scale(const ModelConfig *c, LinearRole role, int64_t row);
 
-/* 折叠：组内各 w 的列乘 s，产生输入的一头除以 s。
- * 参数: linears、w 按 LinearRole 排（w 是稠密的 (rows, cols) f32，在后端内存，就地改）；norm 是 attn_norm、mlp_norm；
- * s (n_scales) 在主机。g->feed 不可为 FEED_NONE。错误: 设备。 */
-bool group_fold_scale(Backend *b, const Group *g, const Linear *linears, const Tensor *w,
-                      float *const norm[2], const float *s, Err *e);
+/* 折叠：组内各线性层的 weight（就地）与路由的各列乘 s，产生输入的一头除以 s。
+ * 参数: norm 是 attn_norm、mlp_norm；s (n_scales) 在主机。g->feed 不可为 FEED_NONE。错误: 设备。 */
+bool group_fold_scale(Model *m, int64_t layer, const Group *g, float *const norm[2], const float *s, Err *e);
 
 /* 可学的缩放（OmniQuant 的等价变换）：全部 s 排成一个向量，依次是 qkv 的输入、gate/up 的输入、v/o、q/k。 */
 typedef struct ScaleMap { /* 一个线性层：u = row·w·col 的因子各取哪个 s；−1 为 1 */

@@ -3,6 +3,7 @@
 #ifndef PTQ_MODEL_LINEAR_H
 #define PTQ_MODEL_LINEAR_H
 #include "compute/qtensor.h"
+#include "compute/tensor.h"
 
 typedef enum { ROLE_Q, ROLE_K, ROLE_V, ROLE_O, ROLE_GATE, ROLE_UP, ROLE_DOWN, ROLE_COUNT } LinearRole;
 
@@ -22,9 +23,14 @@ typedef struct Linear {
     bool streamed; /* 不留在后端内存里，用到时才载入（stream.c）：未量化的来自权重文件，量化的来自 home */
     const QTensor *home; /* streamed 的量化矩阵在主机的一份 */
     bool checked;        /* 权重已查过都是有限值 */
+    float *weight;       /* 正在量化它所在的块：稠密的权重 (rows, cols)，在后端内存；此外为 NULL */
     double weight_mse; /* 量化前后权重的均方误差；未量化为 0 */
 } Linear;
 
 /* 换上量化结果 q（浅复制，内存须与模型同寿命）。返回: 形状与本层不符时为 false。 */
 bool linear_set_quantized(Linear *l, const QTensor *q);
+/* weight 的视图。 */
+static inline Tensor linear_weight(const Linear *l) {
+    return tensor_f32(l->weight, l->rows, l->cols);
+}
 #endif

@@ -34,9 +34,12 @@ def dequantize_gptq(t, name, config):
     qweight, scales = t[name + ".qweight"], t[name + ".scales"].float()
     cols, bits = t[name + ".g_idx"].shape[0], config["bits"]
     code = unpack_rows(qweight, bits, cols)
-    zero = unpack_rows(t[name + ".qzeros"].T.contiguous(), bits, scales.shape[1]).T
-    if config.get("checkpoint_format", "gptq") == "gptq":
-        zero = zero + 1
+    words, one = t[name + ".qzeros"].T.contiguous().to(torch.int64), config.get("checkpoint_format", "gptq") == "gptq"
+    if one and bits != 3:  # v1 写的时候整字减去各格的一（零点为 0 的向高位借），GPTQModel 读的时候整字加回
+        words = words + sum(1 << i for i in range(0, 32, bits))
+    zero = unpack_rows(words, bits, scales.shape[1]).T
+    if one and bits == 3:
+        zero = zero + 1 & 7
     group = t[name + ".g_idx"].long()
     return ((code - zero[group]).float() * scales[group]).T.contiguous()
 

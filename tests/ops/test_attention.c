@@ -6,6 +6,8 @@ typedef struct Case {
     int64_t n, dim, heads, kv_heads, window, first;
     double q_scale;
     float *q, *k, *v;
+    float softcap, *bias; /* bias (heads, bias_stride) */
+    int64_t bias_stride;
 } Case;
 
 static void case_make(Case *c, uint64_t stream) {
@@ -52,8 +54,11 @@ static double reference_row(const RefTarget *t, const Case *c, int64_t i, int64_
             abs_s += fabs(x);
         }
         p[j] = s * scale;
+        double top = abs_s * scale + (double)c->softcap;
+        if (c->softcap > 0) p[j] = (double)c->softcap * tanh(p[j] / (double)c->softcap);
+        if (c->bias) p[j] += (double)c->bias[h * c->bias_stride + j], top += fabs((double)c->bias[h * c->bias_stride + j]);
         if (p[j] > max) max = p[j];
-        if (abs_s * scale > max_abs) max_abs = abs_s * scale;
+        if (top > max_abs) max_abs = top;
     }
     for (int64_t j = from; j <= pos; j++) sum += p[j] = exp(p[j] - max);
     for (int64_t d = 0; d < c->dim; d++) out[d] = 0;
@@ -212,61 +217,101 @@ static void test_extremes(void **state) {
     }
 }
 
-enum { STEPS = 5, STEP_ROOM = 400 };
+enum { STEP_ROOM = 480, BIAS_STRIDE = 512 };
+typedef struct Step {
+    DType type;
+    int64_t n, heads, kv, dim, half;
+    bool pairs;
+    int64_t window;
+    bool shaped; /* 软截断与偏置 */
+} Step;
+/* 第 i 条时间线已有几个键：从 0 到 STEP_ROOM - 1，长短相间。 */
+static int64_t step_past(int64_t i) {
+    static const int64_t FIRST[] = {130, 0, 1, 63, 64, STEP_ROOM - 1};
+    return i < 6 ? FIRST[i] : (i * 181 + 7) % STEP_ROOM;
+}
 
-/* 各条时间线走一步 = 分开旋转、写入、算注意力 */
-static void step_case(const RefTarget *t, DType type, int64_t dim, int64_t half, bool pairs, int64_t window) {
-    static const int64_t LENGTHS[STEPS] = {0, 1, 63, 130, 399};
-    int64_t heads = 6, kv = 2, wide = heads * dim, narrow = kv * dim;
+/* 一条时间线对照双精度参考：q、k 已旋转，past 是原来的键值。 */
+static void compare_step(const RefTarget *t, const Step *s, const AttnSpec *spec, const float *const past[2], int64_t len, const float *q,
+                         const float *k, const float *v, const float *got) {
+    int64_t narrow = s->kv * s->dim;
+    const float *fresh[2] = {k, v};
+    float *all[2];
+    for (int side = 0; side < 2; side++) {
+        all[side] = ref_zeros((len + 1) * narrow);
+        for (int64_t i = 0; i < (len + 1) * narrow; i++)
+            all[side][i] = i < len * narrow ? past[side][i] : fresh[side][i - len * narrow];
+        for (int64_t i = 0; s->type == DT_F16 && i < (len + 1) * narrow; i++) all[side][i] = f16_to_f32(f32_to_f16(all[side][i]));
+    }
+    Case c = {.n = 1, .dim = s->dim, .heads = s->heads, .kv_heads = s->kv, .window = s->window, .first = len,
+              .q = (float *)q, .k = all[0], .v = all[1], .softcap = spec->softcap, .bias = (float *)spec->bias,
+              .bias_stride = spec->bias_stride};
+    compare(t, &c, got);
+    free(all[0]);
+    free(all[1]);
+}
+
+/* 各条时间线走一步 = 分开旋转、写入、算注意力，也合双精度参考 */
+static void step_case(const RefTarget *t, const Step *s) {
+    int64_t n = s->n, dim = s->dim, wide = s->heads * dim, narrow = s->kv * dim;
     Backend b = ref_open(t, 2);
     Arena arena = {0};
-    KvFormat f = {.form = KV_DENSE, .dtype = type};
-    KvStore store[2][STEPS][2];
-    StepRow rows[STEPS];
-    float *cos_t = ref_random(STEP_ROOM * half, 61, 1), *sin_t = ref_random(STEP_ROOM * half, 62, 1);
-    float *q[2], *k[2], *v = ref_random(STEPS * narrow, 65, 1), *out[2] = {ref_zeros(STEPS * wide), ref_zeros(STEPS * wide)};
+    KvFormat f = {.form = KV_DENSE, .dtype = s->type};
+    KvStore store[2][STEP_MAX_ROWS][2];
+    StepRow rows[STEP_MAX_ROWS];
+    float *past[STEP_MAX_ROWS][2];
+    float *bias = s->shaped ? ref_random(s->heads * BIAS_STRIDE, 66, 3) : NULL;
+    float *cos_t = ref_random(STEP_ROOM * s->half, 61, 0.7), *sin_t = ref_random(STEP_ROOM * s->half, 62, 0.7);
+    float *q[2], *k[2], *v = ref_random(n * narrow, 65, 1), *out[2] = {ref_zeros(n * wide), ref_zeros(n * wide)};
+    for (int64_t i = 0; i < n; i++)
+        for (int side = 0; side < 2; side++)
+            past[i][side] = ref_random((step_past(i) + 1) * narrow, 70 + (uint64_t)(2 * i + side), 1);
     for (int c = 0; c < 2; c++) {
-        q[c] = ref_random(STEPS * wide, 63, 1), k[c] = ref_random(STEPS * narrow, 64, 1);
-        for (int i = 0; i < STEPS; i++)
-            for (int s = 0; s < 2; s++) {
-                KvStore *to = &store[c][i][s];
-                float *past = ref_random(LENGTHS[i] * narrow, 70 + (uint64_t)(2 * i + s), 1);
-                assert_true(kvstore_new(to, &arena, &f, kv, dim, STEP_ROOM, NULL));
-                if (LENGTHS[i]) op_kv_write(&b, to, tensor_f32(past, LENGTHS[i], narrow));
-                free(past);
+        q[c] = ref_random(n * wide, 63, 1), k[c] = ref_random(n * narrow, 64, 1);
+        for (int64_t i = 0; i < n; i++)
+            for (int side = 0; side < 2; side++) {
+                KvStore *to = &store[c][i][side];
+                assert_true(kvstore_new(to, &arena, &f, s->kv, dim, STEP_ROOM, NULL));
+                if (step_past(i)) op_kv_write(&b, to, tensor_f32(past[i][side], step_past(i), narrow));
             }
     }
-    StepJob job = {.n = STEPS, .rows = rows, .q = q[0], .k = k[0], .v = v, .out = out[0], .cos_table = cos_t,
-                   .sin_table = sin_t, .half = half, .interleaved = pairs,
-                   .spec = {.n_heads = heads, .n_kv_heads = kv, .head_dim = dim, .window = window, .scale = 0.2f}};
-    for (int i = 0; i < STEPS; i++) rows[i] = (StepRow){&store[0][i][0], &store[0][i][1], LENGTHS[i]};
+    StepJob job = {.n = n, .rows = rows, .q = q[0], .k = k[0], .v = v, .out = out[0], .cos_table = cos_t,
+                   .sin_table = sin_t, .half = s->half, .interleaved = s->pairs,
+                   .spec = {.n_heads = s->heads, .n_kv_heads = s->kv, .head_dim = dim, .window = s->window, .scale = 1 / sqrtf((float)dim),
+                            .softcap = s->shaped ? 2.5f : 0, .bias = bias, .bias_stride = bias ? BIAS_STRIDE : 0}};
+    for (int64_t i = 0; i < n; i++) rows[i] = (StepRow){&store[0][i][0], &store[0][i][1], step_past(i)};
     op_attend_step(&b, &job);
-    for (int i = 0; i < STEPS; i++) {
-        Tensor tq = tensor_f32_3d(q[1] + i * wide, 1, heads, dim), tk = tensor_f32_3d(k[1] + i * narrow, 1, kv, dim);
-        Tensor co = tensor_f32(cos_t, STEP_ROOM, half), si = tensor_f32(sin_t, STEP_ROOM, half);
-        (pairs ? op_rope_pairs : op_rope)(&b, tq, co, si, LENGTHS[i]);
-        (pairs ? op_rope_pairs : op_rope)(&b, tk, co, si, LENGTHS[i]);
+    for (int64_t i = 0; i < n; i++) {
+        Tensor tq = tensor_f32_3d(q[1] + i * wide, 1, s->heads, dim), tk = tensor_f32_3d(k[1] + i * narrow, 1, s->kv, dim);
+        Tensor co = tensor_f32(cos_t, STEP_ROOM, s->half), si = tensor_f32(sin_t, STEP_ROOM, s->half);
+        (s->pairs ? op_rope_pairs : op_rope)(&b, tq, co, si, step_past(i));
+        (s->pairs ? op_rope_pairs : op_rope)(&b, tk, co, si, step_past(i));
         op_kv_write(&b, &store[1][i][0], tensor_f32(k[1] + i * narrow, 1, narrow));
         op_kv_write(&b, &store[1][i][1], tensor_f32(v + i * narrow, 1, narrow));
-        AttnSpec s = job.spec;
-        s.first = LENGTHS[i];
-        op_attention_kv(&b, tensor_f32_3d(out[1] + i * wide, 1, heads, dim), tq, &(AttnSide){.near = &store[1][i][0]},
-                        &(AttnSide){.near = &store[1][i][1]}, &s);
+        AttnSpec spec = job.spec;
+        spec.first = step_past(i);
+        op_attention_kv(&b, tensor_f32_3d(out[1] + i * wide, 1, s->heads, dim), tq, &(AttnSide){.near = &store[1][i][0]},
+                        &(AttnSide){.near = &store[1][i][1]}, &spec);
         assert_int_equal(store[0][i][0].length, store[1][i][0].length);
+        compare_step(t, s, &spec, (const float *const *)past[i], step_past(i), q[1] + i * wide, k[1] + i * narrow, v + i * narrow,
+                     out[0] + i * wide);
     }
     ref_check(&b);
-    size_t row = (size_t)narrow * (type == DT_F32 ? 4 : 2);
-    for (int i = 0; i < STEPS; i++)
-        for (int side = 0; side < 2; side++)
-            assert_memory_equal((char *)store[0][i][side].data + (size_t)LENGTHS[i] * row,
-                                (char *)store[1][i][side].data + (size_t)LENGTHS[i] * row, row);
-    ref_same_row(out[0], out[1], STEPS * wide, t->name, "一步");
+    size_t row = (size_t)narrow * (s->type == DT_F32 ? 4 : 2);
+    for (int64_t i = 0; i < n; i++)
+        for (int side = 0; side < 2; side++) {
+            assert_memory_equal((char *)store[0][i][side].data + (size_t)step_past(i) * row,
+                                (char *)store[1][i][side].data + (size_t)step_past(i) * row, row);
+            free(past[i][side]);
+        }
+    ref_same_row(out[0], out[1], n * wide, t->name, "一步");
     for (int c = 0; c < 2; c++) {
         free(q[c]);
         free(k[c]);
         free(out[c]);
     }
     free(v);
+    free(bias);
     free(cos_t);
     free(sin_t);
     arena_free(&arena);
@@ -275,13 +320,18 @@ static void step_case(const RefTarget *t, DType type, int64_t dim, int64_t half,
 
 static void test_step(void **state) {
     (void)state;
+    static const Step CASES[] = {
+        {DT_F32, 5, 6, 2, 64, 32, false, 0, false},    {DT_F16, 5, 6, 2, 128, 64, false, 100, false},
+        {DT_F16, 5, 6, 2, 80, 20, true, 0, false},     {DT_F16, 1, 8, 2, 128, 64, false, 0, false},
+        {DT_F16, 32, 8, 2, 128, 64, false, 0, false},  {DT_F16, 32, 4, 4, 64, 32, false, 0, true},
+        {DT_F16, 9, 14, 2, 64, 16, true, 0, false},    {DT_F16, 17, 8, 1, 80, 40, false, 200, false},
+        {DT_F16, 3, 20, 1, 96, 48, false, 0, true},    {DT_F16, 2, 34, 2, 64, 32, false, 31, false},
+        {DT_F16, 6, 4, 1, 128, 64, true, 1, false},    {DT_F16, 7, 2, 1, 256, 128, false, 0, false},
+        {DT_F32, 12, 8, 2, 128, 64, false, 64, false}, {DT_F16, 4, 4, 2, 48, 24, false, 0, true}};
     RefTarget targets[REF_MAX_TARGETS];
     int n = ref_targets(targets);
-    for (int t = 0; t < n; t++) {
-        step_case(&targets[t], DT_F32, 64, 32, false, 0);
-        step_case(&targets[t], DT_F16, 128, 64, false, 100);
-        step_case(&targets[t], DT_F16, 80, 20, true, 0);
-    }
+    for (int t = 0; t < n; t++)
+        for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) step_case(&targets[t], &CASES[i]);
 }
 
 enum { PIECES = 4, PIECE_ROWS = 1 + 65 + 33 + 200 };

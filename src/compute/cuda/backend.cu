@@ -48,6 +48,7 @@ static void op_write_(Backend *b, void *dst, const void *host, size_t bytes) {
 static void op_copy_(Backend *b, void *dst, const void *src, size_t bytes) {
     char *d = (char *)dst;
     const char *s = (const char *)src;
+    cuda_of(b)->chain = cuda_of(b)->chained = false; /* 复制的可能是缓存：后面的内核不可提早去读 */
     bool overlap = d < s + bytes && s < d + bytes;
     if (overlap && d != s) { /* 经工作区 */
         void *tmp = cuda_slot(b, SLOT_Z, bytes);
@@ -58,6 +59,7 @@ static void op_copy_(Backend *b, void *dst, const void *src, size_t bytes) {
 }
 static void op_copy_2d_(Backend *b, void *dst, size_t dst_step, const void *src, size_t src_step, int64_t n,
                         size_t bytes) {
+    cuda_of(b)->chain = cuda_of(b)->chained = false;
     cuda_ok(b, cudaMemcpy2DAsync(dst, dst_step, src, src_step, bytes, (size_t)n, cudaMemcpyDefault, STREAM(b)),
             "复制矩形");
 }
@@ -322,7 +324,7 @@ static bool describe(Backend *b) {
             }
     if (f) fclose(f);
     c->device.memory = p.totalGlobalMem;
-    c->sms = p.multiProcessorCount, c->early = p.major >= 9;
+    c->sms = p.multiProcessorCount, c->shared = (int)p.sharedMemPerBlockOptin, c->early = p.major >= 9;
     snprintf(c->isa, sizeof c->isa, "sm_%d%d", p.major, p.minor);
     int pools = 0;
     if (!cuda_ok(b, cudaDeviceGetAttribute(&pools, cudaDevAttrMemoryPoolsSupported, 0), "查 GPU")) return false;

@@ -34,7 +34,7 @@ typedef struct CudaBackend {
     cublasHandle_t blas;
     cusolverDnHandle_t solver; /* 第一次分解时打开 */
     int *counters; /* 显存：COUNTERS 个 0，供块之间的交接，用完归零 */
-    int sms;                   /* 几个流式多处理器 */
+    int sms, shared;           /* 几个流式多处理器；一块的共享内存至多几字节 */
     bool early;                /* 能用程序化依赖启动 */
     bool chain, chained;       /* 上一次派发是 launch_early 的；这一次（还没查）是 */
     bool product;              /* 最近一次不透明的输出是 f(gate)·up（bf16，在 out[0].y） */

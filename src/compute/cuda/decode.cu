@@ -1,65 +1,13 @@
-/* decode — 查询很少（逐 token 解码）的注意力：直接读缓存，沿键切开分给许多块
+/* decode — 查询很少（逐 token 解码）的注意力：直接读缓存，沿键切开分给许多块；bf16 计算、常见的维数走 decode_mma.cu
  * 一块一个（键值头的一批查询头, 查询, 一段键）。一次取 TILE 个键值到共享内存，先算全部的分数，再定 softmax 的系数，再加权；段不止一个时部分
  * 结果写到显存，最后做完的块按段的次序合并。bf16 计算时 q、k、v 先舍入到 bf16，同 flash.cu。
  * 一步解码（step.k 非 NULL）连同旋转、写入缓存：q 在取的时候转，看得见最末一个键的那一块转 k 并把 k、v 写进缓存。
  * 一次派发只做几微秒，代码因此求短：展开得多了，取指令的时间反而比算的长。 */
 #include <math.h>
 
-#include "compute/cuda/attention.h"
+#include "compute/cuda/decode.h"
 
-enum { THREADS = 256, TILE = 64, MAX_SPLITS = 32, MAX_DIM = 256, PARTS = THREADS / TILE /* 几个线程算一个键的分数 */ };
-
-struct DecodeRow {
-    void *k, *v;
-    int64_t k_first, v_first, pos; /* 缓存首行的位置，查询的位置 */
-};
-/* 一步解码的新键值与旋转。 */
-struct StepArgs {
-    const float *k, *v, *cos_table, *sin_table; /* 表 NULL：不转 */
-    int half;
-    bool interleaved;
-};
-struct DecodeArgs {
-    float *out, *part; /* part：(查询, 头, 段, dim+2) */
-    const float *q;
-    DecodeRow row[STEP_MAX_ROWS];
-    DType dtype;
-    int *done; /* 各（查询, 批）已做完的段数，用完归零 */
-    int splits;
-    bool round;
-    AttnSpec s;
-    StepArgs step;
-};
-
-__device__ static float rounded(float x, bool round) {
-    return round ? __bfloat162float(__float2bfloat16_rn(x)) : x;
-}
-__device__ static float value(float x) {
-    return x;
-}
-__device__ static float value(__half x) {
-    return __half2float(x);
-}
-__device__ static float value(__nv_bfloat16 x) {
-    return __bfloat162float(x);
-}
-__device__ static void put(float *to, float x) {
-    *to = x;
-}
-__device__ static void put(__half *to, float x) {
-    *to = __float2half_rn(x);
-}
-__device__ static void put(__nv_bfloat16 *to, float x) {
-    *to = __float2bfloat16_rn(x);
-}
-/* 一个头的第 d 维旋转之后。 */
-__device__ static float turned(const float *head, int d, const StepArgs &s, int64_t pos) {
-    if (!s.cos_table || d >= 2 * s.half) return head[d];
-    int j = s.interleaved ? d / 2 : d % s.half, step = s.interleaved ? 1 : s.half;
-    bool lead = s.interleaved ? d % 2 == 0 : d < s.half;
-    float co = s.cos_table[pos * s.half + j], si = s.sin_table[pos * s.half + j], x = head[d], y = head[lead ? d + step : d - step];
-    return lead ? __fadd_rn(__fmul_rn(x, co), -__fmul_rn(y, si)) : __fadd_rn(__fmul_rn(x, co), __fmul_rn(y, si));
-}
+enum { THREADS = 256, TILE = 64, MAX_DIM = 256, PARTS = THREADS / TILE /* 几个线程算一个键的分数 */ };
 
 /* 共享内存：q，分数，各头的系数，k、v 各 TILE 行（行距 stride 个元素，多出 16 字节免得撞同一组存储体）。 */
 template <typename T, int G> struct Tile {
@@ -133,29 +81,6 @@ __device__ static void soften(float *score, float *state, int n) {
     state[2] = expf(state[0] - base);
     state[1] = state[1] * state[2] + sum, state[0] = m;
 }
-/* 各段的结果合并：一个线程束一个头，线程 s 管段 s 的系数（MAX_SPLITS 不多于 32）。 */
-__device__ static void merge_splits(const DecodeArgs &a, int64_t t, int64_t h0, int heads) {
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, dim = (int)a.s.head_dim;
-#pragma unroll 1
-    for (int g = warp; g < heads; g += THREADS / 32) {
-        int64_t row = t * a.s.n_heads + h0 + g;
-        const float *part = a.part + row * a.splits * (dim + 2);
-        float mine = lane < a.splits ? __ldcg(part + lane * (dim + 2)) : -INFINITY, m = mine;
-        float sum = lane < a.splits ? __ldcg(part + lane * (dim + 2) + 1) : 0;
-        for (int o = 16; o; o /= 2) m = fmaxf(m, __shfl_xor_sync(0xFFFFFFFFu, m, o));
-        float f = mine == -INFINITY ? 0 : expf(mine - m), total = sum * f;
-        for (int k = 16; k; k /= 2) total += __shfl_xor_sync(0xFFFFFFFFu, total, k);
-#pragma unroll 1
-        for (int d = lane; d < (dim + 31) / 32 * 32; d += 32) {
-            float o = 0;
-#pragma unroll 8
-            for (int s = 0; s < a.splits; s++)
-                o += (d < dim ? __ldcg(part + s * (dim + 2) + 2 + d) : 0) * __shfl_sync(0xFFFFFFFFu, f, s);
-            if (d < dim) a.out[row * dim + d] = o / total;
-        }
-    }
-}
-
 /* 一批至多 G 个查询头。 */
 template <typename T, int G> __global__ __launch_bounds__(THREADS) static void decode_kernel(const __grid_constant__ DecodeArgs a) {
     extern __shared__ uint4 shared[];
@@ -276,6 +201,7 @@ template <typename T> static void launch_group(Backend *b, const DecodeArgs &a, 
 }
 /* 各行已填好；longest：看得见的键最多几个。 */
 static bool run(Backend *b, DecodeArgs *a, int64_t n, int64_t longest) {
+    if (decode_mma_accepts(b, a)) return decode_mma(b, a, n, longest);
     /* 切几段：块数约够每个流式多处理器四块，一段不少于半个 TILE */
     int64_t dim = a->s.head_dim, most = (longest - 1) / (TILE / 2) + 1, splits = 4 * cuda_of(b)->sms / (n * a->s.n_kv_heads);
     if (splits > most) splits = most;

@@ -57,6 +57,16 @@ bool memory_open(Backend *b);
 void memory_close(CudaBackend *c);
 /* 把错误记进 b->err（已有错误时不盖过）。返回: 恒为假。插件不引用主程序的符号，所以不用 err_set。 */
 bool cuda_fail(Backend *b, ErrCode code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+/* 不多的几个整数（一步解码的 id、目标）：作内核的参数，不必为它们等一次传输。 */
+enum { FEW = 64 };
+struct Few {
+    int32_t v[FEW];
+};
+static inline Few few_of(const int32_t *from, int64_t n) {
+    Few f = {};
+    for (int64_t i = 0; i < n && i < FEW; i++) f.v[i] = from[i];
+    return f;
+}
 /* 失败时把错误记进 b->err。返回: 成功与否。 */
 bool cuda_ok(Backend *b, cudaError_t code, const char *what);
 bool cuda_blas_ok(Backend *b, cublasStatus_t code, const char *what);

@@ -232,16 +232,16 @@ void cuda_qparams(Backend *b, float *scale, float *zero, const float *w, int64_t
     LAUNCHED(b, "qparams");
 }
 
-__global__ static void embed_kernel(View v, float *y, const int32_t *ids, int64_t n) {
+/* ids 为 NULL：在 few 里。这个内核不提早开始，一步解码因而在此断开：其后的内核可以提早读以前写好的缓存（decode_mma.cu）。 */
+__global__ static void embed_kernel(View v, float *y, const int32_t *ids, const __grid_constant__ Few few, int64_t n) {
     EACH(i, n * v.cols) {
-        int64_t k = i % v.cols, to = v.perm ? v.perm[k] : k;
-        y[i / v.cols * v.cols + to] = weight_at(v, ids[i / v.cols], k);
+        int64_t r = i / v.cols, k = i % v.cols, to = v.perm ? v.perm[k] : k;
+        y[r * v.cols + to] = weight_at(v, ids ? ids[r] : few.v[r], k);
     }
 }
 void cuda_embed(Backend *b, float *y, const QTensor *table, const int32_t *ids, int64_t n) {
-    int32_t *d = (int32_t *)cuda_slot(b, SLOT_HOST, (size_t)n * 4);
-    if (!d || !cuda_ok(b, cudaMemcpyAsync(d, ids, (size_t)n * 4, cudaMemcpyHostToDevice, STREAM(b)), "上传 ids"))
-        return;
-    embed_kernel<<<cuda_blocks(n * table->cols, 256), 256, 0, STREAM(b)>>>(view_of(table), y, d, n);
+    int32_t *d = n <= FEW ? NULL : (int32_t *)cuda_slot(b, SLOT_HOST, (size_t)n * 4);
+    if (n > FEW && (!d || !cuda_ok(b, cudaMemcpyAsync(d, ids, (size_t)n * 4, cudaMemcpyHostToDevice, STREAM(b)), "上传 ids"))) return;
+    embed_kernel<<<cuda_blocks(n * table->cols, 256), 256, 0, STREAM(b)>>>(view_of(table), y, d, few_of(ids, n), n);
     LAUNCHED(b, "embed");
 }

@@ -13,8 +13,18 @@ struct RowState {
     int32_t top1;
 };
 
-__global__ static void start_kernel(RowState *s, int64_t n) {
-    EACH(i, n) s[i] = RowState{0, 0, -INFINITY, NAN, 0};
+/* targets 非 NULL：目标由 few 写进去。 */
+__global__ static void start_kernel(RowState *s, int32_t *targets, const __grid_constant__ Few few, int64_t n) {
+    grid_release();
+    grid_wait();
+    EACH(i, n) {
+        s[i] = RowState{0, 0, -INFINITY, NAN, 0};
+        if (targets) targets[i] = few.v[i];
+    }
+}
+static bool start(Backend *b, RowState *s, int32_t *targets, const Few &few, int64_t n) {
+    launch_early(b, start_kernel, dim3(cuda_blocks(n, 256)), dim3(256), 0, s, targets, few, n);
+    return LAUNCHED(b, "打分");
 }
 __global__ static void softcap_kernel(float *z, int64_t n, float cap) {
     EACH(i, n) z[i] = cap * tanhf(z[i] / cap);
@@ -107,9 +117,10 @@ static int64_t chunk_of(const ScoreJob *job) {
 static bool score_rows(Backend *b, const ScoreJob *job, const Pass *p, int64_t row0, int64_t n) {
     cudaStream_t st = STREAM(b);
     int64_t vocab = job->head->rows;
-    b->ops->write(b, p->targets, job->targets + row0, (size_t)n * 4);
-    start_kernel<<<cuda_blocks(n, 256), 256, 0, st>>>(p->cur, n);
-    if (p->ref) start_kernel<<<cuda_blocks(n, 256), 256, 0, st>>>(p->ref, n);
+    bool few = n <= FEW;
+    Few targets = few_of(job->targets + row0, n);
+    if (!few) b->ops->write(b, p->targets, job->targets + row0, (size_t)n * 4);
+    if (!start(b, p->cur, few ? p->targets : NULL, targets, n) || (p->ref && !start(b, p->ref, NULL, targets, n))) return false;
     for (int64_t c = 0, step = chunk_of(job); c < vocab; c += step) {
         int64_t width = vocab - c < step ? vocab - c : step;
         if (!cuda_linear_part(b, p->z, job->x + row0 * job->head->cols, n, job->head, c, width, false)) return false;

@@ -35,6 +35,15 @@ static void (*const CODES[9])(float *, const uint32_t *) = {EACH_BITS(LIST_CODES
 static void (*const BLOCKS[9][DEQUANT_KINDS])(float *, const uint32_t *, const GroupParams *) = {
     EACH_BITS(LIST_BLOCK)};
 
+/* 预取前面第 AHEAD 块的编码：展开穿插在各块的乘加之间，硬件的预取每次都要重新起步。越过面板末尾就是下一个面板。 */
+VEC_INLINE const uint32_t *take_block(const QTensor *w, int64_t block) {
+    enum { AHEAD = 8 };
+    const uint32_t *at = (const uint32_t *)w->data + block * w->spec.bits * QT_PANEL;
+    for (int i = 0; i < w->spec.bits; i++)
+        __builtin_prefetch((const char *)at + (AHEAD * w->spec.bits + i) * QT_PANEL * 4);
+    return at;
+}
+
 /* 块跨越组界：先取编码，再逐组反量化。k 是块首的列号。 */
 static void expand_mixed(float *dst, const QTensor *w, int64_t panel, int64_t k,
                          const uint32_t *block) {
@@ -75,8 +84,7 @@ static void expand_int(float *dst, const QTensor *w, int64_t panel, int64_t k0, 
         BLOCKS[w->spec.bits][dequant_kind(w)];
     GroupParams g = {vf_zero(), vf_zero()};
     for (int64_t k = k0; k < k1; k += QT_KBLOCK, dst += 16 * QT_KBLOCK) {
-        const uint32_t *block = (const uint32_t *)w->data +
-                                (panel * blocks + k / QT_KBLOCK) * w->spec.bits * QT_PANEL;
+        const uint32_t *block = take_block(w, panel * blocks + k / QT_KBLOCK);
         int64_t end = k + QT_KBLOCK < w->cols ? k + QT_KBLOCK : w->cols, first = k / size;
         if ((end - 1) / size != first) {
             expand_mixed(dst, w, panel, k, block);
@@ -179,8 +187,7 @@ void KERNEL_NAME(gemm_expand_bf16)(uint32_t *dst, const QTensor *w, int64_t pane
             continue;
         }
         if (first != group) g = group_params(w, panel, group = first);
-        fast(dst, (const uint32_t *)w->data + (panel * blocks + k / QT_KBLOCK) * w->spec.bits * QT_PANEL,
-             &g);
+        fast(dst, take_block(w, panel * blocks + k / QT_KBLOCK), &g);
     }
 }
 

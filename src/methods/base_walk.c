@@ -280,6 +280,7 @@ static void save_block(Walk *k, int64_t layer) {
         k->saving = blockfile_save(job->model, layer, job->block_dir, job->block_key,
                                    notes.data ? notes.data : "", &e);
     if (!k->saving || !job->model->backend->separate) finish_save(k, k->saving != NULL, &e);
+    blockfile_swap(job->model, layer, job->block_dir, job->block_key);
     str_free(&notes);
 }
 

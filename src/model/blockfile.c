@@ -234,6 +234,14 @@ bool blockfile_load(Model *m, int64_t layer, const char *dir, const char *key,
     return true;
 }
 
+void blockfile_swap(Model *m, int64_t layer, const char *dir, const char *key) {
+    const char *notes;
+    Block *b = &m->blocks[layer];
+    if (!m->spill.alloc || b->file.data || !blockfile_load(m, layer, dir, key, &notes)) return;
+    arena_free(&b->arena);
+    file_map_drop(b->file.data, b->file.size);
+}
+
 void blockfile_clear(const char *dir, int64_t n_layers) {
     char path[4096];
     for (int64_t i = 0; i < n_layers; i++) remove(block_path(path, sizeof path, dir, i));

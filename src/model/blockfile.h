@@ -15,6 +15,8 @@ bool blockfile_saved(BlockSave *s, Err *e);
 /* 装入第 layer 块，数据留在只读映射里（model_close 解除）。*notes 指向映射之内。
  * 返回: 没有文件、文件不完整或 key 不同时为假（模型不变）。 */
 bool blockfile_load(Model *m, int64_t layer, const char *dir, const char *key, const char **notes);
+/* max_memory 之下：存好的块由内存换到文件的映射里，用到的页才占内存。读不回来就照旧留在内存里。 */
+void blockfile_swap(Model *m, int64_t layer, const char *dir, const char *key);
 /* 删去 dir 里的块与 dir 本身；没有也无妨。 */
 void blockfile_clear(const char *dir, int64_t n_layers);
 #endif

@@ -17,6 +17,8 @@ static void vacate(Model *m, StreamSlot *s) {
         Linear *l = &m->blocks[s->layer].linears[i];
         if (l->streamed) l->q.data = NULL;
     }
+    if (s->layer >= 0 && m->blocks[s->layer].file.data)
+        file_map_drop(m->blocks[s->layer].file.data, m->blocks[s->layer].file.size);
     s->layer = -1;
     arena_rewind(&s->arena, s->empty);
 }

@@ -5,9 +5,10 @@
 #include "compute/cpu/isa/attn_core.h"
 #include "compute/cpu/kernels.h"
 
+enum { DENSE_AHEAD = 16 /* 一个头的各行相隔一整行，硬件的预取跟不上：预取后面第几行 */ };
+
 static float item_at(const KvStore *s, const void *array, int64_t i) {
-    return s->f.dtype == DT_F16 ? f16_to_f32(((const uint16_t *)array)[i])
-                                : ((const float *)array)[i];
+    return s->f.dtype == DT_F16 ? vec_f16(((const uint16_t *)array)[i]) : ((const float *)array)[i];
 }
 
 /* dtype 数组从第 i 个起的 n（0..16）个，其余为 0 */
@@ -25,7 +26,8 @@ VEC_INLINE vu join_planes(const uint16_t *w, const int bits) {
     vu code = vu_set1(0);
 #if defined(VEC_AVX512)
     VEC_UNROLL for (int p = 0; p < bits; p++)
-        code = vu_or(code, (vu){{(vec_nu)_mm512_maskz_set1_epi32(w[p], 1 << p)}});
+        code.p[0] = (vec_nu)_mm512_mask_or_epi32((__m512i)code.p[0], w[p], (__m512i)code.p[0],
+                                                 _mm512_set1_epi32(1 << p));
 #else
     static const uint32_t LANE[16] = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512,
                                       1024, 2048, 4096, 8192, 16384, 32768};
@@ -127,8 +129,14 @@ static void load_row(const KvStore *s, const void *rows, int64_t row, int64_t he
 static void expand(const KvStore *s, int64_t head, int64_t pos, int64_t n, float *dst,
                    int64_t stride) {
     if (s->f.form == KV_DENSE) {
-        for (int64_t i = 0; i < n; i++)
+        int64_t ahead = DENSE_AHEAD * s->heads * s->dim * (int64_t)kvstore_item(s);
+        for (int64_t i = 0; i < n; i++) {
+            const char *row = (const char *)s->data +
+                              ((pos - s->first + i) * s->heads + head) * s->dim * (int64_t)kvstore_item(s);
+            for (int64_t at = 0; at < s->dim * (int64_t)kvstore_item(s); at += 64)
+                __builtin_prefetch(row + ahead + at);
             load_row(s, s->data, pos - s->first + i, head, dst + i * stride);
+        }
         return;
     }
     float table[16] = {0};

@@ -243,6 +243,14 @@ VEC_INLINE vf vf_load_f16(const uint16_t *h) {
 #endif
     return r;
 }
+/* 一个 f16 → f32（精确） */
+VEC_INLINE float vec_f16(uint16_t h) {
+#if defined(VEC_AVX512) || defined(VEC_AVX2)
+    return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(h)));
+#else
+    return f16_to_f32(h);
+#endif
+}
 /* 16 个 bf16 → f32（精确） */
 VEC_INLINE vf vf_load_bf16(const uint16_t *h) {
     uint32_t w[16];

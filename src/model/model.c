@@ -99,11 +99,26 @@ bool model_load_bias(Model *m, Linear *l, Err *e) {
     return l->bias && load_rows(m, &src, 0, l->rows, 1, m->dtype, false, l->bias, e);
 }
 
+enum { DROP_BYTES = 8 << 20 };
+
+static void drop_piece(void *ctx, int64_t i) {
+    const FileTensor *t = ctx;
+    size_t at = (size_t)i * DROP_BYTES, left = t->bytes - at;
+    file_map_drop((const char *)t->data + at, left < DROP_BYTES ? left : DROP_BYTES);
+}
+
+/* 张量的映射页还给系统：内核逐页拆，分给各线程。 */
+static void drop_tensor(Model *m, const char *name) {
+    const FileTensor *t = weights_find(&m->weights, name);
+    int64_t n = t ? (int64_t)((t->bytes + DROP_BYTES - 1) / DROP_BYTES) : 0;
+    if (n > 0) m->backend->ops->parallel(m->backend, n, drop_piece, (void *)t);
+}
+
 /* 用过的映射页还给系统；融合的等最后一份。流式地传到 GPU 时还要再读，页留着。 */
 static void drop_source(Model *m, const Linear *l, const TensorSource *src) {
     if (m->stream && m->backend->separate) return;
     bool last = l->slot == T_V || l->slot == T_UP || l->expert + 1 == m->config.n_experts;
-    if (last || !src->block) weights_drop(&m->weights, src->name);
+    if (last || !src->block) drop_tensor(m, src->name);
 }
 
 /* 文件里的第 row0 行起直接装进稠密的 q。checked 同 load_rows。返回: 假为不能（不相连、要换算，或有非有限值），q 未装好。 */
@@ -232,7 +247,7 @@ static bool load_matrix(Model *m, TensorSlot slot, int64_t rows, int64_t cols, b
              pack_rows(m, &part, tensor_f32(w, n, cols), &tmp, e);
     }
     arena_free(&tmp);
-    weights_drop(&m->weights, src.name);
+    drop_tensor(m, src.name);
     m->load_seconds += clock_seconds() - t;
     return ok;
 }

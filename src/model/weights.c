@@ -294,11 +294,6 @@ const void *weights_direct(const WeightStore *w, const TensorSource *s, int64_t 
     return (const char *)f->data + (size_t)at * (f->bytes / (size_t)s->rows);
 }
 
-void weights_drop(const WeightStore *w, const char *name) {
-    const FileTensor *t = weights_find(w, name);
-    if (t) file_map_drop(t->data, t->bytes);
-}
-
 DType weights_native_dtype(const WeightStore *w) {
     DType common = DT_NONE;
     for (size_t i = 0; i < w->n_tensors; i++) {

@@ -51,8 +51,6 @@ bool weights_load(const WeightStore *w, const TensorSource *s, int64_t row0, int
 /* 来源的第 row0 行起 n 行若在文件里相连、类型是 F32、F16 或 BF16，返回其首址与类型，不必经 weights_load；否则 NULL。
  * 不查有没有非有限值。 */
 const void *weights_direct(const WeightStore *w, const TensorSource *s, int64_t row0, int64_t n, DType *t);
-/* 丢弃该张量占用的映射页（只影响 RSS）。 */
-void weights_drop(const WeightStore *w, const char *name);
 /* 权重自身的类型：线性层全为 F16 / BF16 时即其类型，其余（F32、块量化、混合）为 F32。已量化的检查点只看没有量化的矩阵。 */
 DType weights_native_dtype(const WeightStore *w);
 /* 全部权重文件的 SHA-256：单文件即其哈希；多文件为各哈希按文件名顺序连接后的哈希，至多 threads 个线程同时算。 */

@@ -62,15 +62,15 @@ static void copy_file(const FileMap *m, char *to, size_t limit, int threads) {
     for (int i = 0; i < threads; i++) pthread_join(id[i], NULL);
 }
 
-/* warm 非 NULL 时写到它（每个线程 WARM 字节），否则写到新要的内存。 */
+/* warm 非 NULL 时写到它（每个线程 WARM 字节），否则写到新要的内存。只计映射与复制：归还内存、解除映射不算（载入的也不算）。 */
 static bool copy_all(const char *dir, int threads, char *warm, double *bytes, double *wall, Err *e) {
     Arena a = {0};
     char **names;
     size_t n;
-    double from = clock_seconds();
     bool ok = file_list(&a, dir, ".safetensors", &names, &n, e);
-    *bytes = 0;
+    *bytes = *wall = 0;
     for (size_t i = 0; ok && i < n; i++) {
+        double from = clock_seconds();
         FileMap m;
         Arena fresh = {0};
         char *path = file_join(&a, dir, names[i], e);
@@ -80,11 +80,11 @@ static bool copy_all(const char *dir, int threads, char *warm, double *bytes, do
         ok = to != NULL;
         if (ok) copy_file(&m, to, warm ? WARM : 0, threads);
         *bytes += (double)m.size;
+        *wall += clock_seconds() - from;
         arena_free(&fresh);
         file_unmap(&m);
     }
     arena_free(&a);
-    *wall = clock_seconds() - from;
     return ok;
 }
 

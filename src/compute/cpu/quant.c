@@ -4,8 +4,11 @@
 
 #include "compute/cpu/cpu.h"
 #include "compute/cpu/gemm_kernels.h"
+#include "compute/cpu/linear.h"
 
 enum { ROWS_PER_TASK = 16 };
+/* 装到新要的内存：各线程各写相连的一段，一次至少这么多字节。几个线程同时碰一个 2 MiB 的大页，内核里各要一页、各自清零，只留一页。 */
+enum { APART = 4 << 20 };
 
 typedef struct PanelJob {
     const GemmKernels *k;
@@ -35,15 +38,19 @@ void cpu_pack_dense(Backend *b, QTensor *q, const float *w) {
     run_panels(b, q->rows, pack_task, &j);
 }
 
-static void pack_stored_task(void *ctx, int64_t panel, int thread) {
+static void pack_stored_range(void *ctx, int64_t first, int64_t last, int thread) {
     (void)thread;
     PanelJob *j = ctx;
-    if (!j->k->pack_stored_panel(j->q, j->stored, j->type, panel)) atomic_store(&j->bad, true);
+    for (int64_t p = first; p < last; p++)
+        if (!j->k->pack_stored_panel(j->q, j->stored, j->type, p)) atomic_store(&j->bad, true);
 }
 
 void cpu_pack_stored(Backend *b, QTensor *q, const void *host, DType stored, bool *finite) {
     PanelJob j = {.q = q, .stored = host, .type = stored};
-    run_panels(b, q->rows, pack_stored_task, &j);
+    CpuBackend *cpu = b->impl;
+    int64_t n = (q->rows - 1) / QT_PANEL + 1;
+    j.k = cpu->kernels->gemm;
+    pool_run_ranges(cpu->pool, n, max_i64(1, APART * n / (int64_t)q->data_bytes), pack_stored_range, &j);
     if (finite) *finite = !atomic_load(&j.bad);
 }
 

@@ -23,7 +23,8 @@ static inline bool ref_by_codes(const QTensor *q, bool bf16, int64_t n) {
     bool groups = q->n_groups == 1 || q->spec.group_size % QT_KBLOCK == 0;
     if (!bf16 || q->dense != DT_NONE || q->spec.codes != CODE_INT || q->outliers.start || !groups) return false;
     if (ref_on_cuda()) return n <= 32 && (q->spec.bits <= 4 || q->spec.bits == 8) &&
-                                q->spec.zero != ZERO_FLOAT && !q->two.scale_bits && !q->two.zero_bits;
+                                q->spec.zero != ZERO_FLOAT && !q->two.scale_bits && !q->two.zero_bits &&
+                                !q->nested.per && q->spec.scale_dtype != DT_BF16;
     return n == 1;
 }
 /* op_linear 实际用的权重，*reach 是误差界里的 |w|：按编码算的不舍入，部分和却有 scale·(code+|zero|) 那么大（CUDA 上不足 8 位的

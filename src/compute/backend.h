@@ -204,7 +204,8 @@ typedef struct BackendOps {
                     int64_t n, size_t bytes);
     /* dst(n) f32 = 主机内存里 n 个 t（F32、F16、BF16）类型的数，再舍入到 rounded（同上三种；值仍是 f32） */
     void (*decode)(Backend *b, float *dst, const void *host, DType t, DType rounded, int64_t n);
-    /* out 的 n_out 个线性层，输入都是 in；各个的结果与单独算时逐位相同 */
+    /* out 的 n_out 个线性层，输入都是 in；各个的结果与单独算时逐位相同（CUDA 的 bf16 计算、行数不多时只差末位：怎样沿 K 分给各块取决于
+     * 一起算的有多少） */
     void (*linear)(Backend *b, const LinearOut *out, int n_out, const LinearIn *in, int64_t n);
     /* y(n,cols) = 表(rows,cols) 的第 ids[i] 行（稠密或量化皆可）；ids 在主机 */
     void (*embed)(Backend *b, float *y, const QTensor *table, const int32_t *ids, int64_t n);

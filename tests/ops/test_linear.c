@@ -313,6 +313,39 @@ static void test_linear_many(void **state) {
         }
 }
 
+/* 解码一批的行数（CUDA 上 9 到 64 行另有内核，沿 K 分给几块）：稠密 bf16 的几个一起，对照双精度参考，两次逐位相同。 */
+static void test_linear_few(void **state) {
+    (void)state;
+    enum { N_OUT = 3, MOST = 64 };
+    static const int64_t CASES[][1 + N_OUT] = {{72, 1, 64, 130}, {200, 129, 33, 256}, {1024, 320, 64, 64}, {4104, 600, 100, 8}};
+    static const int64_t NS[] = {9, 16, 17, 32, 33, MOST};
+    Backend b;
+    if (!open_backend(&b, "avx512_bf16", COMPUTE_BF16, 2)) return;
+    for (size_t k = 0; k < COUNT(CASES) * COUNT(NS); k++) {
+        const int64_t *shape = CASES[k / COUNT(NS)], cols = shape[0], n = NS[k % COUNT(NS)];
+        ArenaMark mark = arena_mark(&arena);
+        float *x = random_floats(n * cols, 71, 1), *again[N_OUT];
+        QTensor q[N_OUT];
+        LinearOut out[N_OUT], twice[N_OUT];
+        for (int i = 0; i < N_OUT; i++) {
+            int64_t rows = shape[1 + i];
+            assert_true(qtensor_new_dense(&q[i], &arena, DT_BF16, rows, cols, NULL));
+            op_pack_dense(&b, &q[i], tensor_f32(random_floats(rows * cols, 72 + (uint64_t)i, 1), rows, cols));
+            out[i] = (LinearOut){.y = random_floats(n * rows, 75, 1), .w = &q[i], .bias = i ? random_floats(rows, 76, 1) : NULL};
+            twice[i] = out[i], again[i] = twice[i].y = random_floats(n * rows, 77, 1);
+        }
+        op_linear_many(&b, out, N_OUT, tensor_f32(x, n, cols));
+        op_linear_many(&b, twice, N_OUT, tensor_f32(x, n, cols));
+        no_error(&b);
+        for (int i = 0; i < N_OUT; i++) {
+            assert_memory_equal(out[i].y, again[i], (size_t)(n * q[i].rows) * sizeof(float));
+            check_reference(out[i].y, x, &q[i], out[i].bias, n, true);
+        }
+        arena_rewind(&arena, mark);
+    }
+    backend_close(&b);
+}
+
 /* 输入当场归一化（或激活）、输出加到 y 上：与分开的算子逐位相同（CUDA 上只差末位）。 */
 static void check_from(Backend *b, const QTensor *q, int64_t n, InputKind kind, bool add, const ActQuant *act,
                        const char *target) {
@@ -384,7 +417,7 @@ static void test_linear_from(void **state) {
 /* gate、up 的输出不透明地交给 down，与经 f32 的相近。 */
 static void test_opaque(void **state) {
     (void)state;
-    static const int64_t NS[] = {1, 33, 200};
+    static const int64_t NS[] = {1, 17, 33, 200};
     for (size_t i = 0; i < 2 * COUNT(ISAS); i++) {
         Backend b;
         bool bf16 = i % 2;
@@ -397,7 +430,7 @@ static void test_opaque(void **state) {
             assert_true(qtensor_new_dense(&q[k], &arena, bf16 ? DT_BF16 : DT_F32, rows, cols, NULL));
             op_pack_dense(&b, &q[k], tensor_f32(random_floats(rows * cols, 40 + (uint64_t)k, 0.1), rows, cols));
         }
-        for (int c = 0; c < 3; c++) {
+        for (size_t c = 0; c < COUNT(NS); c++) {
             int64_t n = NS[c];
             float *x = random_floats(n * d, 50, 1), *g = random_floats(n * ff, 51, 1), *u = random_floats(n * ff, 52, 1);
             float *y = random_floats(n * d, 53, 1), *want = random_floats(n * d, 54, 1);
@@ -551,7 +584,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_linear_dense),    cmocka_unit_test(test_linear_large),
         cmocka_unit_test(test_linear_int),      cmocka_unit_test(test_linear_many),
-        cmocka_unit_test(test_linear_from),
+        cmocka_unit_test(test_linear_few),      cmocka_unit_test(test_linear_from),
         cmocka_unit_test(test_opaque), cmocka_unit_test(test_half),
         cmocka_unit_test(test_pack_round_trip),
         cmocka_unit_test(test_nan_propagates),  cmocka_unit_test(test_bad_requests),

@@ -14,7 +14,7 @@ extern "C" {
 #include "compute/plugin.h"
 }
 
-enum { SLOT_X, SLOT_W, SLOT_Z, SLOT_A, SLOT_B, SLOT_HOST, SLOT_GRAD, SLOT_ROUNDED, N_SLOTS };
+enum { SLOT_X, SLOT_W, SLOT_Z, SLOT_A, SLOT_B, SLOT_HOST, SLOT_GRAD, SLOT_ROUNDED, SLOT_PART, N_SLOTS };
 
 enum { COUNTERS = 65536 };
 

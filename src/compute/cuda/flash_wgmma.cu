@@ -23,9 +23,6 @@ enum { STAGES = 2, WGS_64 = 3, WGS_128 = 2 /* 消费者的个数 */ };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 /* ---- mbarrier 与整段复制 ---- */
-__device__ static void barrier_arrive(uint32_t bar) {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
-}
 /* 等到第 parity（奇偶）次完成。循环写在 C 里：整个写成一段汇编（barrier_wait）时寄存器会不够。 */
 __device__ static void barrier_await(uint32_t bar, uint32_t parity) {
     uint32_t done;

@@ -264,8 +264,10 @@ static EncodeFn encoder(void) {
     }
     return (EncodeFn)fn;
 }
-/* (rows, cols) 行主序、行距 ld 个元素；一块是 128 字节 × box_rows 行。越界的读作 0，写则略去。 */
-static bool encode(Backend *b, CUtensorMap *map, CUtensorMapDataType type, int item, const void *data, int64_t rows, int64_t cols,
+bool tensor_maps(Backend *b) {
+    return strcmp(cuda_of(b)->isa, "sm_90") == 0 && encoder();
+}
+bool tensor_map(Backend *b, CUtensorMap *map, CUtensorMapDataType type, int item, const void *data, int64_t rows, int64_t cols,
                    int64_t ld, int box_rows) {
     cuuint64_t dims[2] = {(cuuint64_t)cols, (cuuint64_t)rows}, stride = (cuuint64_t)(ld * item);
     cuuint32_t box[2] = {(cuuint32_t)(ROW / item), (cuuint32_t)box_rows}, ones[2] = {1, 1};
@@ -292,7 +294,7 @@ static bool fills(const GemmCall *c) {
 }
 bool gemm_accepts(Backend *b, const GemmCall *c) {
     int item = c->int8 ? 1 : 2;
-    bool gated = c->form == GEMM_GATED, ok = strcmp(cuda_of(b)->isa, "sm_90") == 0 && encoder() && aligned(c->x, c->ldx * item);
+    bool gated = c->form == GEMM_GATED, ok = tensor_maps(b) && aligned(c->x, c->ldx * item);
     ok = ok && c->n_out >= 1 && c->n_out <= GEMM_OUT_MAX && c->n <= INT32_MAX / 2 && c->cols <= INT32_MAX / 2;
     for (int i = 0; ok && i < c->n_out; i++) {
         const GemmOut *o = &c->out[i];
@@ -315,12 +317,12 @@ static bool describe(Backend *b, const GemmCall *c, int cluster, int group, Gemm
     CUtensorMapDataType in = c->int8 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
     bool gated = c->form == GEMM_GATED, f32 = c->form == GEMM_F32;
     int item = c->int8 ? 1 : 2, width = gated ? HALF : BN;
-    bool ok = encode(b, &j->x, in, item, c->x, c->n, c->cols, c->ldx, BM);
+    bool ok = tensor_map(b, &j->x, in, item, c->x, c->n, c->cols, c->ldx, BM);
     j->parts = c->n_out, j->n = (int)c->n, j->steps = (int)((c->cols * item + ROW - 1) / ROW), j->x_scale = c->x_scale;
     for (int i = 0; ok && i < c->n_out; i++) {
         const GemmOut *o = &c->out[i];
-        ok = encode(b, &j->w[i], in, item, o->w, o->rows, c->cols, o->ldw, HALF) &&
-             encode(b, &j->y[i], f32 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, f32 ? 4 : 2, o->y,
+        ok = tensor_map(b, &j->w[i], in, item, o->w, o->rows, c->cols, o->ldw, HALF) &&
+             tensor_map(b, &j->y[i], f32 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, f32 ? 4 : 2, o->y,
                     c->n, o->rows, o->rows, 64);
         j->part[i] = Part{j->blocks_n, (int)o->rows, o->bias, o->scale, o->scale_type, o->add};
         if (!gated || i == 0) j->blocks_n += (int)((o->rows + width - 1) / width);

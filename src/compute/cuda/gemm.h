@@ -31,6 +31,9 @@ struct GemmCall {
 /* 这个 GPU、这些形状与地址能不能用。 */
 bool gemm_accepts(Backend *b, const GemmCall *c);
 bool gemm_run(Backend *b, const GemmCall *c);
+/* 同上，n 在 9 到 64（skinny.cu）；GATED 的 f 不限，其余的样子都可以有偏置。 */
+bool skinny_accepts(Backend *b, const GemmCall *c);
+bool skinny_run(Backend *b, const GemmCall *c);
 /* 不透明的输出（opaque）存成哪一种：may_fuse 而 gate、up 一对能合就 GATED（记进 CudaBackend.product），否则 BF16；不是则 F32。 */
 void gemm_choose(Backend *b, GemmCall *c, bool opaque, bool may_fuse);
 #endif

@@ -1,11 +1,19 @@
-/* hopper — 计算能力 9.0a 的指令：mbarrier、cluster、TMA、wgmma（m64n256，两边都在共享内存里）
+/* hopper — 计算能力 9.0a 的指令：mbarrier、cluster、TMA、wgmma（m64n256、m64n16 到 m64n64，两边都在共享内存里）；TMA 的描述
  * 共享内存里的一块都是 128 字节一行、128 字节的 swizzle：第 r 行的第 c 个 16 字节在 r·128 + (c ^ r%8)·16，块的起点是 1024 的倍数。 */
 #ifndef PTQ_COMPUTE_CUDA_HOPPER_H
 #define PTQ_COMPUTE_CUDA_HOPPER_H
 #include <cuda.h>
 #include <stdint.h>
 
+#include "compute/cuda/cuda.h"
+
 enum { ROW = 128 /* 一行的字节 */, WG = 128 /* 一个 warpgroup 的线程 */ };
+
+/* 这个 GPU 与驱动能用 TMA（gemm.cu）。 */
+bool tensor_maps(Backend *b);
+/* (rows, cols) 行主序、每个 item 字节、行距 ld 个元素；一块是 128 字节 × box_rows 行。越界的读作 0，写则略去。 */
+bool tensor_map(Backend *b, CUtensorMap *map, CUtensorMapDataType type, int item, const void *data, int64_t rows, int64_t cols,
+                int64_t ld, int box_rows);
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
@@ -30,6 +38,10 @@ __device__ static inline void barrier_arrive(uint32_t bar, int rank) {
                  "mbarrier.arrive.shared::cluster.b64 _, [at];\n\t}" ::"r"(bar), "r"(rank)
                  : "memory");
 }
+/* 到本块的屏障。 */
+__device__ static inline void barrier_arrive(uint32_t bar) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
+}
 __device__ static inline void cluster_sync() {
     asm volatile("barrier.cluster.arrive.release;\n\tbarrier.cluster.wait.acquire;" ::: "memory");
 }
@@ -38,7 +50,7 @@ __device__ static inline int cluster_rank() {
     asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
     return r;
 }
-/* 取 128 字节 × 128 行的一块，从 (字节列 k 的元素号, 行 row) 起；mask 非 0 时写进 cluster 的这些块。 */
+/* 取 128 字节 × 若干行（map 里定）的一块，从 (字节列 k 的元素号, 行 row) 起；mask 非 0 时写进 cluster 的这些块。 */
 __device__ static inline void load_box(uint32_t to, const CUtensorMap *map, int k, int row, uint32_t bar, uint16_t mask) {
     if (mask)
         asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
@@ -89,6 +101,25 @@ __device__ static inline void multiply(int *d, uint64_t a, uint64_t b, int more)
                  : D64("+r", 0), D64("+r", 64)
                  : "l"(a), "l"(b), "r"(more));
 }
+#define LIST_8 "{%0,%1,%2,%3,%4,%5,%6,%7}"
+#define LIST_16 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}"
+#define LIST_32                                                                                                    \
+    "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,"  \
+    "%29,%30,%31}"
+#define D16(c, i) D8(c, i), D8(c, i + 8)
+#define D32(c, i) D16(c, i), D16(c, i + 16)
+#define MULTIPLY_FEW(shape, list, a, b, p, regs)                                                                   \
+    asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %" #p ", 0;\n\t"                                           \
+                 "wgmma.mma_async.sync.aligned." shape ".f32.bf16.bf16 " list ", %" #a ", %" #b ", p, 1, 1, 0, 0;\n\t}" \
+                 : regs("+f", 0)                                                                                   \
+                 : "l"(x), "l"(y), "r"(more))
+/* 同上，b 只有 N 行：d(64, N)。 */
+template <int N> __device__ static inline void multiply_few(float *d, uint64_t x, uint64_t y, int more) {
+    static_assert(N == 16 || N == 32 || N == 64, "只有这几种");
+    if (N == 16) MULTIPLY_FEW("m64n16k16", LIST_8, 8, 9, 10, D8);
+    if (N == 32) MULTIPLY_FEW("m64n32k16", LIST_16, 16, 17, 18, D16);
+    if (N == 64) MULTIPLY_FEW("m64n64k16", LIST_32, 32, 33, 34, D32);
+}
 __device__ static inline void multiply_begin() {
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
@@ -101,6 +132,11 @@ __device__ static inline void settle(float *d) {
 }
 __device__ static inline void settle(int *d) {
     asm volatile("" : D64("+r", 0), D64("+r", 64)::"memory");
+}
+template <int N> __device__ static inline void settle_few(float *d) {
+    if (N == 16) asm volatile("" : D8("+f", 0)::"memory");
+    if (N == 32) asm volatile("" : D16("+f", 0)::"memory");
+    if (N == 64) asm volatile("" : D32("+f", 0)::"memory");
 }
 /* 等到未完的不多于 LEFT 组。 */
 template <int LEFT> __device__ static inline void multiply_wait() {

@@ -1,4 +1,4 @@
-/* linear — 线性层：输入化为 bf16（连同归一化或激活函数，一趟），再按行数与形状走 gemv.cu、gemm.cu 或 cuBLAS
+/* linear — 线性层：输入化为 bf16（连同归一化或激活函数，一趟），再按行数与形状走 gemv.cu、skinny.cu、gemm.cu 或 cuBLAS
  * 稠密权重就是 cuBLAS 的操作数（行主序）；量化权重先展开成行主序的 f32 或 bf16 再乘。 */
 #include "compute/cuda/gemm.h"
 #include "compute/cuda/input.h"
@@ -142,6 +142,7 @@ static bool operands(Backend *b, GemmCall *c, const QTensor *const *w, int64_t r
 }
 /* 一起算，或各用 cuBLAS。 */
 static bool multiply(Backend *b, const GemmCall *c) {
+    if (skinny_accepts(b, c)) return skinny_run(b, c);
     if (gemm_accepts(b, c)) return gemm_run(b, c);
     for (int i = 0; i < c->n_out; i++) {
         const GemmOut *o = &c->out[i];
@@ -167,6 +168,15 @@ bool cuda_linear_part(Backend *b, float *y, const float *x, int64_t n, const QTe
     return operands(b, &c, &w, row0) && multiply(b, &c);
 }
 
+/* 输出存成哪一种：gate、up 一对尽量当场算成积。 */
+static void choose_form(Backend *b, GemmCall *c, const LinearOut *out) {
+    c->form = out->opaque ? GEMM_GATED : out->half ? GEMM_BF16 : GEMM_F32;
+    if (!out->opaque) return;
+    if (skinny_accepts(b, c))
+        cuda_of(b)->product = true;
+    else
+        gemm_choose(b, c, cuda_opaque(b, c->n), true);
+}
 /* 列序、存法相同的几个（不多于 GEMM_OUT_MAX）。 */
 static bool linear_many(Backend *b, const LinearOut *out, int n_out, const __nv_bfloat16 *x, int64_t ldx, int64_t n) {
     const QTensor *w[GEMM_OUT_MAX];
@@ -177,8 +187,7 @@ static bool linear_many(Backend *b, const LinearOut *out, int n_out, const __nv_
         c.out[i].rows = w[i]->rows, c.out[i].y = out[i].y, c.out[i].bias = out[i].bias, c.out[i].add = out[i].sum != NULL;
     }
     if (!operands(b, &c, w, 0)) return false;
-    gemm_choose(b, &c, out[0].opaque && cuda_opaque(b, n), true);
-    if (out[0].half) c.form = GEMM_BF16;
+    choose_form(b, &c, out);
     return multiply(b, &c);
 }
 static void linear_bf16(Backend *b, const LinearOut *out, int n_out, const LinearIn *in, int64_t n) {

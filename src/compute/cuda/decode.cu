@@ -173,7 +173,7 @@ template <typename T, int G> __global__ __launch_bounds__(THREADS) static void d
     __syncthreads();
     if (!last) return;
     __threadfence();
-    merge_splits(a, t, h0, heads);
+    merge_splits(a, t, h0, heads, (float *)shared);
     if (tid == 0) *done = 0;
 }
 

@@ -50,34 +50,60 @@ __device__ static inline void put(__half *to, float x) {
 __device__ static inline void put(__nv_bfloat16 *to, float x) {
     *to = __float2bfloat16_rn(x);
 }
-/* 一个头的第 d 维旋转之后。 */
-__device__ static inline float turned(const float *head, int d, const StepArgs &s, int64_t pos) {
-    if (!s.cos_table || d >= 2 * s.half) return head[d];
+/* 一个头的第 d 维与它的旋转：先取，后算，几个才能一起在路上。 */
+struct Turn {
+    float x, y, co, si;
+    bool lead;
+};
+__device__ static inline Turn turn_load(const float *head, int d, const StepArgs &s, int64_t pos) {
+    Turn t = {head[d], 0, 1, 0, true};
+    if (!s.cos_table || d >= 2 * s.half) return t;
     int j = s.interleaved ? d / 2 : d % s.half, step = s.interleaved ? 1 : s.half;
-    bool lead = s.interleaved ? d % 2 == 0 : d < s.half;
-    float co = s.cos_table[pos * s.half + j], si = s.sin_table[pos * s.half + j], x = head[d], y = head[lead ? d + step : d - step];
-    return lead ? __fadd_rn(__fmul_rn(x, co), -__fmul_rn(y, si)) : __fadd_rn(__fmul_rn(x, co), __fmul_rn(y, si));
+    t.lead = s.interleaved ? d % 2 == 0 : d < s.half;
+    t.co = s.cos_table[pos * s.half + j], t.si = s.sin_table[pos * s.half + j], t.y = head[t.lead ? d + step : d - step];
+    return t;
+}
+__device__ static inline float turned(const Turn &t) {
+    return t.lead ? __fadd_rn(__fmul_rn(t.x, t.co), -__fmul_rn(t.y, t.si)) : __fadd_rn(__fmul_rn(t.x, t.co), __fmul_rn(t.y, t.si));
+}
+__device__ static inline float turned(const float *head, int d, const StepArgs &s, int64_t pos) {
+    return turned(turn_load(head, d, s, pos));
 }
 
-/* 各段的结果合并：一个线程束一个头，线程 s 管段 s 的系数（MAX_SPLITS 不多于 32）。 */
-__device__ static inline void merge_splits(const DecodeArgs &a, int64_t t, int64_t h0, int heads) {
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, dim = (int)a.s.head_dim;
+/* 各段的结果合并（整块一起）：先求各头各段的系数，再按段的次序相加。factor：共享内存，heads·(MAX_SPLITS + 1) 个。 */
+__device__ static inline void merge_splits(const DecodeArgs &a, int64_t t, int64_t h0, int heads, float *factor) {
+    enum { AT_ONCE = 4 };
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, dim = (int)a.s.head_dim, line = dim + 2;
+    const float *part = a.part + (t * a.s.n_heads + h0) * a.splits * line;
+    float *total = factor + heads * MAX_SPLITS;
 #pragma unroll 1
-    for (int g = warp; g < heads; g += blockDim.x / 32) {
-        int64_t row = t * a.s.n_heads + h0 + g;
-        const float *part = a.part + row * a.splits * (dim + 2);
-        float mine = lane < a.splits ? __ldcg(part + lane * (dim + 2)) : -INFINITY, m = mine;
-        float sum = lane < a.splits ? __ldcg(part + lane * (dim + 2) + 1) : 0;
+    for (int g = warp; g < heads; g += blockDim.x / 32) { /* 线程 s 管段 s */
+        const float *from = part + (g * a.splits + lane) * line;
+        float mine = lane < a.splits ? __ldcg(from) : -INFINITY, sum = lane < a.splits ? __ldcg(from + 1) : 0, m = mine;
         for (int o = 16; o; o /= 2) m = fmaxf(m, __shfl_xor_sync(0xFFFFFFFFu, m, o));
-        float f = mine == -INFINITY ? 0 : expf(mine - m), total = sum * f;
-        for (int k = 16; k; k /= 2) total += __shfl_xor_sync(0xFFFFFFFFu, total, k);
+        float f = mine == -INFINITY ? 0 : expf(mine - m), all = sum * f;
+        for (int k = 16; k; k /= 2) all += __shfl_xor_sync(0xFFFFFFFFu, all, k);
+        factor[g * MAX_SPLITS + lane] = f;
+        if (lane == 0) total[g] = all;
+    }
+    __syncthreads();
 #pragma unroll 1
-        for (int d = lane; d < (dim + 31) / 32 * 32; d += 32) {
-            float o = 0;
-#pragma unroll 8
-            for (int s = 0; s < a.splits; s++)
-                o += (d < dim ? __ldcg(part + s * (dim + 2) + 2 + d) : 0) * __shfl_sync(0xFFFFFFFFu, f, s);
-            if (d < dim) a.out[row * dim + d] = o / total;
+    for (int i = threadIdx.x; i < heads * dim; i += AT_ONCE * blockDim.x) {
+        const float *from[AT_ONCE], *by[AT_ONCE];
+        float sum[AT_ONCE] = {};
+#pragma unroll
+        for (int q = 0; q < AT_ONCE; q++) {
+            int at = i + q * (int)blockDim.x, g = at < heads * dim ? at / dim : 0;
+            from[q] = part + g * a.splits * line + 2 + (at < heads * dim ? at % dim : 0), by[q] = factor + g * MAX_SPLITS;
+        }
+#pragma unroll 4
+        for (int s = 0; s < a.splits; s++)
+#pragma unroll
+            for (int q = 0; q < AT_ONCE; q++) sum[q] += __ldcg(from[q] + s * line) * by[q][s];
+#pragma unroll
+        for (int q = 0; q < AT_ONCE; q++) {
+            int at = i + q * (int)blockDim.x;
+            if (at < heads * dim) a.out[(t * a.s.n_heads + h0) * dim + at] = sum[q] / total[at / dim];
         }
     }
 }

@@ -87,25 +87,48 @@ template <int STEPS> struct Keys {
 /* 旋转、舍入之后的 q → 共享内存；没有的头是零。 */
 template <int STEPS> __device__ static void make_queries(char *to, const DecodeArgs &a, const Work &w) {
     typedef Layout<STEPS> L;
+    enum { AT_ONCE = 4 };
+    const float *heads = a.q + (int64_t)(w.t * (int)a.s.n_heads + w.h0) * L::DIM;
+    StepArgs s = a.step;
+    if (!s.k) s.cos_table = NULL; /* 已经转过 */
 #pragma unroll 1
-    for (int i = threadIdx.x; i < ROWS * L::DIM; i += THREADS) {
-        int g = i / L::DIM, d = i % L::DIM;
-        const float *head = a.q + (int64_t)(w.t * (int)a.s.n_heads + w.h0 + g) * L::DIM;
-        float x = g >= w.heads ? 0 : a.step.k ? turned(head, d, a.step, w.pos) : head[d];
-        *(__nv_bfloat16 *)(to + g * L::LINE + d * 2) = __float2bfloat16_rn(x);
+    for (int i = threadIdx.x; i < w.heads * L::DIM; i += AT_ONCE * THREADS) {
+        Turn x[AT_ONCE];
+#pragma unroll
+        for (int q = 0; q < AT_ONCE; q++) {
+            int at = i + q * THREADS < w.heads * L::DIM ? i + q * THREADS : i;
+            x[q] = turn_load(heads + at / L::DIM * L::DIM, at % L::DIM, s, w.pos);
+        }
+#pragma unroll
+        for (int q = 0; q < AT_ONCE; q++) {
+            int at = i + q * THREADS;
+            if (at < w.heads * L::DIM) *(__nv_bfloat16 *)(to + at / L::DIM * L::LINE + at % L::DIM * 2) = __float2bfloat16_rn(turned(x[q]));
+        }
     }
+    for (int i = w.heads * L::LINE / 16 + threadIdx.x; i < ROWS * L::LINE / 16; i += THREADS) ((uint4 *)to)[i] = make_uint4(0, 0, 0, 0);
 }
 /* 新的 k、v：旋转，放进这一步的第 row 行与缓存。 */
 template <int STEPS>
 __device__ static void add_key(char *stage, const DecodeArgs &a, const Work &w, const Keys<STEPS> &keys, int row) {
     typedef Layout<STEPS> L;
+    enum { EACH = (L::DIM + 31) / 32 };
     const float *k = a.step.k + w.t * keys.width + w.kv * L::DIM, *v = a.step.v + w.t * keys.width + w.kv * L::DIM;
     __half *to_k = (__half *)keys.k + w.pos * keys.width, *to_v = (__half *)keys.v + w.pos * keys.width;
-#pragma unroll 1
-    for (int d = threadIdx.x % 32; d < L::DIM; d += 32) {
-        __half *x = (__half *)(stage + row * L::LINE) + d, *y = (__half *)(stage + (KEYS + row) * L::LINE) + d;
-        put(x, turned(k, d, a.step, w.pos)), put(y, v[d]);
-        if (w.first) to_k[d] = *x, to_v[d] = *y;
+    Turn x[EACH];
+    float y[EACH];
+    int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {
+        int d = lane + 32 * i < L::DIM ? lane + 32 * i : lane;
+        x[i] = turn_load(k, d, a.step, w.pos), y[i] = v[d];
+    }
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {
+        int d = lane + 32 * i;
+        if (d >= L::DIM) continue;
+        __half hk = __float2half_rn(turned(x[i])), hv = __float2half_rn(y[i]);
+        ((__half *)(stage + row * L::LINE))[d] = hk, ((__half *)(stage + (KEYS + row) * L::LINE))[d] = hv;
+        if (w.first) to_k[d] = hk, to_v[d] = hv;
     }
 }
 /* 分数的尾声：s[片][4] 是行 g（后两个：g+8）× 键 8·片 + 2t、+1，键从 j 起，不到 j1 的才算。 */
@@ -254,7 +277,7 @@ template <int STEPS> __global__ __launch_bounds__(THREADS) static void decode_mm
     __syncthreads();
     if (!last) return;
     __threadfence();
-    merge_splits(a, w.t, w.h0, w.heads);
+    merge_splits(a, w.t, w.h0, w.heads, (float *)shared);
     if (threadIdx.x == 0) *done = 0;
 }
 

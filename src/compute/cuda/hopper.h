@@ -61,6 +61,10 @@ __device__ static inline void load_box(uint32_t to, const CUtensorMap *map, int 
                      "[%0], [%1, {%2, %3}], [%4];" ::"r"(to), "l"(map), "r"(k), "r"(row), "r"(bar)
                      : "memory");
 }
+/* 先把 map 本身取来。 */
+__device__ static inline void prefetch_map(const CUtensorMap *map) {
+    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
 __device__ static inline void store_box(const CUtensorMap *map, uint32_t from, int col, int row, bool add) {
     if (add)
         asm volatile("cp.reduce.async.bulk.tensor.2d.global.shared::cta.add.bulk_group [%0, {%1, %2}], [%3];" ::"l"(map),

@@ -73,6 +73,7 @@ template <int N, bool GATED> __device__ static void produce(const SkinnyJob &j, 
     };
     int first = u1 - u0 < R::STAGES ? u1 - u0 : R::STAGES, stage = 0, parity = 0;
     for (int i = 0; i < first; i++) weights(u0 + i, i);
+    prefetch_map(&j.x);
     grid_wait();
     for (int i = 0; i < first; i++) tokens(u0 + i, i);
     for (int u = u0 + first; u < u1; u++) {

@@ -82,13 +82,15 @@ typedef struct StepRow {
 typedef struct StepJob {
     int64_t n; /* 不大于 STEP_MAX_ROWS */
     const StepRow *rows;
-    float *q, *k, *v, *out; /* (n, heads·dim)、(n, kv_heads·dim)；q、k 之后内容不定 */
-    AttnSpec spec;          /* first 不用 */
+    float *q, *k, *v; /* (n, heads·dim)、(n, kv_heads·dim)；q、k 之后内容不定 */
+    void *out;        /* 同 q；f32，或 bf16 */
+    bool half_out;    /* out 是 bf16；只在 Backend.half_step 允许、头的维数不大于 STEP_HALF_DIM 时可用 */
+    AttnSpec spec;    /* first 不用 */
     const float *cos_table, *sin_table; /* 同 op_rope；NULL 不转 */
     int64_t half;
     bool interleaved;
 } StepJob;
-enum { STEP_MAX_ROWS = 32 };
+enum { STEP_MAX_ROWS = 32, STEP_HALF_DIM = 256 };
 
 /* 预填的注意力：各段自成一条时间线，从位置 0 起，看得见的都在段内。等于逐段就地旋转 q、k，再算注意力。 */
 typedef struct PrefillSegment {
@@ -135,7 +137,7 @@ typedef struct LinearIn {
     const float *up;  /* ACTIVATE：f(gate)·up；NULL 即 f(gate) */
     Activation f;
     bool opaque;      /* ACTIVATE：gate、up 是 LinearOut.opaque 的输出 */
-    bool half;        /* PLAIN：x 是 bf16（PrefillJob.half_out 的输出）；激活的量化不是 ACT_TENSOR */
+    bool half;        /* PLAIN：x 是 bf16（PrefillJob、StepJob 的 half_out 的输出）；激活的量化不是 ACT_TENSOR */
     float *tmp;       /* NORM、ACTIVATE：(n, in) 的暂存，之后内容不定；可以就是 x（ACTIVATE）*/
 } LinearIn;
 
@@ -370,6 +372,7 @@ struct Backend {
     bool separate;     /* 主机不能直接读写它 */
     int64_t batch_rows; /* 一批前向合适的行数，CPU 为 CPU_BATCH_ROWS */
     int watched;       /* CPU：watch 记下的，-1 为无 */
+    int64_t half_step; /* 其后的线性层不少于几行时 StepJob.half_out 可用；0 为不可用 */
     bool kv_tiles;     /* 未量化的键值可用 KV_TILES 存（CPU 的 bf16 计算） */
     void (*guard)(Backend *b, bool open); /* 每次派发前后调用（严格模式）；NULL 即无 */
     Err err;              /* 粘滞 */

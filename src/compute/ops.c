@@ -201,6 +201,7 @@ static void check_step_side(const KvStore *s, const StepJob *j, int64_t pos) {
 void op_attend_step(Backend *b, const StepJob *j) {
     CHECK(j->n <= STEP_MAX_ROWS && j->spec.n_heads % j->spec.n_kv_heads == 0);
     CHECK(!j->cos_table == !j->sin_table && 2 * j->half <= j->spec.head_dim);
+    CHECK(!j->half_out || (b->half_step && j->spec.head_dim <= STEP_HALF_DIM));
     if (failed(b) || j->n == 0) return;
     CHECK(j->q && j->k && j->v && j->out);
     for (int64_t i = 0; i < j->n; i++) {

@@ -208,21 +208,30 @@ static bool is_step(const Model *m, const Workspace *w, const Segment *segments,
     return ok;
 }
 
-static void attend_step(Model *m, int64_t layer, Workspace *w, const Segment *segments, size_t n) {
+/* half：输出存成 bf16。 */
+static void attend_step(Model *m, int64_t layer, Workspace *w, const Segment *segments, size_t n, bool half) {
     const ModelConfig *c = &m->config;
     int64_t q = c->n_heads * c->head_dim, kv = c->n_kv_heads * c->head_dim;
     StepRow rows[STEP_MAX_ROWS];
-    StepJob job = {.rows = rows, .spec = forward_attn_spec(m, layer, 0), .interleaved = c->rope.pairs};
+    StepJob job = {.rows = rows, .spec = forward_attn_spec(m, layer, 0), .interleaved = c->rope.pairs,
+                   .half_out = half};
     if (model_rope(m, layer, &job.cos_table, &job.sin_table)) job.half = c->rope.rotary_dim / 2;
     for (size_t at = 0; at < n; at += STEP_MAX_ROWS) {
         const Segment *s = segments + at;
         job.n = n - at < STEP_MAX_ROWS ? (int64_t)(n - at) : STEP_MAX_ROWS;
         for (int64_t i = 0; i < job.n; i++)
             rows[i] = (StepRow){&s[i].kv->k_near, &s[i].kv->v_near, s[i].first};
-        job.q = w->q + s->row0 * q, job.out = w->att + s->row0 * q;
+        job.q = w->q + s->row0 * q, job.out = (char *)w->att + (size_t)(s->row0 * q) * (half ? sizeof(uint16_t) : sizeof *w->att);
         job.k = w->k + s->row0 * kv, job.v = w->v + s->row0 * kv;
         op_attend_step(m->backend, &job);
     }
+}
+
+/* 一步解码的输出可以存成 bf16 交给 o。 */
+static bool step_in_half(const Model *m, const Linear *o, int64_t n) {
+    const ModelConfig *c = &m->config;
+    return m->backend->half_step && n >= m->backend->half_step && c->head_dim <= STEP_HALF_DIM && !c->arch->mla &&
+           !act_needs_input(&o->act);
 }
 
 InputGroup input_group(LinearRole role) {
@@ -267,15 +276,18 @@ static void attention_half(Model *m, int64_t layer, Workspace *w, int64_t n, con
     w->held = NULL;
     w->forks = false;
     for (size_t i = 0; i < n_segments; i++) w->forks |= segments[i].parent != NULL;
-    if (is_step(m, w, segments, n_segments))
-        attend_step(m, layer, w, segments, n_segments);
-    else if (prefill)
+    bool step = is_step(m, w, segments, n_segments), half_out = prefill && job.half_out;
+    if (step) {
+        half_out = !tap && step_in_half(m, o, n);
+        attend_step(m, layer, w, segments, n_segments, half_out);
+    } else if (prefill) {
         prefill_attend(m, layer, w, segments, n_segments, &job);
-    else
+    } else {
         for (size_t i = 0; i < n_segments; i++) attend(m, layer, w, &segments[i]);
+    }
     const float *att = c->arch->mla ? mla_values(m, w, n) : w->att;
     if (!forward_show(tap, INPUT_O, att, n, o->cols)) return;
-    forward_linears(m, &o, &out, 1, &(LinearIn){.x = att, .half = prefill && job.half_out}, n, w);
+    forward_linears(m, &o, &out, 1, &(LinearIn){.x = att, .half = half_out}, n, w);
 }
 
 void attention_forward(Model *m, int64_t layer, Workspace *w, int64_t n, const Segment *segments,

@@ -308,7 +308,7 @@ static void s_attend_step(Backend *b, const StepJob *job) {
     j.q = staged_floats(b, j.q, j.n * wide, BOTH), j.k = staged_floats(b, j.k, j.n * narrow, BOTH), j.v = staged_floats(b, j.v, j.n * narrow, IN);
     j.cos_table = staged_floats(b, j.cos_table, (last + 1) * j.half, IN), j.sin_table = staged_floats(b, j.sin_table, (last + 1) * j.half, IN);
     j.spec.bias = staged_floats(b, j.spec.bias, j.spec.n_heads * j.spec.bias_stride, IN);
-    j.out = staged_floats(b, j.out, j.n * wide, OUT);
+    j.out = staged_bytes(b, j.out, (size_t)(j.n * wide) * (j.half_out ? 2 : 4), OUT);
     CUDA(attend_step, &j);
     for (int64_t i = 0; i < j.n; i++) job->rows[i].k->length++, job->rows[i].v->length++;
 }
@@ -520,6 +520,6 @@ bool ref_backend(Backend *b, int n_threads, ComputeMode compute, const char *isa
         return false;
     }
     *b = (Backend){.ops = &STAGED_OPS, .name = "cuda", .isa = s->gpu->isa, .compute = compute, .n_threads = n_threads,
-                   .memory = allocator_default(), .impl = s, .close = staged_close};
+                   .memory = allocator_default(), .impl = s, .close = staged_close, .half_step = s->gpu->half_step};
     return true;
 }

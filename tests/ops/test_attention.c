@@ -251,6 +251,23 @@ static void compare_step(const RefTarget *t, const Step *s, const AttnSpec *spec
     free(all[1]);
 }
 
+/* 输出存成 bf16 的一份（CUDA），与 f32 的只差舍入；k、q 是没有旋转过的，缓存退回一步。 */
+static void step_in_half(Backend *b, const StepJob *first, const float *q, const float *k) {
+    int64_t wide = first->spec.n_heads * first->spec.head_dim, n = first->n * wide, narrow = first->n * first->spec.n_kv_heads * first->spec.head_dim;
+    StepJob job = *first;
+    uint16_t *out = malloc((size_t)n * sizeof *out);
+    assert_non_null(out);
+    job.q = ref_zeros(n), job.k = ref_zeros(narrow), job.out = out, job.half_out = true;
+    memcpy(job.q, q, (size_t)n * sizeof *q), memcpy(job.k, k, (size_t)narrow * sizeof *k);
+    for (int64_t i = 0; i < job.n; i++) job.rows[i].k->length--, job.rows[i].v->length--;
+    op_attend_step(b, &job);
+    ref_check(b);
+    for (int64_t i = 0; i < n; i++) assert_int_equal(out[i], f32_to_bf16(((const float *)first->out)[i]));
+    free(job.q);
+    free(job.k);
+    free(out);
+}
+
 /* 各条时间线走一步 = 分开旋转、写入、算注意力，也合双精度参考 */
 static void step_case(const RefTarget *t, const Step *s) {
     int64_t n = s->n, dim = s->dim, wide = s->heads * dim, narrow = s->kv * dim;
@@ -281,6 +298,7 @@ static void step_case(const RefTarget *t, const Step *s) {
                             .softcap = s->shaped ? 2.5f : 0, .bias = bias, .bias_stride = bias ? BIAS_STRIDE : 0}};
     for (int64_t i = 0; i < n; i++) rows[i] = (StepRow){&store[0][i][0], &store[0][i][1], step_past(i)};
     op_attend_step(&b, &job);
+    if (b.half_step) step_in_half(&b, &job, q[1], k[1]);
     for (int64_t i = 0; i < n; i++) {
         Tensor tq = tensor_f32_3d(q[1] + i * wide, 1, s->heads, dim), tk = tensor_f32_3d(k[1] + i * narrow, 1, s->kv, dim);
         Tensor co = tensor_f32(cos_t, STEP_ROOM, s->half), si = tensor_f32(sin_t, STEP_ROOM, s->half);

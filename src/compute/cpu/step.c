@@ -15,7 +15,7 @@ void cpu_attend_step(Backend *b, const StepJob *j) {
         cpu_kv_write(b, r->v, j->v + i * kv * dim, 1);
         AttnSpec spec = *s;
         spec.first = r->pos;
-        cpu_attention(b, j->out + i * heads * dim, q, &(AttnSide){.near = r->k},
+        cpu_attention(b, (float *)j->out + i * heads * dim, q, &(AttnSide){.near = r->k},
                       &(AttnSide){.near = r->v}, 1, &spec);
     }
 }

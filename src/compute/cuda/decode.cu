@@ -159,11 +159,16 @@ template <typename T, int G> __global__ __launch_bounds__(THREADS) static void d
     for (int i = tid; i < heads * dim; i += THREADS) {
         int g = i / dim, e = i % dim;
         int64_t row = t * (int)a.s.n_heads + h0 + g;
-        float *to = a.splits == 1 ? a.out + row * dim : a.part + (row * a.splits + split) * (dim + 2) + 2, sum = 0;
+        float sum = 0;
 #pragma unroll 1
         for (int s = 0; s < slices; s++) sum += sums[(s * G + g) * dim + e];
-        to[e] = a.splits == 1 ? sum / tile.state[g][1] : sum;
-        if (a.splits > 1 && e == 0) to[-2] = tile.state[g][0], to[-1] = tile.state[g][1];
+        if (a.splits == 1) {
+            put_out(a, row * dim + e, sum / tile.state[g][1]);
+            continue;
+        }
+        float *to = a.part + (row * a.splits + split) * (dim + 2) + 2;
+        to[e] = sum;
+        if (e == 0) to[-2] = tile.state[g][0], to[-1] = tile.state[g][1];
     }
     if (a.splits == 1) return;
     __threadfence();
@@ -241,7 +246,7 @@ static void step_apart(Backend *b, const StepJob *j) {
         AttnSpec spec = j->spec;
         AttnSide ks = {}, vs = {};
         spec.first = r->pos, ks.near = r->k, vs.near = r->v;
-        cuda_attention(b, j->out + i * heads * dim, q, &ks, &vs, 1, &spec);
+        cuda_attention(b, (float *)j->out + i * heads * dim, q, &ks, &vs, 1, &spec);
     }
 }
 void cuda_attend_step(Backend *b, const StepJob *j) {
@@ -252,7 +257,7 @@ void cuda_attend_step(Backend *b, const StepJob *j) {
         step_apart(b, j);
         return;
     }
-    a.out = j->out, a.q = j->q, a.s = *s, a.dtype = j->rows[0].k->f.dtype;
+    a.out = (float *)j->out, a.half = j->half_out, a.q = j->q, a.s = *s, a.dtype = j->rows[0].k->f.dtype;
     for (int64_t i = 0; i < j->n; i++) {
         const StepRow *r = &j->rows[i];
         int64_t seen = s->window > 0 && s->window < r->pos + 1 ? s->window : r->pos + 1;

@@ -24,7 +24,7 @@ struct DecodeArgs {
     DType dtype;
     int *done; /* 各（查询, 批）已做完的段数，用完归零 */
     int splits;
-    bool round;
+    bool round, half; /* half：out 是 bf16 */
     AttnSpec s;
     StepArgs step;
 };
@@ -49,6 +49,12 @@ __device__ static inline void put(__half *to, float x) {
 }
 __device__ static inline void put(__nv_bfloat16 *to, float x) {
     *to = __float2bfloat16_rn(x);
+}
+__device__ static inline void put_out(const DecodeArgs &a, int64_t i, float x) {
+    if (a.half)
+        ((__nv_bfloat16 *)a.out)[i] = __float2bfloat16_rn(x);
+    else
+        a.out[i] = x;
 }
 /* 一个头的第 d 维与它的旋转：先取，后算，几个才能一起在路上。 */
 struct Turn {
@@ -103,7 +109,7 @@ __device__ static inline void merge_splits(const DecodeArgs &a, int64_t t, int64
 #pragma unroll
         for (int q = 0; q < AT_ONCE; q++) {
             int at = i + q * (int)blockDim.x;
-            if (at < heads * dim) a.out[(t * a.s.n_heads + h0) * dim + at] = sum[q] / total[at / dim];
+            if (at < heads * dim) put_out(a, (t * a.s.n_heads + h0) * dim + at, sum[q] / total[at / dim]);
         }
     }
 }

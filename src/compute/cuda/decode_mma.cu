@@ -226,7 +226,7 @@ template <int STEPS> __device__ static void join(const float *shared, const Deco
             total += f * shared[(k * ROWS + g) * 2 + 1], sum += f * sums[(k * ROWS + g) * DIM + d];
         }
         if (a.splits == 1) {
-            a.out[row * DIM + d] = sum / total;
+            put_out(a, row * DIM + d, sum / total);
             continue;
         }
         float *to = a.part + (row * a.splits + blockIdx.x) * (DIM + 2) + 2;
@@ -291,7 +291,8 @@ template <int STEPS> static void launch(Backend *b, const DecodeArgs &a, dim3 gr
     static bool allowed; /* 共享内存多于 48 KB 要先说 */
     if (!allowed)
         allowed = cuda_ok(b, cudaFuncSetAttribute(decode_mma_kernel<STEPS>, cudaFuncAttributeMaxDynamicSharedMemorySize, Layout<STEPS>::BYTES),
-                          "共享内存");
+                          "共享内存") &&
+                  cuda_ok(b, cudaFuncSetAttribute(decode_mma_kernel<STEPS>, cudaFuncAttributePreferredSharedMemoryCarveout, 100), "共享内存");
     launch_early(b, decode_mma_kernel<STEPS>, grid, dim3(THREADS), Layout<STEPS>::BYTES, a);
 }
 bool decode_mma(Backend *b, DecodeArgs *a, int64_t n, int64_t longest) {

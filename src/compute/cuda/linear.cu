@@ -70,7 +70,11 @@ const __nv_bfloat16 *cuda_input_bf16(Backend *b, const LinearIn *in, int64_t n, 
     }
     dim3 grid((unsigned)n, few && in->kind != IN_NORM ? (unsigned)((ld + 1023) / 1024) : 1);
     unsigned threads = few && in->kind == IN_NORM ? 1024 : 256;
-    launch_early(b, cols % 4 == 0 && !perm ? input_kernel<true> : input_kernel<false>, grid, dim3(threads), 0, dst, s);
+    auto kernel = cols % 4 == 0 && !perm ? input_kernel<true> : input_kernel<false>;
+    static bool carved[2]; /* 与前后的内核一样多的共享内存，免得为改配比而等 */
+    bool *ready = &carved[cols % 4 == 0 && !perm];
+    if (!*ready) *ready = cuda_ok(b, cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, 100), "共享内存");
+    launch_early(b, kernel, grid, dim3(threads), 0, dst, s);
     return LAUNCHED(b, "输入") ? dst : NULL;
 }
 

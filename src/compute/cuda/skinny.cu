@@ -5,6 +5,7 @@
  * 内核的块得以先住进来。程序化依赖启动：权重是常数，头几级在前一个内核还没做完时就取，激活在 grid_wait 之后才取。
  * 次序只由形状与 GPU 定，所以同样的输入得到同样的位，且与 n 无关。 */
 #include <cuda.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "compute/cuda/gemm.h"
@@ -35,14 +36,21 @@ struct SkinnyJob {
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
-/* 串里的第 u 个是第 u / steps 个权重块的第 u % steps 步；第 b 块管 [share(b), share(b + 1))。 */
-__device__ static inline int share(const SkinnyJob &j, int b) {
-    return (int)((int64_t)j.tiles * j.steps * b / gridDim.x);
+/* 串里的第 u 个是第 u / steps 个权重块的第 u % steps 步；第 b 块管 [share(b), share(b + 1))。乘积都在 32 位之内（skinny_accepts）。 */
+__device__ static inline int share(const SkinnyJob &j, unsigned b) {
+    return (int)((unsigned)(j.tiles * j.steps) * b / gridDim.x);
 }
 /* 第 u 个归哪一块。 */
-__device__ static inline int owner(const SkinnyJob &j, int u) {
-    int64_t all = (int64_t)j.tiles * j.steps;
-    return (int)(((int64_t)(u + 1) * gridDim.x + all - 1) / all) - 1;
+__device__ static inline int owner(const SkinnyJob &j, unsigned u) {
+    unsigned all = (unsigned)(j.tiles * j.steps);
+    return (int)(((u + 1) * gridDim.x + all - 1) / all) - 1;
+}
+
+/* 本块的写都已做完，记一笔；之后看得见先记的各块写的。返回: 先记了几笔。 */
+__device__ static inline int arrive(int *counter) {
+    int before;
+    asm volatile("atom.add.acq_rel.gpu.global.s32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+    return before;
 }
 
 /* 一个权重块：哪个权重，从它的哪一行起。 */
@@ -60,88 +68,106 @@ template <bool GATED> __device__ static inline Tile tile_at(const SkinnyJob &j, 
 template <int N, bool GATED> __device__ static void produce(const SkinnyJob &j, uint32_t base, int u0, int u1) {
     typedef Ring<N> R;
     uint32_t full = base + R::AT_BARRIERS, empty = full + R::STAGES * 8;
-    auto weights = [&](int u, int stage) {
-        Tile a = tile_at<GATED>(j, u / j.steps);
+    int t = u0 / j.steps, k = u0 % j.steps, steps = j.steps, ahead = k; /* 权重、激活各取到 K 的哪一步 */
+    Tile a = tile_at<GATED>(j, t);
+    auto weights = [&](int stage) {
         uint32_t to = base + stage * R::STAGE_BYTES, bar = full + stage * 8;
-        int k = u % j.steps * STEP;
         barrier_expect(bar, R::STAGE_BYTES);
-        load_box(to, &j.w[a.part], k, a.row, bar, 0);
-        load_box(to + HALF_BYTES, &j.w[GATED ? 1 : a.part], k, GATED ? a.row : a.row + HALF, bar, 0);
+        load_box(to, &j.w[a.part], k * STEP, a.row, bar, 0);
+        load_box(to + HALF_BYTES, &j.w[GATED ? 1 : a.part], k * STEP, GATED ? a.row : a.row + HALF, bar, 0);
+        if (++k == steps) k = 0, a = tile_at<GATED>(j, ++t);
     };
-    auto tokens = [&](int u, int stage) {
-        load_box(base + stage * R::STAGE_BYTES + 2 * HALF_BYTES, &j.x, u % j.steps * STEP, 0, full + stage * 8, 0);
+    auto tokens = [&](int stage) {
+        load_box(base + stage * R::STAGE_BYTES + 2 * HALF_BYTES, &j.x, ahead * STEP, 0, full + stage * 8, 0);
+        if (++ahead == steps) ahead = 0;
     };
     int first = u1 - u0 < R::STAGES ? u1 - u0 : R::STAGES, stage = 0, parity = 0;
-    for (int i = 0; i < first; i++) weights(u0 + i, i);
+    for (int i = 0; i < first; i++) weights(i);
     prefetch_map(&j.x);
     grid_wait();
-    for (int i = 0; i < first; i++) tokens(u0 + i, i);
+    for (int i = 0; i < first; i++) tokens(i);
     for (int u = u0 + first; u < u1; u++) {
         barrier_wait(empty + stage * 8, parity);
-        weights(u, stage);
-        tokens(u, stage);
+        weights(stage);
+        tokens(stage);
         if (++stage == R::STAGES) stage = 0, parity ^= 1;
     }
 }
 
-/* 一个权重块的结果：acc[半][4j + 2h + e] 是行 16·线程束 + g + 8h、token 8j + 2t + e（t = 线程 % 4）。 */
+/* 一个权重块的结果：acc[半][4j + 2h + e] 是行 16·线程束 + g + 8h、token 8j + 2t + e（t = 线程 % 4）。加到 y 上的先都取来，再都写。 */
 template <int N, int OUT> __device__ static void finish(const SkinnyJob &j, int t, float (*acc)[N / 2]) {
-    int thread = threadIdx.x, row0 = thread / 32 * 16 + thread % 32 / 4, token0 = thread % 4 * 2;
+    enum { TOKENS = N / 4 };
+    int thread = threadIdx.x, row0 = thread / 32 * 16 + thread % 32 / 4, token0 = thread % 4 * 2, n = j.n;
     Tile a = tile_at<OUT == GEMM_GATED>(j, t);
-    const Part &p = j.part[a.part];
+    const Part p = j.part[a.part];
+    const float *up_bias = OUT == GEMM_GATED ? j.part[1].bias : NULL;
 #pragma unroll
-    for (int i = 0; i < (OUT == GEMM_GATED ? 2 : 4); i++) {
-        int half = OUT == GEMM_GATED ? 0 : i / 2, h = i % 2, row = a.row + half * HALF + row0 + 8 * h;
-        if (row >= p.rows) continue;
-        float bias = p.bias ? p.bias[row] : 0, other = OUT == GEMM_GATED && j.part[1].bias ? j.part[1].bias[row] : 0;
+    for (int half = 0; half < (OUT == GEMM_GATED ? 1 : 2); half++) {
+        float old[2][TOKENS];
 #pragma unroll
-        for (int c = 0; c < N / 4; c++) {
-            int token = c / 2 * 8 + token0 + c % 2, at = c / 2 * 4 + 2 * h + c % 2;
-            int64_t to = (int64_t)token * p.rows + row;
-            if (token >= j.n) continue;
-            float v = acc[half][at] + bias;
-            if (OUT == GEMM_GATED) v = activation(v, j.f) * (acc[1][at] + other);
-            if (OUT == GEMM_F32)
-                ((float *)p.y)[to] = p.add ? ((float *)p.y)[to] + v : v;
-            else
-                ((__nv_bfloat16 *)p.y)[to] = __float2bfloat16_rn(v);
+        for (int h = 0; h < 2; h++)
+#pragma unroll
+            for (int c = 0; c < TOKENS; c++) {
+                int row = a.row + half * HALF + row0 + 8 * h, token = c / 2 * 8 + token0 + c % 2;
+                old[h][c] = OUT == GEMM_F32 && p.add && row < p.rows && token < n ? __ldcg((const float *)p.y + (int64_t)token * p.rows + row) : 0;
+            }
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            int row = a.row + half * HALF + row0 + 8 * h;
+            if (row >= p.rows) continue;
+            float bias = p.bias ? p.bias[row] : 0, other = up_bias ? up_bias[row] : 0;
+#pragma unroll
+            for (int c = 0; c < TOKENS; c++) {
+                int token = c / 2 * 8 + token0 + c % 2, at = c / 2 * 4 + 2 * h + c % 2;
+                int64_t to = (int64_t)token * p.rows + row;
+                if (token >= n) continue;
+                float v = acc[half][at] + bias;
+                if (OUT == GEMM_GATED) v = activation(v, j.f) * (acc[1][at] + other);
+                if (OUT == GEMM_F32)
+                    ((float *)p.y)[to] = p.add ? old[h][c] + v : v;
+                else
+                    ((__nv_bfloat16 *)p.y)[to] = __float2bfloat16_rn(v);
+            }
         }
     }
 }
-/* 块 b 的、权重块 t 的部分和放在哪里。 */
-template <int N> __device__ static inline float4 *partial_at(const SkinnyJob &j, int b, int t) {
-    bool later = share(j, b) / j.steps != t;
-    return (float4 *)(j.partial + (int64_t)(2 * b + later) * Ring<N>::PARTIAL) + threadIdx.x;
-}
-/* 几块分着算的：写下自己的一份；最后写好的把各份按块的次序加起来。返回: 是不是最后的（acc 已是总和）。 */
+/* 几块分着算的：写下自己的一份；最后写好的把各份按块的次序加起来。返回: 是不是最后的（acc 已是总和）。
+ * 一块有两处可放：首个权重块、末个权重块；只有最先的那一块是把 t 当作末个。 */
 template <int N> __device__ static bool join(const SkinnyJob &j, int t, float (*acc)[N / 2], int *last) {
-    enum { FOURS = N / 4, EACH = N / 8 /* 半块几个 4 个数 */ };
-    int first = owner(j, t * j.steps), end = owner(j, (t + 1) * j.steps - 1) + 1, me = blockIdx.x;
-    float4 *to = partial_at<N>(j, me, t);
+    enum { FOURS = N / 4, EACH = N / 8 /* 半块几个 4 个数 */, AT_ONCE = N > 32 ? 1 : 3 };
+    int begin = t * j.steps, first = owner(j, begin), end = owner(j, begin + j.steps - 1) + 1;
+    bool later = share(j, first) < begin;
+    auto at = [&](int b) {
+        return (float4 *)(j.partial + (int64_t)(2 * b + (later && b == first)) * Ring<N>::PARTIAL) + threadIdx.x;
+    };
+    float4 *to = at(blockIdx.x);
 #pragma unroll
     for (int i = 0; i < FOURS; i++) {
         const float *v = acc[i / EACH] + i % EACH * 4;
         to[i * WG] = make_float4(v[0], v[1], v[2], v[3]);
     }
-    __threadfence();
     group_sync(0);
     if (threadIdx.x == 0) {
-        *last = atomicAdd(j.counters + t, 1) == end - first - 1;
+        *last = arrive(j.counters + t) == end - first - 1;
         if (*last) j.counters[t] = 0;
     }
     group_sync(0);
     if (!*last) return false;
-    __threadfence();
 #pragma unroll
     for (int i = 0; i < N; i++) acc[i / (N / 2)][i % (N / 2)] = 0;
-    for (int b = first; b < end; b++) {
-        const float4 *from = partial_at<N>(j, b, t);
+    for (int b = first; b < end; b += AT_ONCE) {
+        float4 v[AT_ONCE][FOURS];
 #pragma unroll
-        for (int i = 0; i < FOURS; i++) {
-            float4 v = __ldcg(from + i * WG);
-            float *sum = acc[i / EACH] + i % EACH * 4;
-            sum[0] += v.x, sum[1] += v.y, sum[2] += v.z, sum[3] += v.w;
-        }
+        for (int k = 0; k < AT_ONCE; k++)
+#pragma unroll
+            for (int i = 0; i < FOURS; i++) v[k][i] = b + k < end ? __ldcg(at(b + k) + i * WG) : make_float4(0, 0, 0, 0);
+#pragma unroll
+        for (int k = 0; k < AT_ONCE; k++)
+#pragma unroll
+            for (int i = 0; i < FOURS; i++) {
+                float *sum = acc[i / EACH] + i % EACH * 4;
+                sum[0] += v[k][i].x, sum[1] += v[k][i].y, sum[2] += v[k][i].z, sum[3] += v[k][i].w;
+            }
     }
     return true;
 }
@@ -205,8 +231,15 @@ template <int N, int OUT> __global__ __launch_bounds__(THREADS, 2) static void s
 
 /* ---- 主机 ---- */
 
+/* PTQ_CUDA_SKINNY=0：不用（对照用）。 */
+static bool enabled() {
+    static int state;
+    const char *text = state ? NULL : getenv("PTQ_CUDA_SKINNY");
+    if (!state) state = text && strcmp(text, "0") == 0 ? -1 : 1;
+    return state > 0;
+}
 bool skinny_accepts(Backend *b, const GemmCall *c) {
-    bool gated = c->form == GEMM_GATED, ok = tensor_maps(b) && !c->int8 && c->n >= LEAST_TOKENS && c->n <= MOST_TOKENS &&
+    bool gated = c->form == GEMM_GATED, ok = enabled() && tensor_maps(b) && !c->int8 && c->n >= LEAST_TOKENS && c->n <= MOST_TOKENS &&
                                              c->n_out >= 1 && c->n_out <= GEMM_OUT_MAX && c->cols <= INT32_MAX / 2;
     ok = ok && (uintptr_t)c->x % 16 == 0 && c->ldx % 8 == 0;
     int64_t tiles = 0;
@@ -216,7 +249,7 @@ bool skinny_accepts(Backend *b, const GemmCall *c) {
         tiles += (o->rows + HALF - 1) / HALF;
     }
     int64_t units = tiles * ((c->cols + STEP - 1) / STEP);
-    ok = ok && tiles <= COUNTERS && units <= INT32_MAX / 2;
+    ok = ok && tiles <= COUNTERS && units < INT32_MAX / (cuda_of(b)->sms + 1);
     return ok && (!gated || (c->n_out == 2 && c->out[0].rows == c->out[1].rows));
 }
 
@@ -239,7 +272,8 @@ template <int N, int OUT> static bool start(Backend *b, const GemmCall *c) {
     SkinnyJob j = {};
     if (!allowed)
         allowed = cuda_ok(b, cudaFuncSetAttribute(skinny_kernel<N, OUT>, cudaFuncAttributeMaxDynamicSharedMemorySize, Ring<N>::SMEM_BYTES),
-                          "共享内存");
+                          "共享内存") &&
+                  cuda_ok(b, cudaFuncSetAttribute(skinny_kernel<N, OUT>, cudaFuncAttributePreferredSharedMemoryCarveout, 100), "共享内存");
     if (!allowed || !describe(b, c, N, &j)) return false;
     int64_t blocks = (int64_t)j.tiles * j.steps / LEAST_UNITS, sms = cuda_of(b)->sms;
     blocks = blocks < 1 ? 1 : blocks < sms ? blocks : sms;

@@ -12,7 +12,16 @@
 
 static const size_t SHARD_BYTES = (size_t)2 << 30;
 
-/* 要写的一个张量：原文（file）、线性层的一部分（linear）或现在的值（values，主机）。 */
+/* 文件里的一个权重张量：一个线性层，或融合在一起的几个（q|k|v、gate|up），写的时候各行归位。 */
+enum { MOST_MEMBERS = 3 };
+typedef struct Whole {
+    Linear linear; /* 名字与行数是整个张量的，存放形式的各项取自第一份 */
+    Linear *member[MOST_MEMBERS];
+    TensorSource source[MOST_MEMBERS];
+    int n;
+} Whole;
+
+/* 要写的一个张量：原文（file）、线性层的一部分（whole）或现在的值（values，主机）。 */
 typedef struct Entry {
     const char *name;
     DType dtype;
@@ -20,7 +29,7 @@ typedef struct Entry {
     int64_t shape[FILE_TENSOR_DIMS];
     size_t bytes;
     const FileTensor *file;
-    Linear *linear;
+    const Whole *whole;
     int kind;
     const float *values;
     size_t shard;
@@ -81,27 +90,101 @@ static bool note_vectors(Export *x, int64_t layer, Err *e) {
     return true;
 }
 
-/* 一个线性层：量化了的换成各部分（第一部分占原来的一项，其余添在末尾）；没量化而变了的写现在的值。 */
+/* 一份的第 i 行在整个张量里的行号。 */
+static int64_t whole_row(const TensorSource *s, int64_t i) {
+    return s->block ? i / s->block * s->stride + s->offset + i % s->block : i;
+}
+
+/* 与 l 同在一个张量里的各份，l 是第一份。 */
+static bool gather_members(Export *x, Linear *l, Whole *w, Err *e) {
+    Block *b = &x->m->blocks[l->layer];
+    size_t keep = 0;
+    *w = (Whole){.linear = *l};
+    for (int64_t i = 0; i < b->n_linears; i++) {
+        Linear *k = &b->linears[i];
+        TensorSource s;
+        if (!k->rows) continue;
+        layout_linear(x->m, k, false, &s);
+        if (w->n && strcmp(s.name, w->source[0].name) != 0) continue;
+        if (!w->n && k != l) continue;
+        CHECK(w->n < MOST_MEMBERS);
+        w->source[w->n] = s;
+        w->member[w->n++] = k;
+    }
+    w->linear.rows = w->source[0].rows;
+    if (w->n == 1) return true;
+    keep = strlen(w->source[0].name) - strlen(".weight");
+    w->linear.name = arena_printf(&x->arena, e, "%.*s", (int)keep, w->source[0].name);
+    return w->linear.name != NULL;
+}
+
+/* 偏置：折叠过的写现在的值（融合的整个写）。 */
+static bool note_bias(Export *x, const Whole *w, Err *e) {
+    TensorSource s;
+    layout_linear(x->m, w->member[0], true, &s);
+    Entry *to = w->member[0]->bias ? find_entry(x, s.name) : NULL;
+    if (!to) return true;
+    float *now = ARENA_ARRAY(&x->arena, float, s.rows, e);
+    Arena tmp = {0};
+    bool ok = now != NULL, same = true;
+    for (int k = 0; ok && k < w->n; k++) {
+        const Linear *l = w->member[k];
+        float *old = ARENA_ARRAY(&tmp, float, 2 * l->rows, e), *each = old + l->rows;
+        layout_linear(x->m, l, true, &s);
+        ok = old && weights_load(&x->m->weights, &s, 0, l->rows, x->m->dtype, old, e);
+        if (!ok) break;
+        op_read(x->m->backend, each, l->bias, (size_t)l->rows * sizeof *each);
+        ok = backend_check(x->m->backend, e);
+        for (int64_t i = 0; i < l->rows; i++) {
+            same = same && each[i] == old[i];
+            now[whole_row(&s, i)] = each[i];
+        }
+    }
+    arena_free(&tmp);
+    if (ok && !same) to->values = now, to->file = NULL;
+    return ok;
+}
+
+/* 融合的各份须能写成一个张量：都量化了，规格相同。 */
+static bool check_members(const Export *x, const Whole *w, Err *e) {
+    const Linear *first = w->member[0];
+    for (int i = 0; i < w->n; i++) {
+        Linear l = *w->member[i];
+        const QSpec *s = &l.q.spec, *t = &first->q.spec;
+        if (l.q.dense != DT_NONE || s->bits != t->bits || s->group_size != t->group_size || s->zero != t->zero ||
+            s->scale_dtype != t->scale_dtype || l.act.kind != first->act.kind || !l.q.perm != !first->q.perm)
+            return err_set(e, ERR_UNSUPPORTED, "%s: 融合的几份的规格不同（或只量化了一部分），写不成一个张量", w->linear.name);
+        l.rows = w->linear.rows;
+        l.name = w->linear.name;
+        if (!x->f->check(&l, e)) return false;
+    }
+    return true;
+}
+
+/* 一个线性层（融合的算在第一份）：量化了的换成各部分（第一部分占原来的一项，其余添在末尾）；没量化的照抄。 */
 static bool note_linear(Export *x, Linear *l, Err *e) {
     TensorSource src;
     layout_linear(x->m, l, false, &src);
+    if (src.block && src.offset) return true;
     Entry *to = find_entry(x, src.name);
-    if (!to || src.block || src.transposed)
-        return err_set(e, ERR_UNSUPPORTED, "%s: %s 家族的张量是融合或转置存放的，还不能导出", l->name,
-                       x->m->config.arch->name);
-    TensorSource bias;
-    layout_linear(x->m, l, true, &bias);
-    Entry *b = l->bias ? find_entry(x, bias.name) : NULL;
-    if (b && !note_change(x, b, &bias, l->bias, false, e)) return false;
-    if (l->q.dense != DT_NONE) return true;
-    if (!x->first) x->first = l;
+    Whole *w = ARENA_NEW(&x->arena, Whole, e);
+    if (!to) return err_set(e, ERR_MISSING, "%s: 文件里没有张量 '%s'", l->name, src.name);
+    if (!w || !gather_members(x, l, w, e) || !note_bias(x, w, e)) return false;
+    bool dense = true;
+    for (int i = 0; i < w->n; i++) dense = dense && w->member[i]->q.dense != DT_NONE;
+    if (dense) return true;
+    if (src.transposed && !x->f->conv1d)
+        return err_set(e, ERR_UNSUPPORTED, "%s: %s 家族的权重是转置存放的（Conv1D），%s 格式放不下；请改用 gptq、awq 或 hf-dequantized",
+                       l->name, x->m->config.arch->name, x->f->name);
+    if (!check_members(x, w, e)) return false;
+    if (!x->first) x->first = &w->linear;
     ExportPart part[EXPORT_MAX_PARTS];
-    if (!x->f->check(l, e)) return false;
-    int n = x->f->parts(l, part);
+    int n = x->f->parts(&w->linear, part);
+    bool turned = src.transposed && !x->f->fill;
     for (int i = 0; i < n; i++) {
         Entry *p = i == 0 ? to : &x->entries[x->n++];
-        *p = (Entry){.name = arena_printf(&x->arena, e, "%s%s", l->name, part[i].suffix), .dtype = part[i].dtype,
-                     .n_dims = part[i].n_dims, .shape = {part[i].shape[0], part[i].shape[1]}, .linear = l,
+        *p = (Entry){.name = arena_printf(&x->arena, e, "%s%s", w->linear.name, part[i].suffix), .dtype = part[i].dtype,
+                     .n_dims = part[i].n_dims, .shape = {part[i].shape[turned], part[i].shape[!turned]}, .whole = w,
                      .kind = part[i].kind};
         if (!p->name || !set_bytes(p, e)) return false;
     }
@@ -153,40 +236,65 @@ static bool list_entries(Export *x, Err *e) {
 
 /* ---- 内容 ---- */
 
-/* 量化的线性层的编码、缩放、零点，列换回原来的次序。 */
-static bool unpack(const Export *x, const Linear *l, PackedLinear *p, Arena *a, Err *e) {
+/* 一份的编码、缩放、零点，列换回原来的次序，行归位到整个张量 p 里。第一份先定组号，其余的须相同。 */
+static bool unpack_member(const Export *x, const Whole *w, int at, PackedLinear *p, Err *e) {
+    Arena a = {0};
     QTensor q;
-    if (!model_need_block(x->m, l->layer, e) || !qtensor_to_host(x->m->backend, &l->q, &q, a, e)) return false;
-    int64_t n = q.rows * q.cols, ng = q.rows * q.n_groups;
-    uint8_t *code = ARENA_ARRAY(a, uint8_t, n, e);
-    float *scale = ARENA_ARRAY(a, float, ng, e), *zero = ARENA_ARRAY(a, float, ng, e);
-    int32_t *group = ARENA_ARRAY(a, int32_t, q.cols, e);
-    if (!code || !scale || !zero || !group) return false;
-    for (int64_t k = 0; k < q.cols; k++) {
+    const Linear *l = w->member[at];
+    bool ok = model_need_block(x->m, l->layer, e) && qtensor_to_host(x->m->backend, &l->q, &q, &a, e);
+    for (int64_t k = 0; ok && k < q.cols; k++) {
         int64_t to = q.perm ? q.perm[k] : k;
-        group[to] = (int32_t)(k / q.spec.group_size);
-        for (int64_t r = 0; r < q.rows; r++) code[r * q.cols + to] = (uint8_t)qtensor_code(&q, r, k);
+        int32_t group = (int32_t)(k / q.spec.group_size);
+        if (at == 0) ((int32_t *)p->group)[to] = group;
+        if (p->group[to] != group)
+            ok = err_set(e, ERR_UNSUPPORTED, "%s: 融合的几份的列序不同（act-order），写不成一个张量", w->linear.name);
+        for (int64_t r = 0; ok && r < q.rows; r++)
+            ((uint8_t *)p->code)[whole_row(&w->source[at], r) * q.cols + to] = (uint8_t)qtensor_code(&q, r, k);
     }
-    for (int64_t i = 0; i < ng; i++) {
-        scale[i] = qtensor_scale(&q, i / q.n_groups, i % q.n_groups);
-        zero[i] = qtensor_zero(&q, i / q.n_groups, i % q.n_groups);
-    }
-    *p = (PackedLinear){q.spec.bits, q.rows, q.cols, q.spec.group_size, q.n_groups, q.spec.zero == ZERO_SYM,
-                        code, scale, zero, group};
-    return true;
-}
-
-static bool dequantize(const Export *x, const Linear *l, float *dst, Err *e) {
-    Backend *b = x->m->backend;
-    Arena a = backend_arena(b);
-    int64_t n = l->rows * l->cols;
-    float *w = model_need_block(x->m, l->layer, e) ? ARENA_ARRAY(&a, float, n, e) : NULL;
-    if (w) {
-        op_dequantize(b, tensor_f32(w, l->rows, l->cols), &l->q);
-        op_read(b, dst, w, (size_t)n * sizeof *w);
+    for (int64_t i = 0; ok && i < q.rows * q.n_groups; i++) {
+        int64_t to = whole_row(&w->source[at], i / q.n_groups) * q.n_groups + i % q.n_groups;
+        ((float *)p->scale)[to] = qtensor_scale(&q, i / q.n_groups, i % q.n_groups);
+        ((float *)p->zero)[to] = qtensor_zero(&q, i / q.n_groups, i % q.n_groups);
     }
     arena_free(&a);
-    return w && backend_check(b, e);
+    return ok;
+}
+
+static bool unpack(const Export *x, const Whole *w, PackedLinear *p, Arena *a, Err *e) {
+    const Linear *l = &w->linear;
+    int64_t n = l->rows * l->cols, ng = l->rows * l->q.n_groups;
+    *p = (PackedLinear){l->q.spec.bits, l->rows, l->cols, l->q.spec.group_size, l->q.n_groups, l->q.spec.zero == ZERO_SYM,
+                        ARENA_ARRAY(a, uint8_t, n, e), ARENA_ARRAY(a, float, ng, e), ARENA_ARRAY(a, float, ng, e),
+                        ARENA_ARRAY(a, int32_t, l->cols, e)};
+    bool ok = p->code && p->scale && p->zero && p->group;
+    for (int i = 0; ok && i < w->n; i++) ok = unpack_member(x, w, i, p, e);
+    return ok;
+}
+
+/* 各份反量化，行归位；文件里转置存放的写成转置的。 */
+static bool dequantize(const Export *x, const Whole *w, float *dst, Err *e) {
+    Backend *b = x->m->backend;
+    bool ok = true;
+    for (int k = 0; ok && k < w->n; k++) {
+        const Linear *l = w->member[k];
+        const TensorSource *s = &w->source[k];
+        Arena a = backend_arena(b), host = {0};
+        int64_t n = l->rows * l->cols;
+        float *back = model_need_block(x->m, l->layer, e) ? ARENA_ARRAY(&a, float, n, e) : NULL;
+        float *v = ARENA_ARRAY(&host, float, n, e);
+        ok = back && v;
+        if (ok) {
+            op_dequantize(b, tensor_f32(back, l->rows, l->cols), &l->q);
+            op_read(b, v, back, (size_t)n * sizeof *v);
+            ok = backend_check(b, e);
+        }
+        for (int64_t r = 0; ok && r < l->rows; r++)
+            for (int64_t c = 0, to = whole_row(s, r); c < l->cols; c++)
+                dst[s->transposed ? c * s->rows + to : to * l->cols + c] = v[r * l->cols + c];
+        arena_free(&a);
+        arena_free(&host);
+    }
+    return ok;
 }
 
 /* 现在的值舍入到张量的类型。 */
@@ -223,8 +331,8 @@ static bool contents(const Export *x, size_t shard, FilePart *parts, size_t *n, 
         if (ok && t->values)
             ok = round_values(t, dst, e);
         else if (ok && !x->f->fill)
-            ok = dequantize(x, t->linear, dst, e);
-        else if (ok && (ok = unpack(x, t->linear, &l, &tmp, e)))
+            ok = dequantize(x, t->whole, dst, e);
+        else if (ok && (ok = unpack(x, t->whole, &l, &tmp, e)))
             x->f->fill(&l, t->kind, dst);
         arena_free(&tmp);
         if (!ok) return false;

@@ -37,12 +37,13 @@ typedef struct ExportFormat {
     void (*fill)(const PackedLinear *p, int kind, void *dst);
     /* config.json 的 quantization_config，first 是第一个量化的线性层；NULL 即没有这一项。 */
     json_t *(*config)(const Model *m, const Linear *first);
+    bool conv1d; /* 文件里转置存放的（gpt2 的 Conv1D）也写得下 */
 } ExportFormat;
 
 extern const ExportFormat EXPORT_FORMATS[];
 extern const size_t N_EXPORT_FORMATS;
 
 /* 写到文件夹 out（须不存在或为空）。config.json 最后写，半途而废的文件夹因而装不起来。
- * 错误: 源不是 HF 文件夹、家族的张量是融合的、层的形式写不进这种格式、写文件失败。 */
+ * 融合的张量（q|k|v、gate|up）仍写成融合的。错误: 源不是 HF 文件夹、层的形式写不进这种格式、写文件失败。 */
 bool export_model(Model *m, const ExportFormat *f, const char *out, Err *e);
 #endif

@@ -270,9 +270,9 @@ static int dense_parts(const Linear *l, ExportPart *out) {
 }
 
 const ExportFormat EXPORT_FORMATS[] = {
-    {"gptq", "AutoGPTQ / GPTQModel / vLLM（2、3、4、8 位）", gptq_check, gptq_parts, gptq_fill, gptq_config},
-    {"awq", "AutoAWQ / vLLM（4 位）", awq_check, awq_parts, awq_fill, awq_config},
-    {"compressed-tensors", "vLLM / transformers（2、4、8 位；W8A8）", ct_check, ct_parts, ct_fill, ct_config},
-    {"hf-dequantized", "反量化成普通的 float32 权重，任何工具都能读", dense_check, dense_parts, NULL, NULL},
+    {"gptq", "AutoGPTQ / GPTQModel / vLLM（2、3、4、8 位）", gptq_check, gptq_parts, gptq_fill, gptq_config, true},
+    {"awq", "AutoAWQ / vLLM（4 位）", awq_check, awq_parts, awq_fill, awq_config, true},
+    {"compressed-tensors", "vLLM / transformers（2、4、8 位；W8A8）", ct_check, ct_parts, ct_fill, ct_config, false},
+    {"hf-dequantized", "反量化成普通的 float32 权重，任何工具都能读", dense_check, dense_parts, NULL, NULL, true},
 };
 const size_t N_EXPORT_FORMATS = sizeof EXPORT_FORMATS / sizeof *EXPORT_FORMATS;

@@ -9,6 +9,7 @@ AutoAWQ 的公式独立解开，再交给 transformers 的普通模型（这里�
 import contextlib
 import json
 import logging
+import math
 import os
 import sys
 
@@ -155,6 +156,21 @@ def open_model(folder):
     if quant["quant_method"] == "hqq":
         return dequantize_hqq(folder)
     return dequantize_words(folder, quant)
+
+
+def llama_cpp_perplexity(path, text, window, count):
+    """llama.cpp（llama-cpp-python）的前向与它自己的分词。"""
+    from llama_cpp import Llama
+    model = Llama(path, n_ctx=window, n_batch=window, logits_all=True, n_threads=2, verbose=False)
+    ids, total = model.tokenize(open(text, "rb").read(), add_bos=False, special=False), 0.0
+    for i in range(count):
+        part = ids[i * window: (i + 1) * window]
+        model.reset()
+        model.eval(part)
+        rows = torch.tensor(model.scores[: window - 1], dtype=torch.float64)
+        total += torch.nn.functional.cross_entropy(rows, torch.tensor(part[1:])).item()
+    model.close()
+    return math.exp(total / count)
 
 
 def token_ids(folder, text):

@@ -21,7 +21,7 @@ import torch
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from make_checkpoints import KINDS, make  # noqa: E402
-from ppl_of_export import logits, perplexity, token_ids  # noqa: E402
+from ppl_of_export import llama_cpp_perplexity, logits, perplexity, token_ids  # noqa: E402
 
 WINDOW, COUNT, MANY = 256, 2, 64
 PROMPTS, PROMPT, CLOSE = 48, 4, 1e-5  # 比较 logits 的几段、每段的长度（短，一处取整的不同就不传给许多位置）、中位数的容差
@@ -40,9 +40,11 @@ EXPORTS = {
     "rtn-gguf-q4_0": ("rtn", "A", "gguf", GROUP),
     "rtn-gguf-q4_1": ("rtn", "A", "gguf", GROUP + ["weight.scheme=asymmetric"]),
     "rtn-gguf-q8_0": ("rtn", "A", "gguf", GROUP + ["weight.w_bits=8"]),
+    "rtn-gguf-f16": ("rtn", "A", "gguf", ["weight.group_size=48", "weight.scale_dtype=float16"]),
     "rtn-dense": ("rtn", "A", "hf-dequantized", GROUP + ["weight.scheme=asymmetric"]),
 }
 TOLERANCE = 1e-3
+LLAMA_CPP = {"rtn-gguf-f16": 1e-3, "rtn-gguf-q8_0": 1e-2, "rtn-gguf-q4_0": 1e-2, "rtn-gguf-q4_1": 1e-2}  # 量化的块它连激活也取整到 8 位
 ROUNDED = {"smoothquant-ct", "ct-w8a8", "ct-w4a8", "ct-fp8-dynamic", "ct-fp8-block", "ct-fp8-static", "bnb-int8"}
 
 
@@ -65,8 +67,8 @@ class Runner:
         result = json.loads(self.ptq(*command))
         return next(iter(result["results"]["ppl"].values()))["ppl"]
 
-    def compare(self, name, theirs, ours):
-        self.count(abs(theirs - ours) <= TOLERANCE * ours,
+    def compare(self, name, theirs, ours, tolerance=TOLERANCE):
+        self.count(abs(theirs - ours) <= tolerance * ours,
                    f"{name}：它 {theirs:.6f}，本程序 {ours:.6f}（相差 {abs(theirs / ours - 1):.1e}）")
 
     def count(self, ok, text):
@@ -98,12 +100,22 @@ class Runner:
         ours = self.ours(self.args.source, method, count, track, settings)
         self.compare(f"导出 {name}", perplexity(out, self.args.text, WINDOW, count, name in ROUNDED), ours)
         if form == "gguf":
-            self.compare(f"装回 {name}", self.ours(out, "fp16", count), ours)
+            back = self.ours(out, "fp16", count)
+            self.compare(f"装回 {name}", back, ours)
+            self.llama_cpp(name, out, back, count)
         elif form != "hf-dequantized":
             self.compare(f"装回 {name}", self.ours(out, "pretrained:" + form, count, track), ours)
         if name in ROUNDED:
             self.compare_logits(f"导出 {name}", out, "pretrained:" + form)
         os.remove(out) if form == "gguf" else shutil.rmtree(out)
+
+    def llama_cpp(self, name, path, ours, count):
+        try:
+            theirs = llama_cpp_perplexity(path, self.args.text, WINDOW, count)
+        except ImportError:
+            self.skipped += 1
+            return
+        self.compare(f"llama.cpp {name}", theirs, ours, LLAMA_CPP[name])
 
     def checkpoint(self, name):
         out = os.path.join(self.work, name)

@@ -12,7 +12,7 @@ if [ -z "$python" ]; then
         "$python" -m pip install -q --retries 0 --timeout 15 --index-url https://download.pytorch.org/whl/cpu torch ||
             "$python" -m pip install -q torch
         "$python" -m pip install -q transformers accelerate sentencepiece gguf
-        for tool in compressed-tensors llmcompressor bitsandbytes hqq auto-round; do # 一个装不上只少几项
+        for tool in compressed-tensors llmcompressor bitsandbytes hqq auto-round llama-cpp-python; do # 一个装不上只少几项；末一个由源码编译，几分钟
             "$python" -m pip install -q "$tool" || echo "⚠️ $tool 没有装上，用它的项会跳过"
         done
         touch "$venv/ready"

@@ -3,7 +3,7 @@
     family_methods.py 程序 families.py造的文件夹 [名字的正则]
 
 每个变体配一个按字节的分词器（ptq-bench synth 造的），校准与评测都在一段文字上。随机的权重没有冗余，也没有离群的通道，这些方法占不到便宜；
-尺子是同一变体、同样位宽的就近取整：KL 不得大过它的三倍（静态的激活六倍：专家的取舍可能因一处取整而翻转）。打印一张表（单元格是 KL 的比值），末列是拒绝的缘由。
+再把就近取整的结果导出成各格式、装回来，logits 须逐位相同。尺子是同一变体、同样位宽的就近取整：KL 不得大过它的三倍（静态的激活六倍：专家的取舍可能因一处取整而翻转）。打印一张表（单元格是 KL 的比值），末列是拒绝的缘由。
 """
 import json
 import re
@@ -21,6 +21,7 @@ W4, W8, INT8 = ["weight.w_bits=4"], ["weight.w_bits=8"], ["activation.scheme=per
 # 列: (方法, 轨道, 设置, 尺子的设置)
 COLUMNS = {"awq W8": ("awq", "A", W8, W8), "awq W4": ("awq", "A", W4, W4), "smoothquant": ("smoothquant", "B", [], W8 + INT8),
            "smoothquant 静态": ("smoothquant", "B", ["activation.scheme=static"], W8 + INT8), "omniquant W4": ("omniquant", "A", W4 + ["omniquant.epochs=1"], W4)}
+FORMATS, IDS = ("gptq", "awq", "compressed-tensors", "hf-dequantized"), "5,9,13,77,200,31,8,150,6,91"
 REFUSALS, TIMES = ("不支持", "无处可折"), {"smoothquant 静态": 6}
 
 
@@ -35,8 +36,41 @@ def kl(model, method, track, settings, text):
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if "❌" in line]
-        return None, lines[0] if lines else done.stderr
+        return None, lines[0].split("❌ ")[-1] if lines else done.stderr
     return next(iter(json.loads(done.stdout)["results"]["ppl"].values()))["baseline"]["kl"]["mean"], ""
+
+
+def logits(model, method, settings, out):
+    command = [PTQ, "logits", "--model", model, "--method", method, "--ids", IDS, "--output", out]
+    for s in ["dtype=float32", "compute=float32", *settings]:
+        command += ["--override", s]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return (out.read_bytes(), "") if done.returncode == 0 else (None, done.stderr.strip())
+
+
+def exports(model):
+    """就近取整的结果导出成各格式再装回来，logits 逐位相同；写不下的说清缘由。返回 (单元格, 失败的个数)。"""
+    settings = ["weight.group_size=32", "weight.scale_dtype=float16"]
+    want, why = logits(model, "rtn", settings, model.parent / "want.npy")
+    done, failed = [], [f"rtn {why}"] if want is None else []
+    for form in FORMATS:
+        out = model.parent / "export"
+        command = [PTQ, "export", "--model", model, "--method", "rtn", "--format", form, "--out", out, "--quiet", "--override",
+                   "dtype=float32"]
+        for s in settings:
+            command += ["--override", s]
+        run = subprocess.run(command, capture_output=True, text=True)
+        if run.returncode:
+            if "格式" not in run.stderr:
+                failed.append(f"{form} {run.stderr.strip()}")
+            continue
+        back, why = logits(out, "fp16" if form == "hf-dequantized" else "pretrained:" + form, [], model.parent / "back.npy")
+        if back == want:
+            done.append(form)
+        else:
+            failed.append(f"{form} {why or 'logits 不同'}")
+        shutil.rmtree(out)
+    return "、".join(done) + "".join(f" **❌ {f}**" for f in failed), len(failed)
 
 
 def variant(model, text):
@@ -58,6 +92,9 @@ def variant(model, text):
             ok = 0 <= times <= TIMES.get(column, 3)
             cells.append(f"{times:.2f}" + ("" if ok else " **❌**"))
         failed += not ok
+    exported, bad = exports(model)
+    failed += bad
+    cells.append(exported)
     print(f"| {model.name} | " + " | ".join(cells) + " | " + "；".join(f"{m}：{w}" for m, w in reasons.items()) + " |", flush=True)
     return failed
 
@@ -72,7 +109,7 @@ def main():
         tokenizer["model"]["vocab"] = {k: v for k, v in tokenizer["model"]["vocab"].items() if v < 256}
         text = work / "text.txt"
         text.write_text(TEXT)
-        print("| 变体 | " + " | ".join(COLUMNS) + " | 拒绝的缘由 |\n|---|" + "---:|" * len(COLUMNS) + "---|", flush=True)
+        print("| 变体 | " + " | ".join(COLUMNS) + " | 导出再装回逐位相同 | 拒绝的缘由 |\n|---|" + "---:|" * len(COLUMNS) + "---|---|", flush=True)
         for folder in sorted(FAMILIES.iterdir()):
             if not ONLY.search(folder.name) or not (folder / "config.json").exists():
                 continue
@@ -80,7 +117,7 @@ def main():
             shutil.copytree(folder, model)
             (model / "tokenizer.json").write_text(json.dumps(tokenizer))
             failed += variant(model, text)
-            count += len(COLUMNS)
+            count += len(COLUMNS) + len(FORMATS)
             shutil.rmtree(model)
     print(f"{count - failed} passed, {failed} failed")
     sys.exit(failed > 0)

@@ -160,7 +160,7 @@ struct Operand {
 };
 static bool batched(Backend *b, cublasOperation_t op_a, cublasOperation_t op_b, int64_t m, int64_t n, int64_t k, float alpha,
                     Operand a, Operand c, float beta, float *y, int64_t ldy, int64_t step, int64_t count) {
-    return cuda_blas_ok(b, cublasGemmStridedBatchedEx(cuda_of(b)->blas, op_a, op_b, (int)m, (int)n, (int)k, &alpha, a.at,
+    return cuda_blas_ok(b, cublasGemmStridedBatchedEx(cuda_blas(b), op_a, op_b, (int)m, (int)n, (int)k, &alpha, a.at,
                                                       CUDA_R_16BF, (int)a.ld, a.step, c.at, CUDA_R_16BF, (int)c.ld, c.step, &beta,
                                                       y, CUDA_R_32F, (int)ldy, step, (int)count, CUBLAS_COMPUTE_32F,
                                                       CUBLAS_GEMM_DEFAULT),

@@ -8,6 +8,7 @@
 
 #include "compute/cuda/cuda.h"
 #include "compute/cuda/cuda_ops.h"
+#include "compute/cuda/persistent.h"
 
 bool cuda_fail(Backend *b, ErrCode code, const char *fmt, ...) {
     if (b->err.code != ERR_NONE) return false;
@@ -48,7 +49,7 @@ static void op_write_(Backend *b, void *dst, const void *host, size_t bytes) {
 static void op_copy_(Backend *b, void *dst, const void *src, size_t bytes) {
     char *d = (char *)dst;
     const char *s = (const char *)src;
-    cuda_of(b)->chain = cuda_of(b)->chained = false; /* 复制的可能是缓存：后面的内核不可提早去读 */
+    cuda_unchain(b); /* 复制的可能是缓存：后面的内核不可提早去读 */
     bool overlap = d < s + bytes && s < d + bytes;
     if (overlap && d != s) { /* 经工作区 */
         void *tmp = cuda_slot(b, SLOT_Z, bytes);
@@ -59,7 +60,7 @@ static void op_copy_(Backend *b, void *dst, const void *src, size_t bytes) {
 }
 static void op_copy_2d_(Backend *b, void *dst, size_t dst_step, const void *src, size_t src_step, int64_t n,
                         size_t bytes) {
-    cuda_of(b)->chain = cuda_of(b)->chained = false;
+    cuda_unchain(b);
     cuda_ok(b, cudaMemcpy2DAsync(dst, dst_step, src, src_step, bytes, (size_t)n, cudaMemcpyDefault, STREAM(b)),
             "复制矩形");
 }
@@ -202,6 +203,7 @@ __global__ static void watch_kernel(int *watched, const float *x, int64_t n, int
     if (mine) atomicMin(watched, tag);
 }
 static void op_watch_(Backend *b, const float *x, int64_t n, int tag) {
+    if (persistent_watch(b, x, n, tag)) return;
     launch_early(b, watch_kernel, dim3(cuda_blocks(n, 1024)), dim3(256), 0, cuda_of(b)->watched, x, n, tag);
     LAUNCHED(b, "watch");
 }
@@ -258,6 +260,8 @@ static void op_adamw_(Backend *b, const AdamStep *step) {
 static void cuda_close(Backend *b) {
     CudaBackend *c = cuda_of(b);
     if (!c) return;
+    c->queued = 0; /* 没人要的 */
+    persistent_close(c);
     profile_close(c);
     uploader_close(c);
     if (c->watched) cudaFreeAsync(c->watched, c->stream);
@@ -343,7 +347,7 @@ static bool open_device(Backend *b) {
            cuda_ok(b, cudaMallocAsync((void **)&c->counters, COUNTERS * sizeof(int), c->stream), "显存") &&
            cuda_ok(b, cudaMemsetAsync(c->counters, 0, COUNTERS * sizeof(int), c->stream), "清零") &&
            cuda_blas_ok(b, cublasCreate(&c->blas), "打开 cuBLAS") &&
-           cuda_blas_ok(b, cublasSetStream(c->blas, c->stream), "设置流") &&
+           cuda_blas_ok(b, cublasSetStream(c->blas, c->stream), "设置流") && persistent_open(b) &&
            cuda_blas_ok(b, cublasSetMathMode(c->blas, CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION), "精度");
 }
 

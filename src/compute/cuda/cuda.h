@@ -20,13 +20,14 @@ enum { COUNTERS = 65536 };
 
 struct Profile;
 struct Uploader;
+struct PersistentQueue;
 
 /* 两条流：MAIN 上计算，SIDE 上预取权重；各有自己的工作区。 */
 enum { LANE_MAIN, LANE_SIDE, N_LANES };
 
 typedef struct CudaBackend {
     Backend *self;
-    cudaStream_t stream;       /* 现在派发到的：lanes[lane] */
+    cudaStream_t stream;       /* 现在派发到的：lanes[lane]；经 STREAM 取 */
     cudaStream_t lanes[N_LANES];
     int lane;
     cudaEvent_t computed, loaded; /* 预取可以开始改写的时刻；预取完的时刻 */
@@ -47,6 +48,8 @@ typedef struct CudaBackend {
     char isa[16];
     Uploader *uploader; /* 第一次传大块时打开 */
     Profile *profile; /* 见 profile.cu；NULL 即不记 */
+    PersistentQueue *queue; /* 见 persistent.cu；NULL 即这种 GPU 不用 */
+    int queued;             /* 排了几步还没有派发 */
 } CudaBackend;
 
 static inline CudaBackend *cuda_of(Backend *b) {
@@ -78,7 +81,22 @@ void uploader_close(CudaBackend *c);
 /* 第 slot 块显存工作区，至少 bytes 字节，内容不定。失败返回 NULL。 */
 void *cuda_slot(Backend *b, int slot, size_t bytes);
 
-#define STREAM(b) (cuda_of(b)->stream)
+/* 派发还在排队的（persistent.cu）；凡要用流、要等、要改内存的，先派发它们。 */
+void cuda_flush(Backend *b);
+static inline cudaStream_t cuda_stream(Backend *b) {
+    if (cuda_of(b)->queued) cuda_flush(b);
+    return cuda_of(b)->stream;
+}
+/* 接着要做的不是 launch_early 的派发（可能改了权重或缓存）：后面的内核等它做完再开始。 */
+static inline void cuda_unchain(Backend *b) {
+    cuda_stream(b);
+    cuda_of(b)->chain = cuda_of(b)->chained = false;
+}
+static inline cublasHandle_t cuda_blas(Backend *b) {
+    cuda_stream(b);
+    return cuda_of(b)->blas;
+}
+#define STREAM(b) cuda_stream(b)
 /* 一次派发之后：查错误。返回: 成功与否。 */
 bool cuda_launched(Backend *b, const char *what);
 #define LAUNCHED(b, what) cuda_launched((b), (what))
@@ -103,7 +121,7 @@ static inline void launch_early(Backend *b, void (*kernel)(P...), dim3 grid, dim
     cudaLaunchConfig_t c = {};
     cudaLaunchAttribute a = {};
     a.id = cudaLaunchAttributeProgrammaticStreamSerialization, a.val.programmaticStreamSerializationAllowed = 1;
-    c.gridDim = grid, c.blockDim = block, c.dynamicSmemBytes = shared, c.stream = cuda_of(b)->stream;
+    c.gridDim = grid, c.blockDim = block, c.dynamicSmemBytes = shared, c.stream = STREAM(b);
     c.attrs = &a, c.numAttrs = cuda_of(b)->early && cuda_of(b)->chain ? 1 : 0;
     cudaLaunchKernelEx(&c, kernel, P(args)...);
     cuda_of(b)->chained = true;

@@ -6,6 +6,7 @@
 #include <math.h>
 
 #include "compute/cuda/decode.h"
+#include "compute/cuda/persistent.h"
 
 enum { THREADS = 256, TILE = 64, MAX_DIM = 256, PARTS = THREADS / TILE /* 几个线程算一个键的分数 */ };
 
@@ -253,6 +254,7 @@ void cuda_attend_step(Backend *b, const StepJob *j) {
     const AttnSpec *s = &j->spec;
     DecodeArgs a = {};
     int64_t longest = 1;
+    if (persistent_step(b, j)) return;
     if (s->head_dim > MAX_DIM) {
         step_apart(b, j);
         return;

@@ -56,17 +56,17 @@ __device__ static inline void put_out(const DecodeArgs &a, int64_t i, float x) {
     else
         a.out[i] = x;
 }
-/* 一个头的第 d 维与它的旋转：先取，后算，几个才能一起在路上。 */
+/* 一个头的第 d 维与它的旋转：先取，后算，几个才能一起在路上。head 可能是同一个内核里别的块刚写的（persistent.cu），所以绕过一级缓存。 */
 struct Turn {
     float x, y, co, si;
     bool lead;
 };
 __device__ static inline Turn turn_load(const float *head, int d, const StepArgs &s, int64_t pos) {
-    Turn t = {head[d], 0, 1, 0, true};
+    Turn t = {__ldcg(head + d), 0, 1, 0, true};
     if (!s.cos_table || d >= 2 * s.half) return t;
     int j = s.interleaved ? d / 2 : d % s.half, step = s.interleaved ? 1 : s.half;
     t.lead = s.interleaved ? d % 2 == 0 : d < s.half;
-    t.co = s.cos_table[pos * s.half + j], t.si = s.sin_table[pos * s.half + j], t.y = head[t.lead ? d + step : d - step];
+    t.co = s.cos_table[pos * s.half + j], t.si = s.sin_table[pos * s.half + j], t.y = __ldcg(head + (t.lead ? d + step : d - step));
     return t;
 }
 __device__ static inline float turned(const Turn &t) {

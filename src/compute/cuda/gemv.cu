@@ -8,23 +8,17 @@
  * 正是打包时的一组；量化的取面板 g/4 的行 4(g%4)..+3（16 字节一次读），稠密的取两个面板的行 g、g+8。 */
 #include <limits.h>
 
+#include "compute/cuda/gemv.h"
 #include "compute/cuda/input.h"
-#include "compute/cuda/linear.h"
+#include "compute/cuda/persistent.h"
 
 enum { TILE_N = 8, WARPS = 8, THREADS = WARPS * 32, SHARED_X = 32768 /* 化成 bf16 的输入至多几字节 */ };
 
-struct GemvSide {
-    const void *data, *scales, *zeros;
-    const float *bias;
-    int64_t stride; /* 稠密的行距 */
-    int panel, panels, rows; /* 首个面板，总共几个面板，几行（从首个面板起） */
-};
 struct GemvOut {
     GemvSide side[2]; /* product 时是 gate、up，否则相同 */
+    GemvFormat f;
     void *y;
-    int pair0, groups, per; /* 首对在整串里的序号；一行几组，一组几块 */
-    DType scale_type;
-    int zero_kind;
+    int pair0; /* 首对在整串里的序号 */
     bool add, product;
 };
 struct GemvJob {
@@ -37,23 +31,11 @@ struct GemvJob {
     bool norm, half; /* half：raw 是 bf16，原样取 */
     NormSpec spec;
 };
-/* 一对面板。 */
-struct Pair {
-    const GemvOut *o;
-    int panel[2], first[2]; /* first：面板里首行是第几个输出 */
-};
-__device__ static Pair find_pair(const GemvJob &j, int at) {
+__device__ static GemvPair find_pair(const GemvJob &j, int at, const GemvOut **out) {
     int which = j.n_out - 1;
     while (which && at < j.out[which].pair0) which--;
-    Pair r = {&j.out[which]};
-#pragma unroll
-    for (int p = 0; p < 2; p++) {
-        const GemvSide &side = r.o->side[p];
-        int i = r.o->product ? at - r.o->pair0 : 2 * (at - r.o->pair0) + p;
-        r.first[p] = i * QT_PANEL;
-        r.panel[p] = side.panel + i < side.panels ? side.panel + i : side.panel; /* 单数个时凑成一对的：不写出 */
-    }
-    return r;
+    const GemvOut *o = *out = &j.out[which];
+    return gemv_pair(&o->side[0], &o->side[1], at - o->pair0, o->product);
 }
 
 /* ---- 一步（几个 32 列的块）的权重，在一个线程束的共享内存里 ---- */
@@ -84,17 +66,16 @@ template <int BITS, bool FINE> struct alignas(16) Stage {
         const char *stats;
         int bytes, to, stride, group, left, groups, per; /* 一段几字节（0：不取），放在哪里，组距；现在的组，它还剩几块 */
 
-        __device__ void start(const Pair &pair, int k, int blocks) {
+        __device__ void start(const GemvPair &pair, const GemvFormat &f, int k, int blocks) {
             int lane = threadIdx.x % 32, part = lane % 8;
-            const GemvOut &o = *pair.o;
-            const GemvSide &side = lane / 8 == 1 ? o.side[1] : o.side[0];
+            const GemvSide &side = lane / 8 == 1 ? *pair.side[1] : *pair.side[0];
             int64_t panel = lane / 8 == 1 ? pair.panel[1] : pair.panel[0];
 #pragma unroll
             for (int p = 0; p < 2; p++)
-                w[p] = (const uint4 *)o.side[p].data + ((int64_t)pair.panel[p] * blocks + k) * UNITS + lane;
-            int units = o.scale_type == DT_F16 ? 2 : 4, zeros = BITS > 4 ? 16 : 8;
-            groups = o.groups, per = o.per, group = k / per, left = per - k % per;
-            bytes = lane >= 16 || part > units || (part == units && o.zero_kind == ZERO_SYM) ? 0 : part < units ? 16 : zeros;
+                w[p] = (const uint4 *)pair.side[p]->data + ((int64_t)pair.panel[p] * blocks + k) * UNITS + lane;
+            int units = f.scale_type == DT_F16 ? 2 : 4, zeros = BITS > 4 ? 16 : 8;
+            groups = f.groups, per = f.per, group = k / per, left = per - k % per;
+            bytes = lane >= 16 || part > units || (part == units && f.zero_kind == ZERO_SYM) ? 0 : part < units ? 16 : zeros;
             stride = part < units ? units * 16 : zeros;
             stats = (const char *)(part < units ? side.scales : side.zeros) + panel * groups * stride + (part < units ? 16 * part : 0);
             to = part < units ? lane / 8 * QT_PANEL * 4 + 16 * part : GROUPS * 2 * QT_PANEL * 4 + lane / 8 * QT_PANEL;
@@ -132,11 +113,11 @@ template <> struct alignas(16) Stage<0, false> {
         const __nv_bfloat16 *row[2][2];
         int stride;
 
-        __device__ void start(const Pair &pair, int k, int) {
+        __device__ void start(const GemvPair &pair, const GemvFormat &, int k, int) {
             int lane = threadIdx.x % 32;
 #pragma unroll
             for (int p = 0; p < 2; p++) {
-                const GemvSide &from = pair.o->side[p];
+                const GemvSide &from = *pair.side[p];
                 int last = from.panel * QT_PANEL + from.rows - 1;
                 stride = (int)from.stride;
 #pragma unroll
@@ -165,70 +146,6 @@ template <> struct alignas(16) Stage<0, false> {
         for (int i = 0; i < 4; i++) from->row[i / 2][i % 2] += BLOCKS * QT_KBLOCK;
     }
 };
-template <int BITS> struct Rows {
-    uint4 w[Octet<BITS>::WORDS]; /* 4 行，各一组 8 列 */
-};
-__device__ static uint32_t word_of(const uint4 &v, int i) {
-    return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
-}
-template <int BITS> __device__ static Rows<BITS> rows_of(const uint4 *w, int quad, int t) {
-    enum { LINE = QT_PANEL / 4 };
-    Rows<BITS> r;
-    int at = 0, first = 0;
-    if (BITS == 8) {
-        r.w[0] = w[2 * t * LINE + quad], r.w[Octet<BITS>::WORDS - 1] = w[(2 * t + 1) * LINE + quad];
-        return r;
-    }
-    if (BITS & 4) r.w[at++] = w[t * LINE + quad], first = 4;
-    if (BITS & 2) r.w[at++] = w[(first + t / 2) * LINE + quad], first += 2;
-    if (BITS & 1) r.w[at++] = w[first * LINE + quad];
-    return r;
-}
-template <int BITS> __device__ static Octet<BITS> octet_of(const Rows<BITS> &rows, int r, int t) {
-    Octet<BITS> o;
-#pragma unroll
-    for (int i = 0; i < Octet<BITS>::WORDS; i++) o.w[i] = word_of(rows.w[i], r);
-    if (BITS < 8 && (BITS & 2)) o.w[BITS & 4 ? 1 : 0] >>= (t & 1) * 8;
-    if (BITS < 8 && (BITS & 1)) o.w[Octet<BITS>::WORDS - 1] >>= t * 4;
-    return o;
-}
-/* 4 行的缩放。 */
-__device__ static float4 scales_at(const char *scales, int quad, DType type) {
-    if (type != DT_F16) return ((const float4 *)scales)[quad];
-    uint2 raw = ((const uint2 *)scales)[quad];
-    float2 a = __half22float2(*(__half2 *)&raw.x), b = __half22float2(*(__half2 *)&raw.y);
-    return make_float4(a.x, a.y, b.x, b.y);
-}
-/* 4 行的零点，原样：各 4 位（BITS 大于 4 时 8 位）。 */
-template <int BITS> __device__ static uint32_t zeros_at(const char *zeros, int quad, int kind) {
-    if (kind == ZERO_SYM) return (BITS > 4 ? 0x01010101u : 0x1111u) << (BITS - 1);
-    return BITS > 4 ? ((const uint32_t *)zeros)[quad] : ((const uint16_t *)zeros)[quad];
-}
-
-/* (a & mask) | bits */
-__device__ static uint32_t masked(uint32_t a, uint32_t mask, uint32_t bits) {
-    uint32_t r;
-    asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(r) : "r"(a), "r"(mask), "r"(bits));
-    return r;
-}
-/* 第 i 对编码，成 bf16 的一对：BITS<8 时是 128 + 编码（尾数够放，或上去就是加），否则是编码。 */
-template <int BITS> __device__ static uint32_t octet_pair(const Octet<BITS> &o, int i) {
-    if (BITS == 8) {
-        uint32_t w = o.w[i / 2] >> (i & 1) * 16;
-        return pack2(__uint_as_float(masked(w, 255, 0x4B000000u)) - 8388608.0f, __uint_as_float(masked(w >> 8, 255, 0x4B000000u)) - 8388608.0f);
-    }
-    uint32_t code = 0x43004300u;
-    int at = 0, first = 0;
-    if (BITS & 4) code = masked(o.w[at++] >> 4 * i, 0x000F000Fu, code), first = 4;
-    if (BITS & 2) code |= (o.w[at++] >> 2 * i & 0x00030003u) << first, first += 2;
-    if (BITS & 1) code |= (o.w[at++] >> i & 0x00010001u) << first;
-    return code;
-}
-/* 编码里多出来的加上零点：要减去几倍的 Σx。 */
-template <int BITS> __device__ static float offset_of(uint32_t zeros, int r) {
-    return BITS > 4 ? (float)(zeros >> 8 * r & 255) : 128.0f + (float)(zeros >> 4 * r & 15);
-}
-
 /* 一块的输入；没有的 token 以最后一个代替，结果不写出。 */
 template <int NT> __device__ static void load_input(uint4 *x, const __nv_bfloat16 *const *rows, int k) {
 #pragma unroll
@@ -267,8 +184,8 @@ __device__ static void multiply(float (*acc)[NT][4], const Stage<BITS, FINE> &w,
         load_input<NT>(x, rows, k + s);
         multiply_block<BITS, NT>(part, sum, w.w[side][s], x, quad, t);
         if (!FINE && s < S::BLOCKS - 1) continue;
-        float4 scale = scales_at(w.scale[FINE ? s : 0][side], quad, o.scale_type);
-        uint32_t zeros = zeros_at<BITS>(w.zero[FINE ? s : 0][side], quad, o.zero_kind);
+        float4 scale = scales_at(w.scale[FINE ? s : 0][side], quad, o.f.scale_type);
+        uint32_t zeros = zeros_at<BITS>(w.zero[FINE ? s : 0][side], quad, o.f.zero_kind);
         const float by[4] = {scale.x, scale.y, scale.z, scale.w};
 #pragma unroll
         for (int row = 0; row < 4; row++) {
@@ -363,8 +280,9 @@ __device__ static void write_pairs(const GemvJob &j, int base, const float (*sum
     for (int i = threadIdx.x; i < WARPS / j.split * per; i += THREADS) {
         int first = i / per, side = i % per / (j.n * QT_PANEL), token = i / QT_PANEL % j.n, local = i % QT_PANEL;
         if (base + first >= j.pairs) continue;
-        Pair pair = find_pair(j, base + first);
-        const GemvOut &o = *pair.o;
+        const GemvOut *out;
+        GemvPair pair = find_pair(j, base + first, &out);
+        const GemvOut &o = *out;
         int row = (side ? pair.first[1] : pair.first[0]) + local, rows = o.side[side].rows;
         if (row >= rows) continue;
         float s[2];
@@ -397,15 +315,19 @@ __global__ __launch_bounds__(THREADS, NT == 1 ? 2 : 1) static void gemv_kernel(c
     S *ring = (S *)dynamic + warp * D;
     typename S::Source from;
     int at = blockIdx.x * at_once + own_pair, next_at = k0 < k1 ? at : j.pairs, next_k = k0; /* 取到哪里了：各对、每对里的各步，首尾相接 */
-    Pair pair = find_pair(j, at < j.pairs ? at : 0);
-    if (next_at < j.pairs) from.start(pair, k0, j.blocks);
+    const GemvOut *out;
+    auto start = [&](int pair) {
+        GemvPair first = find_pair(j, pair, &out);
+        from.start(first, out->f, k0, j.blocks);
+    };
+    if (next_at < j.pairs) start(at);
     auto fetch = [&](int slot) {
         if (next_at < j.pairs) {
             ring[slot].load(&from, next_k, j.blocks);
             next_k += STEP;
             if (next_k >= k1) {
                 next_k = k0, next_at += stride;
-                if (next_at < j.pairs) from.start(find_pair(j, next_at), k0, j.blocks);
+                if (next_at < j.pairs) start(next_at);
             }
         }
         copies_end();
@@ -424,12 +346,13 @@ __global__ __launch_bounds__(THREADS, NT == 1 ? 2 : 1) static void gemv_kernel(c
     int slot = 0;
     for (int base = blockIdx.x * at_once; base < j.pairs; base += stride, at += stride) {
         float acc[2][NT][4] = {};
-        pair = find_pair(j, at < j.pairs ? at : 0);
+        const GemvOut *mine;
+        find_pair(j, at < j.pairs ? at : 0, &mine);
         for (int k = at < j.pairs ? k0 : k1; k < k1; k += STEP) {
             copies_wait<D - 2>();
             __syncwarp();
             fetch(slot ? slot - 1 : D - 1); /* 上一步用完的 */
-            multiply(acc, ring[slot], *pair.o, rows, k, g, t);
+            multiply(acc, ring[slot], *mine, rows, k, g, t);
             slot = slot + 1 < D ? slot + 1 : 0;
         }
 #pragma unroll
@@ -456,26 +379,31 @@ bool gemv_accepts(const QTensor *w, int64_t n) {
            (w->spec.group_size % QT_KBLOCK == 0 || w->n_groups == 1);
 }
 
-/* 权重的种类：稠密为 0，否则 2·位宽 + 组宽是否细碎。 */
-static int kind_of(const QTensor *w) {
+int gemv_kind(const QTensor *w) {
     bool coarse = w->n_groups == 1 || w->spec.group_size % (4 * QT_KBLOCK) == 0;
     return w->dense != DT_NONE ? 0 : 2 * w->spec.bits + !coarse;
 }
-static GemvSide side_of(const LinearOut *out, int64_t row0, int64_t rows) {
+GemvSide gemv_side(const LinearOut *out, int64_t row0, int64_t rows) {
     GemvSide s = {};
     s.data = out->w->data, s.scales = out->w->scales, s.zeros = out->w->zeros, s.bias = out->bias;
-    s.stride = dense_stride(out->w), s.panel = (int)(row0 / QT_PANEL), s.rows = (int)rows;
+    s.stride = (int)dense_stride(out->w), s.panel = (int)(row0 / QT_PANEL), s.rows = (int)rows;
     s.panels = (int)((out->w->rows - 1) / QT_PANEL + 1);
     return s;
+}
+GemvFormat gemv_format(const QTensor *w) {
+    GemvFormat f = {(int)w->n_groups, INT_MAX, 30, w->spec.scale_dtype, w->spec.zero};
+    if (w->dense != DT_NONE || w->n_groups == 1) return f;
+    f.per = (int)(w->spec.group_size / QT_KBLOCK), f.shift = 0;
+    while (1 << f.shift < f.per) f.shift++;
+    if (1 << f.shift != f.per) f.shift = -1;
+    return f;
 }
 /* up 非 NULL：与 out（gate）成对。 */
 static void add_out(GemvJob *j, const LinearOut *out, const LinearOut *up, int64_t row0, int64_t rows) {
     GemvOut *o = &j->out[j->n_out++];
     const QTensor *w = out->w;
-    o->side[0] = side_of(out, row0, rows), o->side[1] = side_of(up ? up : out, row0, rows);
+    o->side[0] = gemv_side(out, row0, rows), o->side[1] = gemv_side(up ? up : out, row0, rows), o->f = gemv_format(w);
     o->y = out->y, o->add = out->sum != NULL, o->product = up != NULL, o->pair0 = j->pairs;
-    o->groups = (int)w->n_groups, o->scale_type = w->spec.scale_dtype, o->zero_kind = w->spec.zero;
-    o->per = w->dense == DT_NONE && w->n_groups > 1 ? (int)(w->spec.group_size / QT_KBLOCK) : INT_MAX;
     int panels = (int)((rows - 1) / QT_PANEL + 1);
     j->pairs += up ? panels : (panels + 1) / 2;
 }
@@ -524,24 +452,24 @@ static bool set_input(Backend *b, GemvJob *j, const LinearIn *in, int64_t n, int
     j->x = cuda_input_bf16(b, in, n, cols, j->ldx, perm);
     return j->x != NULL;
 }
-/* 两个恰是 gate、up，可以当场算出 f(gate)·up。 */
-static bool makes_product(const LinearOut *out, int n_out) {
+bool gemv_product(const LinearOut *out, int n_out) {
     const QTensor *g = out[0].w, *u = out[n_out - 1].w;
     return n_out == 2 && out[0].opaque && out[1].opaque && !g->perm && !u->perm && g->rows == u->rows && g->rows % QT_KBLOCK == 0 &&
-           kind_of(g) == kind_of(u) && g->n_groups == u->n_groups && g->spec.scale_dtype == u->spec.scale_dtype &&
+           gemv_kind(g) == gemv_kind(u) && g->n_groups == u->n_groups && g->spec.scale_dtype == u->spec.scale_dtype &&
            g->spec.group_size == u->spec.group_size && g->spec.zero == u->spec.zero;
 }
 bool cuda_gemv(Backend *b, const LinearOut *out, int n_out, const LinearIn *in, int64_t n) {
     int64_t cols = out[0].w->cols;
-    bool product = makes_product(out, n_out);
+    bool product = gemv_product(out, n_out);
+    if (n == 1 && persistent_linear(b, out, n_out, in)) return true;
     for (int i = 0, k; i < n_out; i = k) { /* [i, k)：种类与列序相同的几个 */
         GemvJob j = {};
         const int32_t *perm = out[i].w->perm;
-        int kind = kind_of(out[i].w);
+        int kind = gemv_kind(out[i].w);
         if (!set_input(b, &j, in, n, cols, perm)) return false;
         j.f = out[i].f;
         if (product) add_out(&j, &out[0], &out[1], 0, out[0].w->rows);
-        for (k = product ? n_out : i; k < n_out && kind_of(out[k].w) == kind && out[k].w->perm == perm; k++)
+        for (k = product ? n_out : i; k < n_out && gemv_kind(out[k].w) == kind && out[k].w->perm == perm; k++)
             add_out(&j, &out[k], NULL, 0, out[k].w->rows);
         if (!run(b, &j, kind)) return false;
     }
@@ -554,5 +482,5 @@ bool cuda_gemv_part(Backend *b, float *y, const QTensor *w, int64_t row0, int64_
     LinearIn in = {};
     out.y = y, out.w = w, in.x = x;
     add_out(&j, &out, NULL, row0, rows);
-    return set_input(b, &j, &in, n, w->cols, w->perm) && run(b, &j, kind_of(w));
+    return set_input(b, &j, &in, n, w->cols, w->perm) && run(b, &j, gemv_kind(w));
 }

@@ -191,7 +191,7 @@ static bool product(Backend *b, float *y, const void *a, int64_t lda, const void
     const float one = 1, zero = 0;
     bool bf16 = b->compute == COMPUTE_BF16;
     cudaDataType_t t = bf16 ? CUDA_R_16BF : CUDA_R_32F;
-    return cuda_blas_ok(b, cublasGemmEx(cuda_of(b)->blas, CUBLAS_OP_N, transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N, (int)n, (int)m,
+    return cuda_blas_ok(b, cublasGemmEx(cuda_blas(b), CUBLAS_OP_N, transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N, (int)n, (int)m,
                                         (int)k, &one, c, t, (int)ldc, a, t, (int)lda, &zero, y, CUDA_R_32F, (int)n,
                                         bf16 ? CUBLAS_COMPUTE_32F : CUBLAS_COMPUTE_32F_PEDANTIC, CUBLAS_GEMM_DEFAULT),
                         transpose_a ? "反向 dW" : "反向 dx");

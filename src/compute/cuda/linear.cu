@@ -85,7 +85,7 @@ static bool gemm(Backend *b, void *y, bool half_out, bool add, const void *x, in
                  int64_t n, int64_t rows, int64_t cols, bool bf16) {
     const float one = 1, beta = add ? 1 : 0;
     cudaDataType_t t = bf16 ? CUDA_R_16BF : CUDA_R_32F;
-    return cuda_blas_ok(b, cublasGemmEx(cuda_of(b)->blas, CUBLAS_OP_T, CUBLAS_OP_N, (int)rows, (int)n, (int)cols,
+    return cuda_blas_ok(b, cublasGemmEx(cuda_blas(b), CUBLAS_OP_T, CUBLAS_OP_N, (int)rows, (int)n, (int)cols,
                                    &one, w, t, (int)ldw, x, t, (int)ldx, &beta, y, half_out ? CUDA_R_16BF : CUDA_R_32F,
                                    (int)rows, bf16 ? CUBLAS_COMPUTE_32F : CUBLAS_COMPUTE_32F_PEDANTIC,
                                    CUBLAS_GEMM_DEFAULT),

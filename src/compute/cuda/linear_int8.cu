@@ -221,7 +221,7 @@ static bool int8_one(Backend *b, const LinearOut *out, const GemmCall *c, const 
     int64_t rows = out->w->rows, n = c->n;
     int32_t *acc = (int32_t *)cuda_slot(b, SLOT_Z, (size_t)((n + 3) / 4 * 4 * rows) * 4);
     const int32_t one = 1, zero = 0;
-    if (!acc || !cuda_blas_ok(b, cublasGemmEx(cuda_of(b)->blas, CUBLAS_OP_T, CUBLAS_OP_N, (int)rows, (int)n, (int)c->ldx, &one,
+    if (!acc || !cuda_blas_ok(b, cublasGemmEx(cuda_blas(b), CUBLAS_OP_T, CUBLAS_OP_N, (int)rows, (int)n, (int)c->ldx, &one,
                                               w, CUDA_R_8I, (int)c->ldx, c->x, CUDA_R_8I, (int)c->ldx, &zero, acc, CUDA_R_32I,
                                               (int)rows, CUBLAS_COMPUTE_32I, CUBLAS_GEMM_DEFAULT), "整数矩阵乘"))
         return false;

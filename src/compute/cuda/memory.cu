@@ -22,6 +22,7 @@ static size_t vram_peak(Backend *b) {
 }
 
 static void drop_slots(CudaBackend *c) {
+    STREAM(c->self);
     for (int lane = 0; lane < N_LANES; lane++)
         for (int i = 0; i < N_SLOTS; i++) {
             if (!c->slot[lane][i]) continue;
@@ -33,6 +34,7 @@ static void drop_slots(CudaBackend *c) {
 }
 /* 等两条流做完，池子里空闲的还给驱动。 */
 static void reclaim(CudaBackend *c) {
+    STREAM(c->self);
     note_peak(c);
     for (int lane = 0; lane < N_LANES; lane++) cuda_ok(c->self, cudaStreamSynchronize(c->lanes[lane]), "等待");
     if (c->self->err.code == ERR_NONE) cuda_ok(c->self, cudaMemPoolTrimTo(c->pool, 0), "归还显存");
@@ -42,11 +44,11 @@ static void reclaim(CudaBackend *c) {
 static cudaError_t take(CudaBackend *c, void **p, size_t bytes) {
     *p = NULL;
     if (allocator_full(&c->memory, bytes)) return cudaErrorMemoryAllocation;
-    cudaError_t code = cudaMallocAsync(p, bytes, c->stream);
+    cudaError_t code = cudaMallocAsync(p, bytes, STREAM(c->self));
     if (code == cudaErrorMemoryAllocation) {
         cudaGetLastError();
         reclaim(c);
-        code = cudaMallocAsync(p, bytes, c->stream);
+        code = cudaMallocAsync(p, bytes, STREAM(c->self));
         if (code == cudaErrorMemoryAllocation) cudaGetLastError();
     }
     if (code != cudaSuccess) {
@@ -64,7 +66,7 @@ void *cuda_slot(Backend *b, int slot, size_t bytes) {
     size_t *have = &c->slot_bytes[c->lane][slot];
     if (bytes == 0) bytes = 1;
     if (*have >= bytes) return *p;
-    if (*p && !cuda_ok(b, cudaFreeAsync(*p, c->stream), "归还工作区")) return NULL;
+    if (*p && !cuda_ok(b, cudaFreeAsync(*p, STREAM(b)), "归还工作区")) return NULL;
     c->memory.used -= *have;
     *have = 0;
     cudaError_t code = take(c, p, bytes);
@@ -91,18 +93,18 @@ static void *memory_alloc(Allocator *self, size_t bytes) {
         code = take(c, &p, bytes);
     }
     if (code == cudaErrorMemoryAllocation || !cuda_ok(c->self, code, "分配显存")) return NULL;
-    cuda_ok(c->self, cudaMemsetAsync(p, 0, bytes, c->stream), "清零");
+    cuda_ok(c->self, cudaMemsetAsync(p, 0, bytes, STREAM(c->self)), "清零");
     self->n_allocs++;
     return p;
 }
 static void memory_release(Allocator *self, void *p, size_t bytes) {
     CudaBackend *c = (CudaBackend *)self->owner;
-    cuda_ok(c->self, cudaFreeAsync(p, c->stream), "归还显存");
+    cuda_ok(c->self, cudaFreeAsync(p, STREAM(c->self)), "归还显存");
     self->used -= bytes;
 }
 static void memory_clear(Allocator *self, void *p, size_t bytes) {
     CudaBackend *c = (CudaBackend *)self->owner;
-    cuda_ok(c->self, cudaMemsetAsync(p, 0, bytes, c->stream), "清零");
+    cuda_ok(c->self, cudaMemsetAsync(p, 0, bytes, STREAM(c->self)), "清零");
 }
 
 /* ---- 主机的锁页内存，设备直接读写 ---- */
@@ -124,7 +126,7 @@ static void *mapped_alloc(Allocator *self, size_t bytes) {
 }
 static void mapped_release(Allocator *self, void *p, size_t bytes) {
     CudaBackend *c = (CudaBackend *)self->owner;
-    cuda_ok(c->self, cudaStreamSynchronize(c->stream), "等待");
+    cuda_ok(c->self, cudaStreamSynchronize(STREAM(c->self)), "等待");
     cuda_ok(c->self, cudaFreeHost(p), "归还锁页内存");
     self->used -= bytes;
 }
@@ -133,7 +135,7 @@ static void mapped_release(Allocator *self, void *p, size_t bytes) {
 
 static void side(Backend *b, SideStep step) {
     CudaBackend *c = cuda_of(b);
-    c->chain = c->chained = false; /* 权重换了：后面的内核不可提早去读 */
+    cuda_unchain(b); /* 权重换了：后面的内核不可提早去读 */
     if (step == SIDE_BEGIN) {
         cuda_ok(b, cudaStreamWaitEvent(c->lanes[LANE_SIDE], c->computed, 0), "等待计算");
         c->lane = LANE_SIDE;

@@ -25,7 +25,7 @@ __global__ static void dot_kernel(double *part, const float *x, const float *y, 
 /* y 的列 [j0, j0+n) (+)= alpha·d[:, i0:i0+k]·G[i0:i0+k, j0:j0+n]；G 对称，行主序。 */
 static bool quadratic_part(Backend *b, float *y, const float *d, const float *g, int64_t rows, int64_t cols, int64_t i0, int64_t k,
                            int64_t j0, int64_t n, float alpha, float beta) {
-    return cuda_blas_ok(b, cublasGemmEx(cuda_of(b)->blas, CUBLAS_OP_N, CUBLAS_OP_N, (int)n, (int)rows, (int)k, &alpha,
+    return cuda_blas_ok(b, cublasGemmEx(cuda_blas(b), CUBLAS_OP_N, CUBLAS_OP_N, (int)n, (int)rows, (int)k, &alpha,
                                         g + i0 * cols + j0, CUDA_R_32F, (int)cols, d + i0, CUDA_R_32F, (int)cols, &beta, y + j0,
                                         CUDA_R_32F, (int)cols,
                                         b->compute == COMPUTE_BF16 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F_PEDANTIC,

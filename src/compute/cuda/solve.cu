@@ -27,7 +27,7 @@ void cuda_gram(Backend *b, float *g, const float *x, int64_t n, int64_t d) {
     for (int64_t i = 0; i < d; i += strip) { /* 行 [i, i+strip) 的上三角部分：列从 i 起；列主序看是 d−i 行 */
         int64_t rows = d - i < strip ? d - i : strip;
         const char *from = (const char *)xd + i * item;
-        if (!cuda_blas_ok(b, cublasGemmEx(cuda_of(b)->blas, CUBLAS_OP_N, CUBLAS_OP_T, (int)(d - i), (int)rows, (int)n, &one, from, t,
+        if (!cuda_blas_ok(b, cublasGemmEx(cuda_blas(b), CUBLAS_OP_N, CUBLAS_OP_T, (int)(d - i), (int)rows, (int)n, &one, from, t,
                                           (int)ld, from, t, (int)ld, &one, g + i * d + i, CUDA_R_32F, (int)d,
                                           bf16 ? CUBLAS_COMPUTE_32F : CUBLAS_COMPUTE_32F_PEDANTIC, CUBLAS_GEMM_DEFAULT), "gram"))
             return;
@@ -38,7 +38,7 @@ void cuda_update_rest(Backend *b, float *w, const float *err, const float *u, in
                       int64_t i2) {
     const float minus = -1, one = 1;
     int64_t k = i2 - i1, rest = n - i2;
-    cuda_blas_ok(b, cublasGemmEx(cuda_of(b)->blas, CUBLAS_OP_N, CUBLAS_OP_N, (int)rest, (int)rows, (int)k, &minus,
+    cuda_blas_ok(b, cublasGemmEx(cuda_blas(b), CUBLAS_OP_N, CUBLAS_OP_N, (int)rest, (int)rows, (int)k, &minus,
                             u + i1 * n + i2, CUDA_R_32F, (int)n, err, CUDA_R_32F, (int)k, &one, w + i2, CUDA_R_32F,
                             (int)n, CUBLAS_COMPUTE_32F_PEDANTIC, CUBLAS_GEMM_DEFAULT), "update_rest");
 }
@@ -58,7 +58,7 @@ void cuda_matmul(Backend *b, float *y, const float *a, const float *c, int64_t m
     }
     const float one = 1, zero = 0;
     cudaDataType_t t = bf16 ? CUDA_R_16BF : CUDA_R_32F;
-    cuda_blas_ok(b, cublasGemmEx(cuda_of(b)->blas, CUBLAS_OP_N, transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N, (int)n, (int)m,
+    cuda_blas_ok(b, cublasGemmEx(cuda_blas(b), CUBLAS_OP_N, transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N, (int)n, (int)m,
                             (int)k, &one, cd, t, (int)n, ad, t, (int)(transpose_a ? m : k), &zero, y, CUDA_R_32F,
                             (int)n, bf16 ? CUBLAS_COMPUTE_32F : CUBLAS_COMPUTE_32F_PEDANTIC, CUBLAS_GEMM_DEFAULT), "matmul");
 }
@@ -166,5 +166,5 @@ bool cuda_factor(Backend *b, const FactorJob *job) {
     char *small = (char *)cuda_slot(b, SLOT_HOST, n * 5 + 64);
     if (!f || !small) return false;
     if (!c->solver && !solver_ok(b, cusolverDnCreate(&c->solver), "打开")) return false;
-    return solver_ok(b, cusolverDnSetStream(c->solver, c->stream), "设置流") && factor_on_device(b, c->solver, job, f, small);
+    return solver_ok(b, cusolverDnSetStream(c->solver, STREAM(b)), "设置流") && factor_on_device(b, c->solver, job, f, small);
 }

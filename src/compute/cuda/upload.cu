@@ -94,7 +94,7 @@ static bool upload_direct(Backend *b, void *dst, const void *host, size_t bytes,
 /* 预取时小块也走缓冲：不等前面的传完。 */
 static bool upload(Backend *b, void *dst, const void *host, size_t bytes, Range *range) {
     CudaBackend *c = cuda_of(b);
-    c->chain = c->chained = false; /* 传的可能是权重：后面的内核不可提早去读 */
+    cuda_unchain(b); /* 传的可能是权重：后面的内核不可提早去读 */
     if (bytes < DIRECT_BYTES && c->lane == LANE_MAIN) return upload_direct(b, dst, host, bytes, range);
     Uploader *u = uploader_of(b);
     if (u && u->pageable) return upload_direct(b, dst, host, bytes, range);
@@ -105,8 +105,8 @@ static bool upload(Backend *b, void *dst, const void *host, size_t bytes, Range 
         u->next = (i + 1) % N_STAGES;
         ok = cuda_ok(b, cudaEventSynchronize(u->sent[i]), "等待"); /* 上次用它的那一段已传完 */
         if (ok) copy_parallel(b, u->pinned[i], (const char *)host + at, n, range);
-        ok = ok && cuda_ok(b, cudaMemcpyAsync((char *)dst + at, u->pinned[i], n, cudaMemcpyDefault, c->stream), "写入") &&
-             cuda_ok(b, cudaEventRecord(u->sent[i], c->stream), "事件");
+        ok = ok && cuda_ok(b, cudaMemcpyAsync((char *)dst + at, u->pinned[i], n, cudaMemcpyDefault, STREAM(b)), "写入") &&
+             cuda_ok(b, cudaEventRecord(u->sent[i], STREAM(b)), "事件");
     }
     return ok; /* 内容已在锁页的缓冲里，不必等传完 */
 }

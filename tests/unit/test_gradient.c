@@ -126,7 +126,7 @@ static void open_model(Model *m, Backend *b, int window) {
         }
         for (LinearRole r = 0; r < ROLE_COUNT; r++) {
             Linear *n = &k->linears[r];
-            *n = (Linear){.name = "测试", .role = r, .layer = l, .rows = ROWS[r], .cols = COLS[r]};
+            *n = (Linear){.name = "测试", .role = r, .group = input_group(r), .layer = l, .rows = ROWS[r], .cols = COLS[r]};
             n->bias = ARENA_ARRAY(&m->meta, float, ROWS[r], &e);
             for (int64_t i = 0; i < ROWS[r]; i++)
                 ref.bias[l][r][i] = n->bias[i] = (float)(0.2 * noise(3 + r, (uint64_t)(l * 99 + i)));

@@ -230,10 +230,11 @@ test-gemma: deps-test
 	+@$(MAKE) --no-print-directory $(BUILD)/ptq-bench $(BUILD)/tests/golden/test_logits
 	@bash tests/golden/gemma.sh $(BUILD)/ptq-bench $(BUILD)/tests/golden/test_logits '$(PYTHON)'
 
-# 与真实的工具来回：导出的由别的程序装入，别的工具写的检查点在这里装入；工具装在草稿环境里，INTEROP_PYTHON= 指明已有的
+# 与真实的工具来回：导出的由别的程序装入，别的工具写的检查点在这里装入；工具装在草稿环境里，INTEROP_PYTHON= 指明已有的；
+# LLAMA_BLAS=1 另编译不取整激活的 llama.cpp（OpenBLAS），GGUF 的容差便都是 0.1 %
 test-interop: deps-test
 	+@$(MAKE) --no-print-directory all
-	@bash tests/interop/run.sh $(BUILD)/ptq-bench '$(INTEROP_PYTHON)' '$(ONLY)'
+	@bash tests/interop/run.sh $(BUILD)/ptq-bench '$(INTEROP_PYTHON)' '$(ONLY)' '$(LLAMA_BLAS)'
 
 # 每个解析器在 ASan+UBSan 下被随机输入轰炸 FUZZ_S 秒；FUZZ=名字 只跑一个
 fuzz: deps-test
@@ -279,7 +280,7 @@ help:
 	@echo '  test-smollm2  真实模型 SmolLM2 的数值对照（慢）'
 	@echo '  test-families 每个模型家族与 transformers 对照（PYTHON= 指明装有 transformers 的 Python）'
 	@echo '  test-gemma    Gemma 3 270M（从 PyPI 取得）的 logits 与分词对照'
-	@echo '  test-interop  与真实的量化工具来回（第一次在 build/interop 建 Python 环境；INTEROP_PYTHON= 指明已有的；ONLY= 只跑几个）'
+	@echo '  test-interop  与真实的量化工具来回（第一次在 build/interop 建 Python 环境；INTEROP_PYTHON= 指明已有的；ONLY= 只跑几个；LLAMA_BLAS=1 见 docs/export.md）'
 	@echo '  test-bridge   真正的 lm_eval 经 HTTP 服务评测，与原生比较（慢，首次要网络）'
 	@echo '  format tidy   clang-format、clang-tidy'
 	@echo '  compile_commands.json   供编辑器与 clangd'

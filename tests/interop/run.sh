@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # run — make test-interop：备好装有各工具的 Python，跑 run.py
-# 用法: run.sh 程序 [Python] [只跑的名字的正则]。没有给 Python 时在 build/interop/venv 建一个（CPU 的 torch，约 2 GB；那个索引到不了就从 PyPI 取，约 6 GB）。
+# 用法: run.sh 程序 [Python] [只跑的名字的正则] [1]。没有给 Python 时在 build/interop/venv 建一个（CPU 的 torch，约 2 GB；那个索引到不了就从 PyPI 取，约 6 GB）。
+# 末一个参数非空：另从源码编译以 OpenBLAS 相乘的 llama-cpp-python（须有 libopenblas-dev；两个核约十分钟，只编一次）来用。
 set -eu
 cd "$(dirname "$0")/../.."
-program=$1 python=${2:-} only=${3:-} venv=build/interop/venv
+program=$1 python=${2:-} only=${3:-} blas=${4:-} venv=build/interop/venv folder=build/interop/llama-blas
 if [ -z "$python" ]; then
     python=$venv/bin/python
     if [ ! -f "$venv/ready" ]; then
@@ -18,4 +19,15 @@ if [ -z "$python" ]; then
         touch "$venv/ready"
     fi
 fi
-TRANSFORMERS_VERBOSITY=error exec "$python" tests/interop/run.py --binary "$program" --only "$only"
+if [ -n "$blas" ]; then
+    if [ ! -d "$folder/llama_cpp" ]; then
+        echo "📦 编译以 OpenBLAS 相乘的 llama-cpp-python → $folder"
+        version=$("$python" -m pip show llama-cpp-python 2>/dev/null | sed -n 's/^Version: /==/p')
+        # 不重排权重（GGML_CPU_REPACK）：重排过的不经 BLAS。--no-cache-dir：缓存里的是平常的那一份
+        CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-2} \
+            CMAKE_ARGS="-DGGML_BLAS=ON -DGGML_BLAS_VENDOR=OpenBLAS -DGGML_CPU_REPACK=OFF" \
+            "$python" -m pip install -q --no-deps --no-cache-dir --no-binary llama-cpp-python --target "$folder" "llama-cpp-python$version"
+    fi
+    export PYTHONPATH="$PWD/$folder${PYTHONPATH:+:$PYTHONPATH}"
+fi
+TRANSFORMERS_VERBOSITY=error exec "$python" tests/interop/run.py --binary "$program" --only "$only" ${blas:+--llama-blas}

@@ -64,7 +64,7 @@ static int run(const Args *a) {
     bool ok = experiment_open(&x, &r, &e);
     if (ok) {
         experiment_describe(&x);
-        ok = experiment_quantize(&x, &job, &e) &&
+        ok = (!gguf || export_gguf_check(&x.model, a->out, &e)) && experiment_quantize(&x, &job, &e) &&
              (f ? export_model(&x.model, f, a->out, &e)
                 : export_gguf(&x.model, x.tokenizer, x.config.model.name, a->out, &e));
         if (ok) {

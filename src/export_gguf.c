@@ -1,5 +1,6 @@
-/* export_gguf — GGUF 的张量与超参数
- * 名字依 llama.cpp；llama 家族的 q、k 按它的约定把行换成交错旋转的次序。没有量化的矩阵照源文件的类型，归一化与偏置是 f32。 */
+/* export_gguf — GGUF 的张量
+ * 名字与读时同一张表（layout_gguf_name）；融合的 q|k|v、gate|up 与各专家堆成一个，llama 样子的 q、k 按 llama.cpp 的约定把行换成
+ * 交错旋转的次序。没有量化的矩阵照源文件的类型，归一化、偏置与路由是 f32（gemma 的已加 1）。超参数在 export_gguf_meta.c。 */
 #include "export_gguf.h"
 
 #include <math.h>
@@ -57,7 +58,15 @@ typedef struct Out {
     Arena arena;
     GgufTensor *t;
     size_t n, counts[DT_COUNT]; /* 各类型的线性层数 */
+    bool plan; /* 只列名字与形状，内容还没有 */
 } Out;
+
+/* 写成一个张量的几个线性层，依次堆叠。 */
+typedef struct Stack {
+    TensorSlot slot;
+    const Linear **of;
+    int64_t n, rows;
+} Stack;
 
 /* llama.cpp 的行次序：第 r 行取 HF 的哪一行。heads 为 0 即不换。 */
 static int64_t source_row(int64_t r, int64_t rows, int64_t heads) {
@@ -72,47 +81,47 @@ static int64_t heads_of(const Model *m, const Linear *l) {
     return l->role == ROLE_Q ? c->n_heads : c->n_kv_heads;
 }
 
-static GgufTensor *add(Out *o, DType type, int64_t rows, int64_t cols, void **data, Err *e, const char *name) {
+/* 添一个张量。参数: shape 的后几维可为 0（没有）；to 非 NULL 且不是 plan 时在 arena 里备下内容。 */
+static bool add(Out *o, DType type, const int64_t shape[3], void **to, const char *name, Err *e) {
     GgufTensor *t = &o->t[o->n++];
-    size_t n = (size_t)(rows * (cols ? cols : 1));
-    *t = (GgufTensor){.name = arena_strdup(&o->arena, name, e), .dtype = type, .n_dims = cols ? 2 : 1, .shape = {rows, cols},
-                      .bytes = dtype_bytes(type, n)};
+    size_t n = (size_t)shape[0];
+    *t = (GgufTensor){.name = arena_strdup(&o->arena, name, e), .dtype = type, .n_dims = 1};
+    t->shape[0] = shape[0];
+    for (int i = 1; i < 3 && shape[i]; i++, n *= (size_t)t->shape[t->n_dims++]) t->shape[i] = shape[i];
+    t->bytes = dtype_bytes(type, n);
     CHECK(t->bytes != SIZE_MAX);
-    if (data) t->data = *data = arena_alloc(&o->arena, t->bytes, e);
-    return t->name && (!data || t->data) ? t : NULL;
+    if (!t->name || !to || o->plan) return t->name != NULL;
+    t->data = *to = arena_alloc(&o->arena, t->bytes, e);
+    return t->data != NULL;
 }
 
-/* f32 的向量（后端内存），行可换次序。 */
-static bool add_vector(Out *o, const char *name, const float *v, int64_t n, int64_t heads, Err *e) {
-    float *to, *raw;
-    if (!v) return true;
-    if (!(raw = ARENA_ARRAY(&o->arena, float, n, e)) || !add(o, DT_F32, n, 0, (void **)&to, e, name)) return false;
-    op_read(o->m->backend, raw, v, (size_t)n * sizeof *raw);
-    for (int64_t i = 0; i < n; i++) to[i] = raw[source_row(i, n, heads)];
+/* f32 的向量或小矩阵（后端内存）。 */
+static bool add_floats(Out *o, const char *name, const float *v, int64_t rows, int64_t cols, Err *e) {
+    void *to;
+    if (!add(o, DT_F32, (int64_t[]){rows, cols, 0}, &to, name, e) || o->plan) return !e->code;
+    op_read(o->m->backend, to, v, o->t[o->n - 1].bytes);
     return backend_check(o->m->backend, e);
 }
 
-/* 源文件里的矩阵原样（词嵌入、头）。 */
+/* 源文件里的矩阵原样（词嵌入、位置、头）。 */
 static bool add_raw(Out *o, TensorSlot slot, const char *name, Err *e) {
     char from[192];
     layout_name(o->m, slot, 0, 0, ".weight", from, sizeof from);
     const FileTensor *f = weights_find(&o->m->weights, from);
     if (!f || f->n_dims != 2 || (f->dtype != DT_F32 && f->dtype != DT_F16 && f->dtype != DT_BF16))
         return err_set(e, ERR_UNSUPPORTED, "张量 '%s' 不是 F32、F16 或 BF16 的矩阵，写不进 GGUF", from);
-    GgufTensor *t = add(o, f->dtype, f->shape[0], f->shape[1], NULL, e, name);
-    if (t) t->data = f->data;
-    return t != NULL;
+    bool ok = add(o, f->dtype, (int64_t[]){f->shape[0], f->shape[1], 0}, NULL, name, e);
+    o->t[o->n - 1].data = f->data;
+    return ok;
 }
 
-/* 没有量化或放不进块类型的：反量化成 F16（没有量化而源是 F32、BF16 的照源）。 */
-static bool add_dense(Out *o, const Linear *l, const char *name, Err *e) {
+/* 没有量化或放不进块类型的：反量化，舍入到 type。 */
+static bool fill_dense(Out *o, const Linear *l, DType type, uint8_t *to, Err *e) {
     Backend *b = o->m->backend;
     Arena dev = backend_arena(b), host = {0};
-    DType type = l->q.dense == DT_NONE ? DT_F16 : l->q.dense;
     int64_t n = l->rows * l->cols, heads = heads_of(o->m, l);
     float *w = ARENA_ARRAY(&dev, float, n, e), *x = w ? ARENA_ARRAY(&host, float, n, e) : NULL;
-    void *to;
-    bool ok = x && add(o, type, l->rows, l->cols, &to, e, name);
+    bool ok = x != NULL;
     if (ok) {
         op_dequantize(b, tensor_f32(w, l->rows, l->cols), &l->q);
         op_read(b, x, w, (size_t)n * sizeof *x);
@@ -127,131 +136,200 @@ static bool add_dense(Out *o, const Linear *l, const char *name, Err *e) {
         if (type == DT_F16 && !isfinite(f16_to_f32(((uint16_t *)to)[i])))
             ok = err_set(e, ERR_NUMERIC, "%s: 权重超出 float16 的范围", l->name);
     }
-    o->counts[type]++;
     arena_free(&dev);
     arena_free(&host);
     return ok;
 }
 
-static bool add_linear(Out *o, const Linear *l, const char *name, Err *e) {
-    DType type = l->q.dense == DT_NONE ? gguf_block_type(&l->q) : DT_F16;
-    if (l->act.kind != ACT_NONE || l->out.kind != ACT_NONE)
-        return err_set(e, ERR_UNSUPPORTED, "%s: 激活也量化了，GGUF 放不下；请改用 --format compressed-tensors", l->name);
-    if (l->q.dense != DT_NONE || type == DT_F16) return add_dense(o, l, name, e);
+static bool fill_blocks(Out *o, const Linear *l, DType type, uint8_t *to, Err *e) {
     Arena tmp = {0};
     QTensor q;
-    uint8_t *to;
     size_t row = dtype_bytes(type, (size_t)l->cols);
-    bool ok = qtensor_to_host(o->m->backend, &l->q, &q, &tmp, e) && add(o, type, l->rows, l->cols, (void **)&to, e, name);
+    bool ok = qtensor_to_host(o->m->backend, &l->q, &q, &tmp, e);
     for (int64_t r = 0; ok && r < l->rows; r++)
         if (!gguf_encode_row(&q, type, source_row(r, l->rows, heads_of(o->m, l)), to + (size_t)r * row))
             ok = err_set(e, ERR_NUMERIC, "%s: 第 %lld 行的缩放超出 float16 的范围", l->name, (long long)r);
-    o->counts[type]++;
     arena_free(&tmp);
     return ok && interrupt_check(e);
 }
 
-static bool add_block(Out *o, int64_t layer, Err *e) {
-    static const char *const ROLE[ROLE_COUNT] = {"attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"};
-    const ModelConfig *c = &o->m->config;
-    const Block *b = &o->m->blocks[layer];
-    char name[96];
-    const struct {
-        const char *name;
-        const float *v;
-        int64_t n;
-    } norms[] = {{"attn_norm", b->attn_norm, c->hidden}, {"ffn_norm", b->mlp_norm, c->hidden},
-                 {"attn_q_norm", b->q_norm, c->head_dim}, {"attn_k_norm", b->k_norm, c->head_dim}};
-    for (size_t i = 0; i < sizeof norms / sizeof *norms; i++) {
-        snprintf(name, sizeof name, "blk.%lld.%s.weight", (long long)layer, norms[i].name);
-        if (!add_vector(o, name, norms[i].v, norms[i].n, 0, e)) return false;
+/* 线性层写进 GGUF 的哪个张量。 */
+static TensorSlot slot_of(const ModelConfig *c, const Linear *l) {
+    TensorSlot s = (TensorSlot)l->slot;
+    if (s >= T_Q && s <= T_V && c->fused_qkv != FUSED_NONE) return T_QKV;
+    return (s == T_GATE || s == T_UP) && c->fused_gate_up ? T_GATE_UP : s;
+}
+
+/* 与 l 同在一个张量里的各线性层；l 不是第一个则 n 为 0（已经写了）。 */
+static bool gather(Out *o, const Block *b, const Linear *l, Stack *s, Err *e) {
+    *s = (Stack){.slot = slot_of(&o->m->config, l), .of = ARENA_ARRAY(&o->arena, const Linear *, b->n_linears, e)};
+    for (int64_t i = 0; s->of && i < b->n_linears; i++) {
+        const Linear *k = &b->linears[i];
+        if (!k->rows || slot_of(&o->m->config, k) != s->slot) continue;
+        if (k < l) s->n = 0;
+        if (k < l) return true;
+        s->of[s->n++] = k;
+        s->rows += k->rows;
     }
-    for (int r = 0; r < ROLE_COUNT; r++) {
-        const Linear *l = &b->linears[r];
-        snprintf(name, sizeof name, "blk.%lld.%s.weight", (long long)layer, ROLE[r]);
-        if (!add_linear(o, l, name, e)) return false;
-        snprintf(name, sizeof name, "blk.%lld.%s.bias", (long long)layer, ROLE[r]);
-        if (!add_vector(o, name, l->bias, l->rows, heads_of(o->m, l), e)) return false;
+    return s->of != NULL;
+}
+
+/* 各份合用的类型：都相同就是它，否则 F16。 */
+static DType type_of(const Out *o, const Stack *s) {
+    DType type = DT_F16;
+    for (int64_t i = 0; !o->plan && i < s->n; i++) {
+        const QTensor *q = &s->of[i]->q;
+        DType t = q->dense == DT_NONE ? gguf_block_type(q) : q->dense;
+        if (i && t != type) return DT_F16;
+        type = t;
+    }
+    return type;
+}
+
+static bool add_stack(Out *o, const Stack *s, const char *name, Err *e) {
+    bool experts = s->slot >= T_EXPERT_GATE && s->slot <= T_EXPERT_DOWN;
+    int64_t cols = s->of[0]->cols, rows = s->of[0]->rows;
+    DType type = type_of(o, s);
+    void *to;
+    if (!add(o, type, experts ? (int64_t[]){s->n, rows, cols} : (int64_t[]){s->rows, cols, 0}, &to, name, e)) return false;
+    uint8_t *at = to;
+    for (int64_t i = 0; !o->plan && i < s->n; i++) {
+        const Linear *l = s->of[i];
+        bool blocks = type != DT_F16 && type != DT_BF16 && type != DT_F32;
+        if (l->act.kind != ACT_NONE || l->out.kind != ACT_NONE)
+            return err_set(e, ERR_UNSUPPORTED, "%s: 激活也量化了，GGUF 放不下；请改用 --format compressed-tensors", l->name);
+        if (!(blocks ? fill_blocks(o, l, type, at, e) : fill_dense(o, l, type, at, e))) return false;
+        at += dtype_bytes(type, (size_t)(l->rows * l->cols));
+        o->counts[type]++;
+    }
+    return true;
+}
+
+static bool add_bias(Out *o, const Stack *s, const char *name, Err *e) {
+    void *data;
+    Arena tmp = {0};
+    if (!s->of[0]->has_bias) return true;
+    if (!add(o, DT_F32, (int64_t[]){s->rows, 0, 0}, &data, name, e) || o->plan) return !e->code;
+    float *to = data;
+    bool ok = true;
+    for (int64_t i = 0; ok && i < s->n; to += s->of[i++]->rows) {
+        const Linear *l = s->of[i];
+        float *raw = ARENA_ARRAY(&tmp, float, l->rows, e);
+        if (!(ok = raw != NULL)) break;
+        op_read(o->m->backend, raw, l->bias, (size_t)l->rows * sizeof *raw);
+        ok = backend_check(o->m->backend, e);
+        for (int64_t r = 0; r < l->rows; r++) to[r] = raw[source_row(r, l->rows, heads_of(o->m, l))];
+    }
+    arena_free(&tmp);
+    return ok;
+}
+
+static bool add_block(Out *o, int64_t layer, Err *e) {
+    const ModelConfig *c = &o->m->config;
+    Block *b = &o->m->blocks[layer];
+    char name[96];
+    BlockVector v[LAYOUT_MAX_VECTORS];
+    size_t n = layout_vectors(c, layer, b, v);
+    if (!o->plan && !model_need_block(o->m, layer, e)) return false;
+    for (size_t i = 0; i < n; i++) {
+        layout_gguf_name(c, v[i].slot, layer, v[i].suffix, name, sizeof name);
+        if (!add_floats(o, name, *v[i].data, v[i].rows, v[i].cols, e)) return false;
+    }
+    for (int64_t i = 0; i < b->n_linears; i++) {
+        Stack s = {0};
+        if (!b->linears[i].rows) continue;
+        if (!gather(o, b, &b->linears[i], &s, e)) return false;
+        if (!s.n) continue;
+        layout_gguf_name(c, s.slot, layer, ".weight", name, sizeof name);
+        if (!add_stack(o, &s, name, e)) return false;
+        layout_gguf_name(c, s.slot, layer, ".bias", name, sizeof name);
+        if (!add_bias(o, &s, name, e)) return false;
     }
     return true;
 }
 
 /* llama3 的旋转：各频率的除数另存一个张量。 */
-static bool add_rope(Out *o, Err *e) {
-    const RopeConfig *r = &o->m->config.rope;
-    int64_t n = r->rotary_dim / 2;
-    float *to;
-    if (r->kind != ROPE_LLAMA3) return true;
-    if (!add(o, DT_F32, n, 0, (void **)&to, e, "rope_freqs.weight")) return false;
+static void llama3_factors(const RopeConfig *r, float *to) {
     double pi = acos(-1.0), low = (double)r->original_max_position / r->low_freq_factor;
     double high = (double)r->original_max_position / r->high_freq_factor;
-    for (int64_t i = 0; i < n; i++) {
+    for (int64_t i = 0; i < r->rotary_dim / 2; i++) {
         double wave = 2 * pi * pow(r->theta, 2.0 * (double)i / (double)r->rotary_dim);
         double mix = ((double)r->original_max_position / wave - r->low_freq_factor) / (r->high_freq_factor - r->low_freq_factor);
         to[i] = (float)(wave < high ? 1 : wave > low ? r->factor : 1 / ((1 - mix) / r->factor + mix));
     }
+}
+
+static bool add_rope(Out *o, Err *e) {
+    const RopeConfig *r = &o->m->config.rope;
+    void *to, *other;
+    const int64_t shape[3] = {r->rotary_dim / 2, 0, 0};
+    if (r->kind == ROPE_LLAMA3) {
+        if (!add(o, DT_F32, shape, &to, "rope_freqs.weight", e)) return false;
+        if (!o->plan) llama3_factors(r, to);
+    }
+    if (r->kind != ROPE_LONGROPE) return true;
+    if (!add(o, DT_F32, shape, &to, "rope_factors_long.weight", e) ||
+        !add(o, DT_F32, shape, &other, "rope_factors_short.weight", e))
+        return false;
+    if (o->plan) return true;
+    memcpy(to, r->long_factor, (size_t)shape[0] * sizeof(float));
+    memcpy(other, r->short_factor, (size_t)shape[0] * sizeof(float));
     return true;
 }
 
-/* ---- 超参数 ---- */
-
-static void put_sizes(GgufWriter *w, const ModelConfig *c, const char *arch, const char *name) {
+/* 词嵌入（连同它的归一化）、学得的位置、最后的归一化与头。 */
+static bool add_ends(Out *o, Err *e) {
+    const Model *m = o->m;
+    const ModelConfig *c = &m->config;
+    bool embed_norm = (*c->arch->names)[T_EMBED_NORM], bias = c->arch->norm_bias;
+    if (!add_raw(o, T_EMBED, "token_embd.weight", e) ||
+        (c->position == POS_LEARNED && !add_raw(o, T_POSITION, "position_embd.weight", e)))
+        return false;
     const struct {
-        const char *key;
-        int64_t v;
-    } ints[] = {{"block_count", c->n_layers}, {"context_length", c->max_position}, {"embedding_length", c->hidden},
-                {"feed_forward_length", c->intermediate}, {"attention.head_count", c->n_heads},
-                {"attention.head_count_kv", c->n_kv_heads}, {"attention.key_length", c->head_dim},
-                {"attention.value_length", c->head_dim}, {"rope.dimension_count", c->rope.rotary_dim}, {"vocab_size", c->vocab}};
-    char key[96];
-    gguf_put_string(w, "general.architecture", arch, strlen(arch));
-    gguf_put_string(w, "general.name", name, strlen(name));
-    gguf_put_u32(w, "general.quantization_version", 2);
-    for (size_t i = 0; i < sizeof ints / sizeof *ints; i++) {
-        snprintf(key, sizeof key, "%s.%s", arch, ints[i].key);
-        gguf_put_u32(w, key, (uint32_t)ints[i].v);
-    }
-    snprintf(key, sizeof key, "%s.attention.layer_norm_rms_epsilon", arch);
-    gguf_put_f32(w, key, (float)c->norm_eps);
-    snprintf(key, sizeof key, "%s.rope.freq_base", arch);
-    gguf_put_f32(w, key, (float)c->rope.theta);
+        bool use;
+        const char *name;
+        const float *v;
+    } norms[] = {{true, "output_norm.weight", m->final_norm}, {bias, "output_norm.bias", m->final_norm_bias},
+                 {embed_norm, "token_embd_norm.weight", m->embed_norm},
+                 {embed_norm && bias, "token_embd_norm.bias", m->embed_norm_bias}};
+    for (size_t i = 0; i < sizeof norms / sizeof *norms; i++)
+        if (norms[i].use && !add_floats(o, norms[i].name, norms[i].v, c->hidden, 0, e)) return false;
+    if (c->tied && !gguf_needs_head(c)) return true;
+    return add_raw(o, c->tied ? T_EMBED : T_HEAD, "output.weight", e);
 }
 
-/* 写得出的家族：超参数与 llama 同形的三种。 */
-static bool check_model(const Model *m, const char *out, const char **arch, Err *e) {
-    static const char *const FAMILIES[] = {"llama", "qwen2", "qwen3"};
-    const ModelConfig *c = &m->config;
-    *arch = NULL;
-    for (size_t i = 0; i < sizeof FAMILIES / sizeof *FAMILIES; i++)
-        if (strcmp(c->arch->name, FAMILIES[i]) == 0) *arch = FAMILIES[i];
-    const char *why = !*arch                                                           ? "这个家族"
-                      : c->rope.kind != ROPE_DEFAULT && c->rope.kind != ROPE_LLAMA3    ? "这种旋转位置（rope_scaling）"
-                      : c->sliding_window                                              ? "滑动窗口"
-                      : m->head_int8                                                   ? "head_quant=int8"
-                      : !c->tied && m->own_head.dense == DT_NONE                       ? "量化过的 lm_head"
-                                                                                       : NULL;
-    if (why)
-        return err_set(e, ERR_UNSUPPORTED, "%s: %s还不能写成 GGUF（支持 llama、qwen2、qwen3）", m->weights.path, why);
-    if (m->weights.is_gguf)
-        return err_set(e, ERR_UNSUPPORTED, "%s: 导出要从 HF 文件夹开始", m->weights.path);
+/* 全部张量；plan 时只有名字与形状。 */
+static bool collect(Out *o, Err *e) {
+    const ModelConfig *c = &o->m->config;
+    size_t most = 10;
+    for (int64_t i = 0; i < c->n_layers; i++) most += LAYOUT_MAX_VECTORS + 2 * (size_t)o->m->blocks[i].n_linears;
+    bool ok = (o->t = ARENA_ARRAY(&o->arena, GgufTensor, most, e)) && add_ends(o, e);
+    for (int64_t i = 0; ok && i < c->n_layers; i++) ok = add_block(o, i, e);
+    return ok && add_rope(o, e);
+}
+
+bool export_gguf_check(Model *m, const char *out, Err *e) {
     size_t n = strlen(out);
+    if (m->weights.is_gguf) return err_set(e, ERR_UNSUPPORTED, "%s: 导出要从 HF 文件夹开始", m->weights.path);
     if (n < 6 || strcmp(out + n - 5, ".gguf") != 0)
         return err_set(e, ERR_USAGE, "--out '%s': gguf 格式写成一个文件，名字应以 .gguf 结尾", out);
-    return !file_exists(out) || err_set(e, ERR_USAGE, "%s: 已经存在，请换一个", out);
+    if (file_exists(out)) return err_set(e, ERR_USAGE, "%s: 已经存在，请换一个", out);
+    if (!gguf_check_family(m, e)) return false;
+    Out o = {.m = m, .plan = true};
+    GgufWriter w = {0};
+    gguf_put_model(&w, &m->config, "");
+    bool ok = collect(&o, e) && gguf_check_reread(&w, o.t, o.n, m, e);
+    gguf_writer_free(&w);
+    arena_free(&o.arena);
+    return ok;
 }
 
 bool export_gguf(Model *m, const Tokenizer *t, const char *name, const char *out, Err *e) {
-    const char *arch;
-    if (!check_model(m, out, &arch, e)) return false;
     Out o = {.m = m};
     GgufWriter w = {0};
-    o.t = ARENA_ARRAY(&o.arena, GgufTensor, 4 + m->config.n_layers * (4 + 2 * ROLE_COUNT), e);
-    put_sizes(&w, &m->config, arch, name);
-    bool ok = o.t && gguf_put_tokenizer(&w, t, m->weights.path, m->config.vocab, e) &&
-              add_raw(&o, T_EMBED, "token_embd.weight", e);
-    for (int64_t i = 0; ok && i < m->config.n_layers; i++) ok = add_block(&o, i, e);
-    ok = ok && add_vector(&o, "output_norm.weight", m->final_norm, m->config.hidden, 0, e) && add_rope(&o, e) &&
-         (m->config.tied || add_raw(&o, T_HEAD, "output.weight", e)) && gguf_save(&w, o.t, o.n, out, e);
+    gguf_put_model(&w, &m->config, name);
+    bool ok = gguf_put_tokenizer(&w, t, m->weights.path, m->config.vocab, e) && collect(&o, e) &&
+              gguf_save(&w, o.t, o.n, out, e);
     if (ok)
         log_line(LOG_INFO, "线性层：%zu 个 Q4_0，%zu 个 Q4_1，%zu 个 Q8_0，%zu 个不成块（F16、BF16、F32）", o.counts[DT_Q4_0],
                  o.counts[DT_Q4_1], o.counts[DT_Q8_0], o.counts[DT_F16] + o.counts[DT_BF16] + o.counts[DT_F32]);

@@ -8,7 +8,7 @@
 #include "io/file.h"
 #include "io/json.h"
 
-enum { NORMAL = 1, CONTROL = 3, USER_DEFINED = 4, UNUSED = 5 };
+enum { NORMAL = 1, UNKNOWN = 2, CONTROL = 3, USER_DEFINED = 4, UNUSED = 5, BYTE = 6 };
 
 /* 各种预切分在这里切得不同：数字的组、缩写、空白与换行、各种文字、符号、组合字符、表情。 */
 static const char PROBE[] =
@@ -21,8 +21,11 @@ static const char *const PRES[] = {"llama-bpe", "qwen2", "smollm", "gpt-2", "sta
 
 typedef struct Vocabulary {
     Arena arena;
+    bool spm; /* SentencePiece 的 BPE：没有合并表，由分数定次序 */
     GgufString *tokens, *merges;
     int32_t *types;
+    float *scores;
+    int64_t unk, bos; /* −1 为没有 */
     size_t n, n_merges;
 } Vocabulary;
 
@@ -40,7 +43,8 @@ static bool read_tokens(Vocabulary *v, const json_t *root, const char *name, Err
     json_t *vocab = json_object_get(json_object_get(root, "model"), "vocab"), *id, *added = json_object_get(root, "added_tokens");
     const char *key;
     json_object_foreach(vocab, key, id) {
-        if (!set_token(v, id, key, strlen(key), NORMAL, name, e)) return false;
+        bool byte = v->spm && strlen(key) == 6 && strncmp(key, "<0x", 3) == 0;
+        if (!set_token(v, id, key, strlen(key), byte ? BYTE : NORMAL, name, e)) return false;
     }
     for (size_t i = 0; i < json_array_size(added); i++) {
         const json_t *a = json_array_get(added, i), *text = json_object_get(a, "content");
@@ -59,39 +63,76 @@ static bool read_tokens(Vocabulary *v, const json_t *root, const char *name, Err
     return true;
 }
 
-/* "a b" 或 ["a", "b"]。 */
+/* "a b" 或 ["a", "b"]，中间以 gap 相接；写法不对为 NULL。 */
+static char *merge_text(const json_t *m, const char *gap, Arena *arena, Err *e) {
+    const char *a = json_string_value(json_array_get(m, 0)), *b = json_string_value(json_array_get(m, 1));
+    const char *text = json_string_value(m), *space = text ? strchr(text, ' ') : NULL;
+    if (space) return arena_printf(arena, e, "%.*s%s%s", (int)(space - text), text, gap, space + 1);
+    return a && b ? arena_printf(arena, e, "%s%s%s", a, gap, b) : NULL;
+}
+
 static bool read_merges(Vocabulary *v, const json_t *root, const char *name, Err *e) {
     json_t *merges = json_object_get(json_object_get(root, "model"), "merges");
     size_t n = json_array_size(merges);
     if (!(v->merges = ARENA_ARRAY(&v->arena, GgufString, n, e))) return false;
     for (; v->n_merges < n; v->n_merges++) {
-        const json_t *m = json_array_get(merges, v->n_merges);
-        const char *a = json_string_value(json_array_get(m, 0)), *b = json_string_value(json_array_get(m, 1));
-        char *text = json_is_string(m) ? arena_strdup(&v->arena, json_string_value(m), e)
-                     : a && b          ? arena_printf(&v->arena, e, "%s %s", a, b)
-                                       : NULL;
+        char *text = merge_text(json_array_get(merges, v->n_merges), v->spm ? "" : " ", &v->arena, e);
         if (!text) return e->code ? false : err_set(e, ERR_FORMAT, "%s: merges[%zu] 的写法不对", name, v->n_merges);
         v->merges[v->n_merges] = (GgufString){text, strlen(text)};
     }
     return true;
 }
 
-/* 字节级 BPE：别的（SentencePiece、Unigram、WordPiece）在 GGUF 里是另外的样子。 */
-static bool is_byte_level(const json_t *root) {
+/* SentencePiece 的分数：并出这个 token 的第一条归并排第几，越早越高；不是并出来的最低（不会用到）。 */
+static bool read_scores(Vocabulary *v, const json_t *root, const char *name, Err *e) {
+    const json_t *model = json_object_get(root, "model"), *vocab = json_object_get(model, "vocab");
+    const char *unk = json_string_value(json_object_get(model, "unk_token"));
+    const json_t *at = unk ? json_object_get(vocab, unk) : NULL;
+    v->unk = at ? (int64_t)json_integer_value(at) : -1;
+    if (v->unk >= 0) v->types[v->unk] = UNKNOWN;
+    if (!(v->scores = ARENA_ARRAY(&v->arena, float, v->n, e))) return false;
+    for (size_t i = 0; i < v->n; i++) v->scores[i] = -(float)v->n_merges;
+    for (size_t i = v->n_merges; i-- > 0;) { /* 倒着填，留下的是第一条 */
+        const json_t *id = json_object_get(vocab, v->merges[i].data);
+        if (!id) return err_set(e, ERR_FORMAT, "%s: merges[%zu] 并出的不在词表里", name, i);
+        v->scores[json_integer_value(id)] = -(float)i;
+    }
+    return true;
+}
+
+/* 字节级的 BPE，或 SentencePiece 的（带字节回退）；Unigram、WordPiece 不写。 */
+static bool is_supported(const json_t *root, bool *spm) {
     const json_t *model = json_object_get(root, "model");
     const char *type = json_string_value(json_object_get(model, "type")), *decoder =
         json_string_value(json_object_get(json_object_get(root, "decoder"), "type"));
-    return type && strcmp(type, "BPE") == 0 && !json_is_true(json_object_get(model, "byte_fallback")) && decoder &&
-           strcmp(decoder, "ByteLevel") == 0;
+    *spm = json_is_true(json_object_get(model, "byte_fallback"));
+    return type && strcmp(type, "BPE") == 0 && (*spm || (decoder && strcmp(decoder, "ByteLevel") == 0));
 }
 
-static void put_all(GgufWriter *w, const Vocabulary *v, const Tokenizer *t, const char *pre) {
-    gguf_put_string(w, "tokenizer.ggml.model", "gpt2", 4);
+/* BOS：没有写明而编码时总在开头添一个的，就是它。 */
+static int32_t bos_of(const Tokenizer *t) {
+    TokenIds ids = {0};
+    int32_t bos = tokenizer_bos(t);
+    if (bos < 0 && tokenizer_adds_bos(t) && tokenizer_encode(t, "", 0, true, &ids, NULL) && ids.n == 1) bos = ids.ids[0];
+    token_ids_free(&ids);
+    return bos;
+}
+
+/* 第 choice 种候选：pre 的名字，或段首补不补空格。 */
+static void put_all(GgufWriter *w, const Vocabulary *v, const Tokenizer *t, size_t choice) {
+    const char *pre = v->spm ? "default" : PRES[choice];
+    gguf_put_string(w, "tokenizer.ggml.model", v->spm ? "llama" : "gpt2", v->spm ? 5 : 4);
     gguf_put_string(w, "tokenizer.ggml.pre", pre, strlen(pre));
     gguf_put_strings(w, "tokenizer.ggml.tokens", v->tokens, v->n);
     gguf_put_i32s(w, "tokenizer.ggml.token_type", v->types, v->n);
-    gguf_put_strings(w, "tokenizer.ggml.merges", v->merges, v->n_merges);
-    if (tokenizer_bos(t) >= 0) gguf_put_u32(w, "tokenizer.ggml.bos_token_id", (uint32_t)tokenizer_bos(t));
+    if (v->spm) {
+        gguf_put_f32s(w, "tokenizer.ggml.scores", v->scores, v->n);
+        gguf_put_bool(w, "tokenizer.ggml.add_space_prefix", choice == 0);
+        if (v->unk >= 0) gguf_put_u32(w, "tokenizer.ggml.unknown_token_id", (uint32_t)v->unk);
+    } else {
+        gguf_put_strings(w, "tokenizer.ggml.merges", v->merges, v->n_merges);
+    }
+    if (v->bos >= 0) gguf_put_u32(w, "tokenizer.ggml.bos_token_id", (uint32_t)v->bos);
     if (tokenizer_eos(t) >= 0) gguf_put_u32(w, "tokenizer.ggml.eos_token_id", (uint32_t)tokenizer_eos(t));
     gguf_put_bool(w, "tokenizer.ggml.add_bos_token", tokenizer_adds_bos(t));
 }
@@ -115,16 +156,17 @@ static bool same_ids(const GgufWriter *w, const Tokenizer *t) {
     return same;
 }
 
-/* 定出 pre。返回: 没有合的为 NULL。 */
-static const char *find_pre(const Vocabulary *v, const Tokenizer *t) {
-    for (size_t i = 0; i < sizeof PRES / sizeof *PRES; i++) {
+/* 逐个试。返回: 合的那一种；都不合为 −1。 */
+static int find_choice(const Vocabulary *v, const Tokenizer *t) {
+    size_t n = v->spm ? 2 : sizeof PRES / sizeof *PRES;
+    for (size_t i = 0; i < n; i++) {
         GgufWriter w = {0};
-        put_all(&w, v, t, PRES[i]);
+        put_all(&w, v, t, i);
         bool same = same_ids(&w, t);
         gguf_writer_free(&w);
-        if (same) return PRES[i];
+        if (same) return (int)i;
     }
-    return NULL;
+    return -1;
 }
 
 /* 聊天模板（tokenizer_config.json 里的字符串）。 */
@@ -140,19 +182,19 @@ static void put_template(GgufWriter *w, const char *dir) {
 }
 
 bool gguf_put_tokenizer(GgufWriter *w, const Tokenizer *t, const char *dir, int64_t vocab, Err *e) {
-    Vocabulary v = {.n = (size_t)vocab};
+    Vocabulary v = {.n = (size_t)vocab, .bos = bos_of(t)};
     char *path = file_join(&v.arena, dir, "tokenizer.json", e);
     json_t *root = path ? json_load(path, e) : NULL;
     v.tokens = root ? ARENA_ARRAY(&v.arena, GgufString, v.n, e) : NULL;
     v.types = v.tokens ? ARENA_ARRAY(&v.arena, int32_t, v.n, e) : NULL;
     bool ok = v.types != NULL;
-    if (ok && !is_byte_level(root))
-        ok = err_set(e, ERR_UNSUPPORTED, "%s: 只有字节级 BPE 的分词器写得进 GGUF（llama 3、qwen、gpt2 之类）", path);
-    ok = ok && read_tokens(&v, root, path, e) && read_merges(&v, root, path, e);
-    const char *pre = ok ? find_pre(&v, t) : NULL;
-    if (ok && !pre) ok = err_set(e, ERR_UNSUPPORTED, "%s: llama.cpp 没有与它相同的预切分，写成 GGUF 会切得不一样", path);
+    if (ok && !is_supported(root, &v.spm))
+        ok = err_set(e, ERR_UNSUPPORTED, "%s: 只有 BPE 的分词器（字节级，或 SentencePiece 带字节回退的）写得进 GGUF", path);
+    ok = ok && read_tokens(&v, root, path, e) && read_merges(&v, root, path, e) && (!v.spm || read_scores(&v, root, path, e));
+    int choice = ok ? find_choice(&v, t) : -1;
+    if (ok && choice < 0) ok = err_set(e, ERR_UNSUPPORTED, "%s: llama.cpp 没有与它相同的预切分，写成 GGUF 会切得不一样", path);
     if (ok) {
-        put_all(w, &v, t, pre);
+        put_all(w, &v, t, (size_t)choice);
         put_template(w, dir);
     }
     json_decref(root);

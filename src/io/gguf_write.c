@@ -55,6 +55,13 @@ void gguf_put_i32s(GgufWriter *w, const char *key, const int32_t *v, size_t n) {
     for (size_t i = 0; i < n; i++) put_int(to, (uint32_t)v[i], 4);
 }
 
+void gguf_put_f32s(GgufWriter *w, const char *key, const float *v, size_t n) {
+    Str *to = begin(w, key, GGUF_ARRAY);
+    put_int(to, GGUF_F32, 4);
+    put_int(to, n, 8);
+    for (size_t i = 0; i < n; i++) put_int(to, bits_of(v[i]), 4);
+}
+
 /* ggml 的类型号；没有为 −1。 */
 static int type_number(DType t) {
     switch (t) {

@@ -15,7 +15,7 @@ typedef struct GgufTensor {
     const char *name;
     DType dtype;
     int n_dims;
-    int64_t shape[2];
+    int64_t shape[3];
     const void *data;
     size_t bytes;
 } GgufTensor;
@@ -26,6 +26,7 @@ void gguf_put_bool(GgufWriter *w, const char *key, bool v);
 void gguf_put_string(GgufWriter *w, const char *key, const char *s, size_t len);
 void gguf_put_strings(GgufWriter *w, const char *key, const GgufString *s, size_t n);
 void gguf_put_i32s(GgufWriter *w, const char *key, const int32_t *v, size_t n);
+void gguf_put_f32s(GgufWriter *w, const char *key, const float *v, size_t n);
 /* 头、元数据与张量表的字节（到数据区的开头，已对齐）。错误: 内存不足、类型 GGUF 里没有。 */
 bool gguf_header(const GgufWriter *w, const GgufTensor *t, size_t n, Str *out, Err *e);
 /* 写成文件（先写旁边再改名）。错误: 同上、写失败。 */

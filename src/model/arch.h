@@ -36,7 +36,7 @@ typedef enum { ROUTER_NONE, ROUTER_SOFTMAX, ROUTER_SIGMOID } RouterKind;
 /* 一个家族。没有写的就是 llama 的样子；键名决定的，键缺失时取 ..._default 或「文件里有没有」。 */
 typedef struct ArchSpec {
     const char *name;       /* model_type */
-    const char *gguf;       /* GGUF 的 general.architecture；NULL 为没有 */
+    const char *gguf;       /* GGUF 的 general.architecture；NULL 为没有。同名的几个家族，读时取表里的第一个 */
     const ArchNames *names;
     const char *qkv_bias, *o_bias, *mlp_bias; /* 决定偏置的键；ALWAYS 恒有；NULL 恒无 */
     bool bias_default;      /* 上面的键缺失时 */
@@ -67,6 +67,7 @@ typedef struct ArchSpec {
     RouterKind router;
     bool mla;
     bool gguf_permuted_qk;  /* GGUF 中 q、k 的行按交错旋转重排过 */
+    bool gguf_two_norms;    /* GGUF 中并行的两个归一化叫 attn_norm_2（注意力的）与 attn_norm（MLP 的） */
 } ArchSpec;
 #define ALWAYS "*"
 

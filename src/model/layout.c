@@ -50,6 +50,14 @@ void layout_name(const Model *m, TensorSlot slot, int64_t layer, int64_t index, 
     }
 }
 
+void layout_gguf_name(const ModelConfig *c, TensorSlot slot, int64_t layer, const char *suffix, char *out, size_t cap) {
+    const char *pattern = GGUF_NAMES[slot] ? GGUF_NAMES[slot] : "?", *second = strchr(pattern, '|');
+    bool two = c->arch->gguf_two_norms && c->parallel && !c->shared_norm;
+    if (second && (slot == T_ATTN_NORM) != two) pattern = second + 1;
+    Model plain = {.weights = {.is_gguf = true}};
+    expand(&plain, pattern, layer, 0, suffix, out, cap);
+}
+
 TensorSource layout_whole(const Model *m, TensorSlot slot, int64_t layer, int64_t index,
                           const char *suffix, int64_t rows, int64_t cols) {
     TensorSource s = {.rows = rows, .cols = cols};

@@ -28,6 +28,8 @@ bool layout_check_rest(const Model *m, Err *e);
 /* slot 在文件里的名字加 suffix；layer、index 填入 '#'、'@'。 */
 void layout_name(const Model *m, TensorSlot slot, int64_t layer, int64_t index, const char *suffix,
                  char *out, size_t cap);
+/* slot 写成 GGUF 时的名字加 suffix。 */
+void layout_gguf_name(const ModelConfig *c, TensorSlot slot, int64_t layer, const char *suffix, char *out, size_t cap);
 /* 线性层的权重（bias 为真则偏置）的来源。 */
 void layout_linear(const Model *m, const Linear *l, bool bias, TensorSource *src);
 /* 把语言模型头当作一个线性层看（已量化的检查点可能连它也装了包）。 */

@@ -159,7 +159,7 @@ static bool find_types(const GgufValue **types, const char *name, const Gguf *g,
            err_set(e, ERR_FORMAT, "%s: tokenizer.ggml.token_type 应是 %d 个整数", name, n);
 }
 
-/* token_type: 2 unk、3 控制（特殊）、6 字节 不参与模型的匹配；3、4（用户定义）先行匹配。 */
+/* token_type: 2 unk、3 控制（都是特殊的）、6 字节 不参与模型的匹配；2、3、4（用户定义）先行匹配（同 llama.cpp）。 */
 static bool load_types(Tokenizer *t, const char *name, const Gguf *g, Err *e) {
     const GgufValue *types;
     Vocab *v = &t->vocab;
@@ -168,8 +168,8 @@ static bool load_types(Tokenizer *t, const char *name, const Gguf *g, Err *e) {
         int64_t type = gguf_item_int(types, i);
         if (t->kind != MODEL_BPE || !t->bpe.raw_bytes)
             v->by_id[i].extra = type == 2 || type == 3 || type == 6;
-        if ((type != 3 && type != 4) || v->by_id[i].len == 0) continue;
-        AddedToken token = {.text = v->by_id[i].text, .len = v->by_id[i].len, .special = type == 3};
+        if ((type != 2 && type != 3 && type != 4) || v->by_id[i].len == 0) continue;
+        AddedToken token = {.text = v->by_id[i].text, .len = v->by_id[i].len, .special = type != 4};
         if (!tokenizer_add_token(t, name, &token, e)) return false;
     }
     return true;

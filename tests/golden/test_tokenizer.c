@@ -1,4 +1,5 @@
-/* test_tokenizer — 分词器对照 HF tokenizers 的金标：ids、不加特殊 token 的 ids、两种解码、任意 id 串的解码 */
+/* test_tokenizer — 分词器对照 HF tokenizers 的金标：ids、不加特殊 token 的 ids、两种解码、任意 id 串的解码；
+ * 写进 GGUF 再打开的，ids 也相同 */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -8,6 +9,7 @@
 
 #include <cmocka.h>
 
+#include "export_gguf.h"
 #include "io/file.h"
 #include "io/json.h"
 #include "model/tokenizer.h"
@@ -121,6 +123,36 @@ static void test_llama2(void **state) {
     check_goldens("llama2");
 }
 
+static void test_through_gguf(void **state) {
+    (void)state;
+    static const char *const NAMES[] = {"gpt2", "llama3", "smol", "llama2"};
+    if (!find_shared()) skip();
+    for (size_t k = 0; k < sizeof NAMES / sizeof *NAMES; k++) {
+        char dir[4300];
+        Tokenizer *t = open_golden(NAMES[k]), *back = NULL;
+        json_t *golden = load(NAMES[k], "golden.json");
+        const json_t *cases = json_object_get(golden, "cases");
+        GgufWriter w = {0};
+        Str blob = {0};
+        Gguf g = {0};
+        Err e = {0};
+        snprintf(dir, sizeof dir, "%s/goldens/tokenizers/%s", shared, NAMES[k]);
+        if (!gguf_put_tokenizer(&w, t, dir, tokenizer_vocab_size(t), &e) || !gguf_header(&w, NULL, 0, &blob, &e) ||
+            !gguf_parse(&g, NAMES[k], (const uint8_t *)blob.data, blob.len, &e) || !tokenizer_open_gguf(&back, &g, &e))
+            fail_msg("%s: %s", NAMES[k], e.msg);
+        for (size_t i = 0; i < json_array_size(cases); i++) {
+            check_encode(back, json_array_get(cases, i), "ids", true, i);
+            check_encode(back, json_array_get(cases, i), "ids_no_special", false, i);
+        }
+        tokenizer_close(back);
+        gguf_close(&g);
+        str_free(&blob);
+        gguf_writer_free(&w);
+        json_decref(golden);
+        tokenizer_close(t);
+    }
+}
+
 /* 公布的 wikitext2 测试文本在 SmolLM2 的分词下是 303,415 个 token。 */
 static void test_wikitext2_count(void **state) {
     (void)state;
@@ -146,6 +178,7 @@ int main(void) {
         cmocka_unit_test(test_llama3),
         cmocka_unit_test(test_smol),
         cmocka_unit_test(test_llama2),
+        cmocka_unit_test(test_through_gguf),
         cmocka_unit_test(test_wikitext2_count),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

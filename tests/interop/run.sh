@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# run — make test-interop：备好装有各工具的 Python，跑 run.py
+# run — make test-interop：备好装有各工具的 Python，跑 run.py；装有 llama-cpp-python 时再跑 gguf_families.py（名字是 gguf-变体）
 # 用法: run.sh 程序 [Python] [只跑的名字的正则] [1]。没有给 Python 时在 build/interop/venv 建一个（CPU 的 torch，约 2 GB；那个索引到不了就从 PyPI 取，约 6 GB）。
 # 末一个参数非空：另从源码编译以 OpenBLAS 相乘的 llama-cpp-python（须有 libopenblas-dev；两个核约十分钟，只编一次）来用。
 set -eu
@@ -30,4 +30,15 @@ if [ -n "$blas" ]; then
     fi
     export PYTHONPATH="$PWD/$folder${PYTHONPATH:+:$PYTHONPATH}"
 fi
-TRANSFORMERS_VERBOSITY=error exec "$python" tests/interop/run.py --binary "$program" --only "$only" ${blas:+--llama-blas}
+failed=0
+TRANSFORMERS_VERBOSITY=error "$python" tests/interop/run.py --binary "$program" --only "$only" ${blas:+--llama-blas} || failed=1
+case $only in
+'' | *gguf*)
+    if "$python" -c 'import llama_cpp' 2>/dev/null; then
+        families=build/interop/families
+        [ -d "$families" ] || "$python" tests/tools/families.py "$families" >/dev/null
+        "$python" tests/interop/gguf_families.py "$program" "$families" --only "$only" ${blas:+--llama-blas} 2>/dev/null || failed=1
+    fi
+    ;;
+esac
+exit $failed

@@ -128,6 +128,13 @@ CASES = {
     "glm4": ("Glm4", dict(BASE, head_dim=32, attention_bias=True), False),
     "glm4-plain": ("Glm4", dict(BASE, head_dim=16, attention_bias=False, tie_word_embeddings=True,
                                 rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0}), False),
+    # 以下是 llama.cpp 放得下的样子（GGUF 导出的对照，tests/interop/gguf_families.py）
+    "gemma2-standard": ("Gemma2", dict(BASE, head_dim=24, sliding_window=8, query_pre_attn_scalar=24, tie_word_embeddings=True), True),
+    "gemma3-standard": ("Gemma3Text", dict(BASE, head_dim=32, sliding_window=8, query_pre_attn_scalar=32, layer_types=[S, F, S],
+                                           tie_word_embeddings=True), False),
+    "qwen3_moe-norm": ("Qwen3Moe", dict(BASE, head_dim=24, norm_topk_prob=True, **MOE), True),
+    "olmoe-mha": ("Olmoe", dict(BASE, num_experts=8, num_experts_per_tok=2, num_key_value_heads=4), False),
+    "cohere2-standard": ("Cohere2", dict(BASE, num_hidden_layers=5, sliding_window=8, tie_word_embeddings=True, head_dim=16), True),
 }
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 NEW_ONLY = ["layer_types", "rope_parameters", "dtype", "id2label", "label2id", "problem_type", "output_hidden_states", "return_dict",
